@@ -1,0 +1,53 @@
+"""loopscope: see what happens inside recursive (looped, depth-recurrent) transformers.
+
+Names are loaded when first used, so `import loopscope` is instant and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscope import figures as plot
+    from loopscope.analysis.measure import measure
+    from loopscope.analysis.tables import Tables
+    from loopscope.data import load_samples
+    from loopscope.models.config import LoopConfig
+    from loopscope.models.layout import Layout
+    from loopscope.models.load import load, zoo
+    from loopscope.models.model import LoopModel
+    from loopscope.probes.capture import Trajectory, capture
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "loopscope.models.load",
+    "zoo": "loopscope.models.load",
+    "capture": "loopscope.probes.capture",
+    "measure": "loopscope.analysis.measure",
+    "load_samples": "loopscope.data",
+    "Layout": "loopscope.models.layout",
+    "LoopConfig": "loopscope.models.config",
+    "LoopModel": "loopscope.models.model",
+    "Tables": "loopscope.analysis.tables",
+    "Trajectory": "loopscope.probes.capture",
+}
+
+__all__ = [  # noqa: RUF022  (the order in which they are used)
+    "load", "zoo", "capture", "measure", "load_samples", "plot",
+    "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plot":
+        value: Any = import_module("loopscope.figures")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'loopscope' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""Measures: states to tables (never imports matplotlib)."""

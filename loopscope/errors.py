@@ -1,0 +1,40 @@
+"""Errors that a user can act on: what was given, what is allowed, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what would be."""
+
+
+class UnknownNameError(InputError, KeyError):
+    """A name that does not exist was asked for; the message lists near matches."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+def unknown_name(
+    kind: str, given: object, allowed: Iterable[str], *, hint: str = ""
+) -> UnknownNameError:
+    """Build the error for a name that does not exist.
+
+    Args:
+        kind: What was looked up, in the singular ("hook name", "variant").
+        given: The name that was given.
+        allowed: All names that exist.
+        hint: A closing sentence on what to do.
+
+    Returns:
+        The error, ready to be raised, with up to five near matches (or all names if they are few).
+    """
+    names = list(allowed)
+    near = get_close_matches(str(given), names, n=5, cutoff=0.5)
+    if near:
+        told = f"did you mean {', '.join(near)}?"
+    elif len(names) <= 20:
+        told = f"there are: {', '.join(names) or 'none'}."
+    else:
+        told = f"there are {len(names)}, such as {', '.join(names[:5])}."
+    return UnknownNameError(f"unknown {kind} {str(given)!r}; {told}{' ' + hint if hint else ''}")

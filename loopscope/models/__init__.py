@@ -1,0 +1,1 @@
+"""Own models: layouts, GPT-NeoX block, recurrences, MeSH memory, checkpoints, imports."""

@@ -1,0 +1,144 @@
+"""Hooks by name: aliases, near matches for unknown names, one HookPoint per iteration."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from warnings import warn
+
+from torch import Tensor
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from loopscope.errors import InputError, unknown_name
+from loopscope.models.cache import LoopCache
+
+NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+
+def _store_compact(hook_fn: Callable, tensor: Tensor, hook: HookPoint) -> None:
+    """Cache a copy where the tensor is a view that would keep a larger buffer alive."""
+    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        tensor = tensor.detach().clone()
+    hook_fn(tensor, hook=hook)
+
+
+def _reader(hook_fn: Callable) -> Callable:
+    """A caching hook, marked as one that writes nothing into its tensor."""
+    reader = partial(_store_compact, hook_fn)
+    reader.reads_only = True  # type: ignore[attr-defined]
+    return reader
+
+
+class NamedHooks(HookedRootModule):
+    """A `HookedRootModule` whose points may have aliases and whose names are checked.
+
+    `loop.{t}.layer.{l}.X` is an alias of `blocks.{v}.X`: accepted wherever a name is, never a
+    second point, so a filter or a patch touches each point once.
+    """
+
+    aliases: dict[str, str]
+
+    def setup(self) -> None:
+        """Name all modules; call last in `__init__`."""
+        super().setup()
+        self.aliases = {}
+
+    def _alias_prefix(self, alias: str, target: str) -> None:
+        """Make every HookPoint below `target` known below `alias` too."""
+        for name in list(self.hook_dict):
+            if name.startswith(target + "."):
+                other = alias + name.removeprefix(target)
+                self.aliases[other] = name
+                self.mod_dict[other] = self.hook_dict[name]
+
+    def canonical(self, name: str) -> str:
+        """The canonical name of a hook, given the name or an alias.
+
+        Raises:
+            UnknownNameError: if there is no such hook; near matches are listed.
+        """
+        name = self.aliases.get(name, name)
+        if name not in self.hook_dict:
+            hint = "`loopscope inspect MODEL --hooks` or model.hook_dict lists all."
+            raise unknown_name("hook name", name, [*self.hook_dict, *self.aliases], hint=hint)
+        return name
+
+    def select(self, names_filter: NamesFilter) -> set[str]:
+        """Canonical names that a filter means.
+
+        Args:
+            names_filter: None for all; a name; several names; or a predicate, which is asked about
+                every name and every alias.
+
+        Raises:
+            UnknownNameError: if a given name does not exist.
+            InputError: if nothing is selected.
+        """
+        if names_filter is None:
+            return set(self.hook_dict)
+        if isinstance(names_filter, str):
+            return {self.canonical(names_filter)}
+        if not callable(names_filter):
+            chosen = {self.canonical(name) for name in names_filter}
+        else:
+            chosen = {name for name in self.hook_dict if names_filter(name)}
+            chosen |= {name for alias, name in self.aliases.items() if names_filter(alias)}
+        if not chosen:
+            raise InputError(
+                "names_filter selects no hook, so the cache would be empty; give None for all, a "
+                "name, a list of names or a predicate that is true for some name."
+            )
+        return chosen
+
+    def _enable_hook(self, name: str | Callable, hook: Callable, dir: Any) -> None:
+        if getattr(self, "_compiled_call_impl", None) is not None:
+            warn(
+                "this model was compiled before the hook was added; torch.compile may ignore it. "
+                "Add hooks to an uncompiled model.",
+                stacklevel=5,
+            )
+        for point in sorted(self.select(name)):
+            super()._enable_hook(point, hook, dir)
+
+    def add_hook(self, name: str | Callable, hook: Callable, *args: Any, **kwargs: Any) -> None:
+        """Add a hook that stays until `reset_hooks()`; names as in `run_with_hooks`."""
+        for point in sorted(self.select(name)):
+            super().add_hook(point, hook, *args, **kwargs)
+
+    def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's caching hooks, for the points a filter means."""
+        chosen = self.select(names_filter)
+        cache, fwd, bwd = super().get_caching_hooks(lambda name: name in chosen, *args, **kwargs)
+        return cache, [(name, _reader(fn)) for name, fn in fwd], bwd
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, LoopCache | dict[str, Tensor]]:
+        """Run the model and keep activations by name, every iteration's own.
+
+        Args:
+            *model_args: What the model takes: tokens (batch, pos), or text.
+            names_filter: Which points; None for all, a name, names, or a predicate. Aliases
+                `loop.{t}.layer.{l}.…` are accepted.
+            return_cache_object: Give a TransformerLens `ActivationCache`; otherwise a plain dict.
+            remove_batch_dim: Drop a batch dimension of 1.
+            **kwargs: `device`, `incl_bwd`, `pos_slice`, `reset_hooks_end` as in TransformerLens,
+                and the model's own arguments.
+
+        Returns:
+            The model's output and the cache.
+
+        Raises:
+            UnknownNameError: if a name does not exist; near matches are listed.
+        """
+        out, cache = super().run_with_cache(
+            *model_args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
+        )
+        if not return_cache_object:
+            return out, cache
+        return out, LoopCache(cache, self, has_batch_dim=not remove_batch_dim)

@@ -1,0 +1,127 @@
+"""Text in and out of a model: TransformerLens's tokenisation vocabulary."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loopscope.errors import InputError
+
+if TYPE_CHECKING:
+    from loopscope.models.config import LoopConfig
+
+
+class TextMixin:
+    """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer."""
+
+    tokenizer: Any
+    config: "LoopConfig"
+    name: str | None
+    embed: Any
+    W_U: Any
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.name!r} has no tokenizer (no tokenizer.json beside its weights), so it "
+                "takes token ids only; pass an integer tensor (batch, pos)."
+            )
+        return self.tokenizer
+
+    def to_tokens(
+        self, input: str | list[str], prepend_bos: bool | None = False, **_: Any
+    ) -> Int[Tensor, "batch pos"]:
+        """Token ids of a text, or of several texts of equal token length.
+
+        Args:
+            input: One text, or a list of texts.
+            prepend_bos: Put the BOS token first (off unless asked).
+
+        Returns:
+            int64 (batch, pos) on the model's device.
+
+        Raises:
+            InputError: without a tokenizer, for empty text, or for texts of unequal length (there
+                is no padding).
+        """
+        tokenizer = self._tokenizer()
+        texts = [input] if isinstance(input, str) else list(input)
+        rows = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        if prepend_bos:
+            if self.config.bos_token_id is None:
+                raise InputError(f"{self.name!r} has no BOS token; leave prepend_bos out.")
+            rows = [[self.config.bos_token_id, *row] for row in rows]
+        lengths = {len(row) for row in rows}
+        if not rows or 0 in lengths:
+            raise InputError("the text is empty (no tokens); give at least one token.")
+        if len(lengths) > 1:
+            raise InputError(
+                f"the texts have {sorted(lengths)} tokens, and nothing is padded here; pass them "
+                "one by one, or cut them to one length."
+            )
+        return torch.tensor(rows, dtype=torch.int64, device=self.embed.weight.device)
+
+    def _as_tokens(self, input: Any, prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:
+        """Tokens of whatever a model call may be given, checked against the vocabulary."""
+        if isinstance(input, str) or (
+            isinstance(input, list) and input and all(isinstance(t, str) for t in input)
+        ):
+            return self.to_tokens(input, prepend_bos=prepend_bos)
+        tokens = torch.as_tensor(input)
+        if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
+            raise InputError(f"tokens must be integers, given {tokens.dtype}.")
+        tokens = tokens.to(device=self.embed.weight.device, dtype=torch.int64)
+        if tokens.ndim == 1:
+            tokens = tokens.unsqueeze(0)
+        if tokens.ndim != 2 or tokens.numel() == 0:
+            raise InputError(f"tokens must be (batch, pos), given shape {tuple(tokens.shape)}.")
+        if tokens.device.type == "cpu":
+            low, high = (int(x) for x in tokens.aminmax())
+            if low < 0 or high >= self.config.d_vocab:
+                raise InputError(
+                    f"token ids must lie in 0 … {self.config.d_vocab - 1} for {self.name!r}, given "
+                    f"{low} … {high}; were they made with another tokenizer?"
+                )
+        return tokens
+
+    def to_string(self, tokens: Any) -> str | list[str]:
+        """Text of token ids: a string for (pos,) or one id, a list for (batch, pos)."""
+        ids = torch.as_tensor(tokens)
+        tokenizer = self._tokenizer()
+        if ids.ndim == 2:
+            return [tokenizer.decode(row, skip_special_tokens=False) for row in ids.tolist()]
+        return tokenizer.decode(ids.reshape(-1).tolist(), skip_special_tokens=False)
+
+    def to_str_tokens(self, input: Any, prepend_bos: bool = False) -> list[str]:
+        """Each token of one text (or of ids) as a string."""
+        ids = self._as_tokens(input, prepend_bos=prepend_bos)
+        if ids.shape[0] != 1:
+            raise InputError(f"to_str_tokens takes one text, given {ids.shape[0]}.")
+        tokenizer = self._tokenizer()
+        return [tokenizer.decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a text that is exactly one token.
+
+        Raises:
+            InputError: if it is several tokens.
+        """
+        ids = self.to_tokens(string)[0].tolist()
+        if len(ids) != 1:
+            raise InputError(f"{string!r} is {len(ids)} tokens, not one; give one token's text.")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one token id."""
+        return self._tokenizer().decode([int(token)], skip_special_tokens=False)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "..."]:
+        """Columns of W_U for tokens: (…, d_model), or (d_model,) for one token."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        ids = torch.as_tensor(tokens, device=self.embed.weight.device)
+        directions = self.W_U[:, ids.reshape(-1)].T
+        if ids.numel() == 1:
+            return directions[0]
+        return directions.reshape(*ids.shape, -1)

@@ -1,0 +1,168 @@
+"""Capture: every state of the loop, by the paper's names."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loopscope.models.model import LoopModel
+
+Stream = Float[Tensor, "batch pos d_model"]
+Slots = Float[Tensor, "batch slot pos d_model"]
+Weights = Float[Tensor, "batch pos slot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """MeSH's transitional cycle, which turns the prelude's output into h(0).
+
+    Attributes:
+        query: What its routers look at, (batch, pos, d_model).
+        memory: The buffer after its write, (batch, slot, pos, d_model); None when not asked for.
+        w_write, w_read: Router weights, (batch, pos, slot).
+    """
+
+    query: Stream
+    memory: Slots | None
+    w_write: Weights
+    w_read: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """All states of one forward pass, under the paper's symbols.
+
+    Attributes:
+        h_emb: Embeddings after scaling, (batch, pos, d_model).
+        h: h(0) … h(K), the state entering each iteration and, last, the coda; K + 1 tensors.
+        h_m: h_m(0) … h_m(K-1), the core's raw output before any mixing; K tensors.
+        memory: The buffer after each iteration's write, (batch, slot, pos, d_model); K tensors, or
+            None where there are no slots (or they were not asked for).
+        w_write, w_read: Router weights of each iteration, (batch, pos, slot); K tensors or None.
+        transition: The transitional cycle of MeSH, or None.
+        h_out: The coda's output, before the final layer norm.
+        blocks: `prelude`, `core1` … `coreK`, `coda` to (input, raw output); parts without layers
+            are left out.
+        logits: (batch, pos, d_vocab) if asked for.
+        tokens: The tokens, (batch, pos).
+    """
+
+    h_emb: Stream
+    h: tuple[Stream, ...]
+    h_m: tuple[Stream, ...]
+    memory: tuple[Slots, ...] | None
+    w_write: tuple[Weights, ...] | None
+    w_read: tuple[Weights, ...] | None
+    transition: Transition | None
+    h_out: Stream
+    blocks: dict[str, tuple[Tensor, Tensor]]
+    logits: Float[Tensor, "batch pos d_vocab"] | None = None
+    tokens: Int[Tensor, "batch pos"] | None = None
+
+    @property
+    def K(self) -> int:
+        """Number of core iterations."""
+        return len(self.h_m)
+
+    @property
+    def states(self) -> dict[str, Stream]:
+        """`h_emb`, `h0` … `hK`, `h_out` in the order in which they arise."""
+        loop = {f"h{t}": state for t, state in enumerate(self.h)}
+        return {"h_emb": self.h_emb, **loop, "h_out": self.h_out}
+
+    def __repr__(self) -> str:
+        batch, pos, width = self.h_emb.shape
+        slots = f", {self.w_write[0].shape[-1]} slots" if self.w_write else ""
+        return f"Trajectory: {batch} × {pos} tokens, d_model {width}, K={self.K}{slots}"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in ("state", "shape", "‖·‖ per token"))
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{tuple(state.shape)}</td>"
+            f"<td>{state.float().norm(dim=-1).mean().item():.3g}</td></tr>"
+            for name, state in self.states.items()
+        )
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+def capture_names(model: LoopModel, *, memory: bool = True) -> list[str]:
+    """The hooks that a trajectory is read from."""
+    layout = model.config.layout
+    names = ["hook_embed", "coda.hook_in", "hook_h_out"]
+    if layout.prelude:
+        names.append(f"blocks.{layout.prelude - 1}.hook_resid_post")
+    for t in range(model.config.K):
+        names += [f"loop.{t}.hook_in", f"loop.{t}.hook_out"]
+    if model.config.variant == "mesh":
+        points = ["write.hook_weights", "read.hook_weights", *(["hook_memory"] if memory else [])]
+        places = ["transition", *(f"loop.{t}" for t in range(model.config.K))]
+        names += ["transition.hook_in", *(f"{at}.{point}" for at in places for point in points)]
+    return names
+
+
+@torch.no_grad()
+def capture(
+    model: LoopModel, tokens: Any, *, memory: bool = True, logits: bool = False
+) -> Trajectory:
+    """Run a model once and keep the states of every iteration.
+
+    Args:
+        model: A native model.
+        tokens: Token ids (batch, pos), or text for a model with a tokenizer.
+        memory: Keep MeSH's buffer after each write: K + 1 tensors of (batch, slot, pos, d_model),
+            by far the largest part.
+        logits: Keep the logits too; otherwise the unembedding is not computed.
+
+    Returns:
+        The trajectory; its tensors carry no gradients.
+
+    Raises:
+        InputError: for tokens the model cannot take.
+    """
+    ids = model._as_tokens(tokens)
+    stop = None if logits else model.config.layout.n_layers
+    out, cache = model.run_with_cache(
+        ids,
+        names_filter=capture_names(model, memory=memory),
+        return_cache_object=False,
+        stop_at_layer=stop,
+    )
+    assert isinstance(cache, dict)
+    layout, steps = model.config.layout, range(model.config.K)
+    h = (*(cache[f"loop.{t}.hook_in"] for t in steps), cache["coda.hook_in"])
+    h_m = tuple(cache[f"loop.{t}.hook_out"] for t in steps)
+    blocks: dict[str, tuple[Tensor, Tensor]] = {}
+    if layout.prelude:
+        pre = cache[f"blocks.{layout.prelude - 1}.hook_resid_post"]
+        blocks["prelude"] = (cache["hook_embed"], pre)
+    blocks |= {f"core{t + 1}": (h[t], h_m[t]) for t in steps}
+    if layout.coda:
+        blocks["coda"] = (h[-1], cache["hook_h_out"])
+
+    def each(point: str) -> tuple[Tensor, ...] | None:
+        return tuple(cache[f"loop.{t}.{point}"] for t in steps)
+
+    mesh = model.config.variant == "mesh"
+    return Trajectory(
+        h_emb=cache["hook_embed"],
+        h=h,
+        h_m=h_m,
+        memory=each("hook_memory") if mesh and memory else None,
+        w_write=each("write.hook_weights") if mesh else None,
+        w_read=each("read.hook_weights") if mesh else None,
+        transition=Transition(
+            query=cache["transition.hook_in"],
+            memory=cache.get("transition.hook_memory"),
+            w_write=cache["transition.write.hook_weights"],
+            w_read=cache["transition.read.hook_weights"],
+        )
+        if mesh
+        else None,
+        h_out=cache["hook_h_out"],
+        blocks=blocks,
+        logits=out if logits else None,
+        tokens=ids,
+    )
