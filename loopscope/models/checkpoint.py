@@ -17,7 +17,7 @@ from loopscope.models.config import LoopConfig
 from loopscope.models.model import LoopModel
 
 FORMAT, FORMAT_VERSION = "loopscope", 1
-PARTS = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json")
+PARTS = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json", "log.csv")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -190,6 +190,8 @@ def save(
         origin = model.provenance if provenance is None else provenance
         text = json.dumps(origin, indent=2, ensure_ascii=False)
         (temporary / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
         _swap(temporary, folder)
     except OSError as err:
         raise InputError(f"cannot write {folder}: {err.strerror or err}.") from err

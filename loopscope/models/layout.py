@@ -95,6 +95,11 @@ class Layout:
         """Layers of parameters."""
         return self.prelude + self.n_core_params + self.coda
 
+    @property
+    def unshared(self) -> "Layout":
+        """The same compute without a loop: every iteration has layers of its own."""
+        return Layout(prelude=self.prelude, cores=self.cores, coda=self.coda)
+
     def core_start(self, t: int) -> int:
         """First virtual layer of iteration t; t = K gives the first layer of the coda."""
         return self.prelude + sum(self.cores[:t])

@@ -7,10 +7,12 @@ import torch
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.checkpoint import load_checkpoint, read_config, read_json, read_tokenizer
+from loopscope.models.config import LoopConfig
 from loopscope.models.hf import config_from_hf, is_gpt_neox, load_hf
 from loopscope.models.layout import Layout
 from loopscope.models.model import LoopModel
 
+UNTRAINED = "@init"
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -85,15 +87,10 @@ def load(
         InputError: if nothing is found there, or a part is damaged; the message says what.
     """
     place, kind = parse_device(device), parse_dtype(dtype)
-    text = str(target)
-    untrained = text.endswith("@init")
-    text = text.removesuffix("@init")
-    folder = _find(text)
-    label = name or (Path(text).resolve().name + ("@init" if untrained else ""))
-    if untrained:
-        values = read_json(folder / "config.json")
-        hf = is_gpt_neox(values)
-        config = config_from_hf(values, str(folder)) if hf else read_config(folder)
+    folder, label = _find(str(target))
+    label = name or label
+    if str(target).endswith(UNTRAINED):
+        config = _config(folder)
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         model = LoopModel(config, seed=seed, name=label, tokenizer=tokenizer).to(kind).eval()
         model.provenance = {"untrained": True, "seed": seed}
@@ -106,20 +103,40 @@ def load(
     return model.to(place)
 
 
-def _find(text: str) -> Path:
-    """The folder that a target means."""
+def peek(target: str | Path) -> str:
+    """The name of a model that could be loaded, from its configuration alone.
+
+    Raises:
+        InputError: if nothing is found there, or the configuration cannot be used.
+    """
+    folder, label = _find(str(target))
+    _config(folder)
+    return label
+
+
+def _config(folder: Path) -> LoopConfig:
+    values = read_json(folder / "config.json")
+    if is_gpt_neox(values):
+        return config_from_hf(values, str(folder / "config.json"))
+    return read_config(folder)
+
+
+def _find(target: str) -> tuple[Path, str]:
+    """The folder that a target means, and the model's name."""
+    text = target.removesuffix(UNTRAINED)
+    suffix = target[len(text) :]
     shipped = zoo_folder() / text
     if text and Path(text).name == text and (shipped / "config.json").exists():
-        return shipped
+        return shipped, target
     folder = Path(text).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.is_dir():
+    if text and (folder / "config.json").is_file():
+        return folder, folder.resolve().name + suffix
+    if text and folder.is_dir():
         raise InputError(
             f"{text} is a folder without config.json, so it is no checkpoint. A checkpoint folder "
             "holds config.json and model.safetensors."
         )
-    if folder.exists():
+    if text and folder.exists():
         raise InputError(f"{text} is a file; give the checkpoint's folder instead.")
     hint = "Zoo names, their untrained twins NAME@init, and checkpoint folders can be loaded."
     raise unknown_name("model", text, zoo(), hint=f"No such folder either. {hint}")

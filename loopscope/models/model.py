@@ -153,7 +153,7 @@ class LoopModel(TextMixin, NamedHooks):
                     std = out_std if name.endswith(("attn.out", "mlp.down")) else config.init_std
                     drawn = torch.empty(module.weight.shape).normal_(std=std, generator=generator)
                     module.weight.copy_(drawn)
-                    if getattr(module, "bias", None) is not None:
+                    if isinstance(module, nn.Linear) and module.bias is not None:
                         module.bias.zero_()
         if isinstance(self.recurrence, WeightedRecurrence):
             self.recurrence.reset()

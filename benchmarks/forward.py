@@ -1,0 +1,132 @@
+"""Forward and capture, as ratios measured side by side in one run.
+
+    python benchmarks/forward.py [--threads 1]
+
+Prints a markdown table: our bare forward against Hugging Face's GPTNeoXForCausalLM (sdpa) at equal
+weights and shape, capture of all loop states against our bare forward, MeSH's forward against base.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from loopscope.models.config import LoopConfig
+from loopscope.models.layout import Layout
+from loopscope.models.load import load
+from loopscope.models.model import LoopModel
+from loopscope.probes.capture import capture, capture_names
+
+Call = Callable[[], object]
+
+
+def race(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(), call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
+    return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+
+
+def against_hugging_face(rounds: int, width: int, layers: int, batch: int, pos: int) -> list[str]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    hf = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=2048, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=width // 32, intermediate_size=4 * width, rope_parameters=rope,
+            tie_word_embeddings=False, attn_implementation="sdpa",
+        )
+    ).eval()  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save_pretrained(Path(folder) / "m")
+        ours = load(Path(folder) / "m")
+    tokens = torch.randint(2048, (batch, pos))
+    with torch.no_grad():
+        error = (ours(tokens) - hf(tokens).logits).abs().max() / hf(tokens).logits.abs().max()
+        found = race(
+            {
+                "hf": lambda: hf(tokens, use_cache=False).logits,
+                "ours": lambda: ours(tokens),
+            },
+            rounds=rounds,
+        )
+    shape = f"{batch}×{pos} tokens, D {width}, {layers} layers"
+    return [
+        f"| forward / Hugging Face sdpa | {shape} | {found['hf'] * 1e3:.1f} ms "
+        f"| {found['ours'] * 1e3:.1f} ms | **{found['ours'] / found['hf']:.3f}** | ≤ 1.05 |",
+        f"| largest logit difference, relative | {shape} | | {error:.1e} | | ≤ 1e-5 |",
+    ]
+
+
+def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> list[str]:
+    config = LoopConfig(
+        variant="mesh", layout=Layout.parse(layout), d_model=width, n_heads=width // 32,
+        d_vocab=2048,
+    )  # fmt: skip
+    mesh = LoopModel(config, seed=0).eval()
+    base = LoopModel(config.replace(variant="base", slots=None), seed=0).eval()
+    tokens = torch.randint(2048, (batch, pos))
+    h_out = mesh.cfg.n_layers
+    rows = []
+    shape = f"{batch}×{pos} tokens, D {width}, {layout}"
+    for model in (base, mesh):
+        names = capture_names(model, memory=False)
+        with torch.no_grad():
+            found = race(
+                {
+                    "bare": lambda m=model: m(tokens),
+                    "capture": lambda m=model: capture(m, tokens, memory=False, logits=True),
+                    "cache": lambda m=model, n=names: m.run_with_cache(tokens, names_filter=n),
+                },
+                rounds=rounds,
+            )
+        rows.append(
+            f"| {model.name}: capture of all loop states / bare forward | {shape} "
+            f"| {found['bare'] * 1e3:.1f} ms | {found['capture'] * 1e3:.1f} ms "
+            f"| **{found['capture'] / found['bare']:.3f}** | ≤ 1.05 |"
+        )
+    with torch.no_grad():
+        found = race(
+            {
+                "base": lambda: base(tokens, stop_at_layer=h_out),
+                "mesh": lambda: mesh(tokens, stop_at_layer=h_out),
+            },
+            rounds=rounds,
+        )
+    rows.append(
+        f"| mesh / base, without unembedding | {shape} | {found['base'] * 1e3:.1f} ms "
+        f"| {found['mesh'] * 1e3:.1f} ms | **{found['mesh'] / found['base']:.3f}** | |"
+    )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=31)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {given.threads} thread(s), float32, median of "
+          f"{given.rounds} interleaved rounds\n")  # fmt: skip
+    print("| what | shape | reference | ours | ratio | target |\n|---|---|---|---|---|---|")
+    for row in against_hugging_face(given.rounds, 256, 6, 4, 256):
+        print(row)
+    for row in against_hugging_face(given.rounds, 160, 8, 8, 256):
+        print(row)
+    for row in capturing(given.rounds, 256, "1+2R3+1", 4, 256):
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

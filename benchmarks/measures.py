@@ -1,0 +1,194 @@
+"""Time and error of all measures of one sample: `python benchmarks/measures.py [--threads N]`.
+
+For each shape (tokens × width, six states, float32 on CPU) our whole set (relative updates, RBF CKA
+of all pairs by both estimators, spectra, ranks) against, in the same run,
+
+* the GEMM floor: the float32 Gram matrices of all states, the float64 Gram matrices of their
+  smaller sides and the products of all pairs of kernel matrices, as torch multiplies them;
+* careful: scikit-learn's kernels once per state in float64, centred once, `np.linalg.svd` without
+  vectors; biased CKA only;
+* textbook: the same kernels, `np.trace(K @ H @ L @ H)` for each pair and its two self terms,
+  `np.linalg.svd` with its vectors; biased CKA only.
+
+Times are the smallest of several, per sample; with N threads N samples are measured at a time, as
+`measure` does. Errors are the largest against float64: CKA (absolute, both estimators, against the
+formulas above and Song et al.'s), σ_i/σ_0 (absolute) and effective rank (relative).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
+from threadpoolctl import threadpool_limits
+
+from loopscope.analysis.cka import cka
+from loopscope.analysis.spectrum import ranks, singular_values, spectrum
+from loopscope.analysis.threads import Each, one_thread_per_sample
+from loopscope.analysis.update import relative_update
+
+STATES = 6
+SHAPES = ((256, 160), (512, 256), (1024, 1024))
+
+
+def make_states(pos: int, d_model: int, seed: int) -> torch.Tensor:
+    """Six states that drift apart, as those of a loop do: (state, pos, d_model)."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(STATES, pos, d_model, generator=generator)
+    return (steps * torch.tensor([1.0] + [0.5] * (STATES - 1))[:, None, None]).cumsum(0)
+
+
+def ours(states: torch.Tensor) -> tuple:
+    updates = [
+        relative_update(a[None], b[None]) for a, b in zip(states[:-1], states[1:], strict=True)
+    ]
+    pairs = cka(states)["rbf"]
+    sigmas = [singular_values(state) for state in states]
+    return updates, pairs, [spectrum(s) for s in sigmas], [ranks(s) for s in sigmas]
+
+
+def floor(states: torch.Tensor, kernels: torch.Tensor) -> None:
+    torch.bmm(states, states.mT)
+    exact = states.double() if states.shape[1] <= states.shape[2] else states.double().mT
+    torch.bmm(exact, exact.mT)
+    by_row = kernels.transpose(0, 1)
+    torch.bmm(by_row, by_row.mT)
+
+
+def kernel(x: np.ndarray) -> np.ndarray:
+    return rbf_kernel(x, gamma=1 / (2 * np.median(euclidean_distances(x, squared=True))))
+
+
+def updates_in_numpy(states: np.ndarray) -> list[float]:
+    norm = np.linalg.norm
+    return [
+        2 * norm(b - a) / (norm(b) + norm(a)) for a, b in zip(states[:-1], states[1:], strict=True)
+    ]
+
+
+def careful(states: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    updates_in_numpy(states)
+    centred = []
+    for x in states:
+        k = kernel(x)
+        centred.append(k - k.mean(0) - k.mean(1)[:, None] + k.mean())
+    hsic = np.empty((STATES, STATES))
+    for a in range(STATES):
+        for b in range(a, STATES):
+            hsic[a, b] = hsic[b, a] = (centred[a] * centred[b]).sum()
+    own = np.sqrt(np.diag(hsic))
+    return hsic / np.outer(own, own), [np.linalg.svd(x, compute_uv=False) for x in states]
+
+
+def textbook(states: np.ndarray) -> None:
+    updates_in_numpy(states)
+    n = states.shape[1]
+    h = np.eye(n) - 1 / n
+    kernels = [kernel(x) for x in states]
+    for a in range(STATES):
+        for b in range(a, STATES):
+            k, m = kernels[a], kernels[b]
+            cross, own_k, own_m = (
+                np.trace(p @ h @ q @ h) for p, q in ((k, m), (k, k), (m, m))
+            )
+            cross / np.sqrt(own_k * own_m)
+    for x in states:
+        np.linalg.svd(x)
+
+
+def debiased(states: np.ndarray) -> np.ndarray:
+    """Song et al. 2007 in float64."""
+    kernels = [kernel(x) for x in states]
+    for k in kernels:
+        np.fill_diagonal(k, 0)
+    n, one = states.shape[1], np.ones(states.shape[1])
+    hsic = np.empty((STATES, STATES))
+    for a, k in enumerate(kernels):
+        for b, m in enumerate(kernels):
+            total = k.sum() * m.sum() / ((n - 1) * (n - 2))
+            hsic[a, b] = (k * m).sum() + total - 2 / (n - 2) * ((one @ k) @ (m @ one))
+    own = np.sqrt(np.diag(hsic))
+    return hsic / np.outer(own, own)
+
+
+def errors(states: torch.Tensor) -> tuple[float, float, float]:
+    exact = states.double().numpy()
+    expected, sigmas = careful(exact)
+    _, pairs, spectra, found_ranks = ours(states)
+    off_cka = max(
+        abs(pairs.biased.value - expected).max(), abs(pairs.debiased.value - debiased(exact)).max()
+    )
+    off_sigma, off_rank = 0.0, 0.0
+    for sigma, line, rank in zip(sigmas, spectra, found_ranks, strict=True):
+        ratio = (sigma / sigma[0])[:50]
+        off_sigma = max(off_sigma, abs(line.sigma_rel[: len(ratio)] - ratio).max())
+        p = sigma / sigma.sum()
+        effective = np.exp(-(p * np.log(p)).sum())
+        off_rank = max(off_rank, abs(rank.value[0] / effective - 1))
+    return off_cka, off_sigma, off_rank
+
+
+def smallest(function: Callable[[], object], repeats: int) -> float:
+    """Milliseconds of the fastest call."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+def measured(shape: tuple[int, int], threads: int, repeats: int, each: Each) -> dict[str, float]:
+    pos, d_model = shape
+    samples = [make_states(pos, d_model, seed) for seed in range(threads)]
+    kernels = torch.rand(STATES, pos, pos)
+    exact = samples[0].double().numpy()
+    rounds: dict[str, list[float]] = {"ours": [], "floor": [], "careful": []}
+    for _ in range(repeats):
+        rounds["ours"].append(
+            smallest(lambda: list(each(lambda i: ours(samples[i]), range(threads))), 2) / threads
+        )
+        rounds["floor"].append(
+            smallest(lambda: list(each(lambda i: floor(samples[i], kernels), range(threads))), 2)
+            / threads
+        )
+        with threadpool_limits(threads, user_api="blas"):
+            rounds["careful"].append(smallest(lambda: careful(exact), 1))
+    with threadpool_limits(threads, user_api="blas"):
+        slow = smallest(lambda: textbook(exact), 1)
+    return {name: min(times) for name, times in rounds.items()} | {"textbook": slow}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"threads: {options.threads}, torch {torch.__version__}, numpy {np.__version__}\n")
+    print(
+        "| tokens × width | ours, ms | GEMM floor, ms | ours / floor | careful, ms | careful / ours "
+        "| textbook, ms | textbook / ours | error CKA | error σ | error rank |\n" + "|---" * 11 + "|"
+    )
+    with one_thread_per_sample() as each:
+        for shape in SHAPES:
+            t = measured(shape, options.threads, options.repeats, each)
+            off = errors(make_states(*shape, seed=0))
+            cells = [
+                f"{shape[0]} × {shape[1]}",
+                f"{t['ours']:.1f}",
+                f"{t['floor']:.1f}",
+                f"{t['ours'] / t['floor']:.2f}",
+                f"{t['careful']:.0f}",
+                f"{t['careful'] / t['ours']:.1f}",
+                f"{t['textbook']:.0f}",
+                f"{t['textbook'] / t['ours']:.1f}",
+                *(f"{error:.0e}" for error in off),
+            ]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

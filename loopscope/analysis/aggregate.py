@@ -1,0 +1,155 @@
+"""Statistics over samples: measured tables in, one row per cell of a figure out.
+
+Every function takes one tidy table (one row per item and sample) and returns a data frame with the
+columns `mean`, `std` (ddof = 1, over samples), `n` (values averaged) and `n_flagged` (values left
+out). A value is left out, never averaged in, when its `flag` is set or it is not finite.
+"""
+
+import numpy as np
+import pandas as pd
+
+KEYS = ["model", "step", "loop"]
+"""What one panel of a figure stands for."""
+
+STRUCTURAL = ("short",)
+"""Flags of rows that merely pad the table (no such singular value exists); they count nowhere."""
+
+
+def sound(frame: pd.DataFrame, column: str = "value") -> pd.Series:
+    """Tell which rows may be averaged: flag null and value finite.
+
+    Args:
+        frame: A measured table with the column `flag`.
+        column: The column that holds the values.
+
+    Returns:
+        A boolean series on the table's index.
+    """
+    finite = np.isfinite(frame[column].to_numpy(dtype=np.float64))
+    return frame["flag"].isna() & finite
+
+
+def summarise(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.DataFrame:
+    """Average a measured table over its samples.
+
+    Args:
+        frame: A measured table.
+        by: Columns that name one cell, besides model, step and loop.
+        column: The column to average.
+
+    Returns:
+        One row per (model, step, loop, *by) that occurs, in order of first appearance, with
+        `mean`, `std` (ddof = 1; NaN below two values), `n` and `n_flagged`. A cell whose rows are
+        all left out stays, with n = 0 and mean NaN.
+    """
+    keys = KEYS + by
+    good = sound(frame, column)
+    part = frame[keys].assign(_value=frame[column].astype(np.float64).where(good))
+    groups = part.groupby(keys, observed=True, sort=False, dropna=False)["_value"]
+    table = groups.agg(["mean", "std", "count", "size"]).reset_index()
+    table["n_flagged"] = table["size"] - table["count"]
+    return table.rename(columns={"count": "n"}).drop(columns="size")
+
+
+def update(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average the relative update (MeSH Fig. 3) per model and block.
+
+    Args:
+        frame: `tables.update`.
+
+    Returns:
+        model, step, loop, block, t, mean, std, n, n_flagged.
+    """
+    return summarise(frame, ["block", "t"])
+
+
+def cka(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average CKA (MeSH Fig. 4) per model, kernel, estimator and pair of states.
+
+    Args:
+        frame: `tables.cka`.
+
+    Returns:
+        model, step, loop, kernel, estimator, state_a, state_b, mean, std, n, n_flagged.
+    """
+    return summarise(frame, ["kernel", "estimator", "state_a", "state_b"])
+
+
+def spectrum(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average log10(sigma_i / sigma_0) (MeSH Fig. 5) per model, state and index.
+
+    The logarithm is averaged because the mean minus the deviation of the ratio can fall below 0.
+
+    Args:
+        frame: `tables.spectrum`.
+
+    Returns:
+        model, step, loop, state, i, mean, std, n, n_flagged; mean and std are those of
+        log10(sigma_i / sigma_0). Rows that only pad a short spectrum do not appear.
+    """
+    exists = ~frame["flag"].isin(STRUCTURAL)
+    return summarise(frame[exists], ["state", "i"], "log10_sigma_rel")
+
+
+def rank(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average effective rank, stable rank and participation ratio per model and state.
+
+    Args:
+        frame: `tables.rank`.
+
+    Returns:
+        model, step, loop, state, measure, mean, std, n, n_flagged.
+    """
+    return summarise(frame, ["state", "measure"])
+
+
+def routing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average router weights and the alpha of MeSH Eq. 7 per model, step of the loop and target.
+
+    Args:
+        frame: `tables.routing`.
+
+    Returns:
+        model, step, loop, kind, t, target, mean, std, n, n_flagged and `entropy` (nats, mean over
+        the same samples; NaN for alpha).
+    """
+    by = ["kind", "t", "target"]
+    table = summarise(frame, by, "mean")
+    entropy = summarise(frame, by, "entropy")
+    return table.assign(entropy=entropy["mean"])
+
+
+def loss(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average the next-token cross-entropy per model.
+
+    Args:
+        frame: `tables.loss`.
+
+    Returns:
+        model, step, loop, mean, std, n, n_flagged; nats per token.
+    """
+    return summarise(frame, [])
+
+
+def left_out(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
+    """Count samples, and the values and samples that no mean contains, per model.
+
+    Args:
+        frame: A measured table.
+        column: The column that is averaged.
+
+    Returns:
+        model, step, loop, samples, flagged_values, flagged_samples (those with at least one
+        flagged value).
+    """
+    exists = frame[~frame["flag"].isin(STRUCTURAL)]
+    part = exists[[*KEYS, "sample"]].assign(_bad=~sound(exists, column))
+    per_sample = part.groupby([*KEYS, "sample"], observed=True, sort=False, dropna=False)["_bad"]
+    counts = per_sample.agg(flagged_values="sum").reset_index()
+    counts["flagged_samples"] = counts["flagged_values"] > 0
+    groups = counts.groupby(KEYS, observed=True, sort=False, dropna=False)
+    return groups.agg(
+        samples=("sample", "nunique"),
+        flagged_values=("flagged_values", "sum"),
+        flagged_samples=("flagged_samples", "sum"),
+    ).reset_index()

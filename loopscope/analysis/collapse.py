@@ -1,0 +1,138 @@
+"""Signs of loop collapse, one row per checkpoint: tables → table (needs no torch).
+
+Small steps or a high CKA alone are no failure: a model trained to converge has both. So the loss
+stands beside them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from loopscope.analysis.aggregate import sound
+from loopscope.analysis.tables import Tables
+from loopscope.errors import InputError
+
+NEEDED = ("update", "cka", "rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """One measure of the table.
+
+    Attributes:
+        name: Column of the table.
+        title: How it is shown.
+        meaning: What it says, in one sentence.
+    """
+
+    name: str
+    title: str
+    meaning: str
+
+
+SIGNS = (
+    Sign(name="loss", title="loss (nats/token)", meaning="Mean next-token cross-entropy."),
+    Sign(
+        name="first_share",
+        title="share of the first loop",
+        meaning="Relative update of core 1 over the sum over all core iterations; 1/K if even.",
+    ),
+    Sign(
+        name="cka_biased",
+        title="CKA of consecutive states",
+        meaning="RBF-CKA of h(t) and h(t+1), mean over t = 0 … K-1; 1 if they stop changing.",
+    ),
+    Sign(
+        name="cka_debiased",
+        title="  debiased estimator",
+        meaning="The same with HSIC_1, which does not grow with the width.",
+    ),
+    Sign(name="erank_0", title="effective rank of h(0)", meaning="exp(entropy of σ/Σσ)."),
+    Sign(name="erank_K", title="effective rank of h(K)", meaning="exp(entropy of σ/Σσ)."),
+    Sign(
+        name="erank_ratio",
+        title="  h(K) against h(0)",
+        meaning="Their ratio per sample; below 1 if the loop loses dimensions.",
+    ),
+)
+
+
+def per_sample(tables: Tables) -> pd.DataFrame:
+    """The signs of every sample.
+
+    Args:
+        tables: Needs update, cka and rank; loss where it was measured.
+
+    Returns:
+        Columns model, sample and one per sign; NaN where a flagged value would enter, or where a
+        model has no iterations.
+
+    Raises:
+        InputError: if a table is missing.
+    """
+    frames = tables.frames()
+    missing = [name for name in NEEDED if name not in frames]
+    if missing:
+        raise InputError(
+            f"the table of signs needs {', '.join(missing)}, which was not measured; measure with "
+            f"{', '.join(NEEDED)}."
+        )
+    found = [_of_model(frames, model) for model in tables.models]
+    return pd.concat(found, ignore_index=True)
+
+
+def _wide(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """One row per sample, one column per item, flagged values NaN."""
+    values = frame.assign(value=frame["value"].where(sound(frame)))
+    for column in columns:
+        values[column] = values[column].astype(str)
+    return values.pivot(index="sample", columns=columns, values="value")
+
+
+def _of_model(frames: dict[str, pd.DataFrame], model: str) -> pd.DataFrame:
+    own = {name: frame[frame["model"].eq(model)] for name, frame in frames.items()}
+    out = pd.DataFrame(index=pd.Index(sorted(own["rank"]["sample"].unique()), name="sample"))
+    update = _wide(own["update"], ["block"])
+    cores = [c for c in update.columns if str(c).startswith("core")]
+    K = len(cores)
+    if "loss" in own and len(own["loss"]):
+        loss = own["loss"]
+        out["loss"] = loss.assign(v=loss["value"].where(sound(loss))).set_index("sample")["v"]
+    else:
+        out["loss"] = np.nan
+    nothing = pd.Series(np.nan, index=out.index)
+    total = update[cores].sum(axis=1, skipna=False) if K else nothing
+    out["first_share"] = update["core1"] / total.where(total > 0) if K else nothing
+    rbf = own["cka"][own["cka"]["kernel"].eq("rbf")]
+    for estimator in ("biased", "debiased"):
+        part = rbf[rbf["estimator"].eq(estimator)]
+        wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
+        pairs = [(f"h{t}", f"h{t + 1}") for t in range(K)]
+        there = K > 0 and all(pair in wide.columns for pair in pairs)
+        out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False) if there else nothing
+    rank = own["rank"][own["rank"]["measure"].eq("effective")]
+    erank = _wide(rank, ["state"])
+    out["erank_0"], out["erank_K"] = erank["h0"], erank[f"h{K}"]
+    out["erank_ratio"] = out["erank_K"] / out["erank_0"] if K else nothing
+    return out.reset_index().assign(model=model)[["model", "sample", *(s.name for s in SIGNS)]]
+
+
+def signs(tables: Tables) -> pd.DataFrame:
+    """Mean and standard deviation over samples of each sign, one row per model and sign.
+
+    Args:
+        tables: Needs update, cka and rank; loss where it was measured.
+
+    Returns:
+        model, sign, mean, std (ddof = 1), n (samples averaged), n_flagged (samples left out);
+        models and signs in order.
+    """
+    values = per_sample(tables)
+    long = values.melt(id_vars=["model", "sample"], var_name="sign", value_name="value")
+    for column, order in (("model", tables.models), ("sign", [s.name for s in SIGNS])):
+        long[column] = pd.Categorical(long[column], categories=order, ordered=True)
+    groups = long.groupby(["model", "sign"], observed=True)["value"]
+    table = groups.agg(["mean", "std", "count", "size"]).reset_index()
+    table["n_flagged"] = table["size"] - table["count"]
+    return table.rename(columns={"count": "n"}).drop(columns="size")

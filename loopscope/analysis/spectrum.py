@@ -1,0 +1,118 @@
+"""Spectrum of a state matrix and the ranks that follow from it (MeSH Figures 1c and 5)."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from loopscope.analysis.flags import Flag, Flagged, flagged
+
+RANK_MEASURES = ("effective", "stable", "participation")
+SPECTRUM_LENGTH = 50
+# Singular values below 2⁻²⁴·σ_0, the resolution of float32 states, count as zero; the rounding of
+# a float64 Gram matrix lies below that (about 2e-8).
+_RESOLUTION = 2.0**-24
+
+
+class Spectrum(NamedTuple):
+    """The first singular values over the largest, their decimal logarithms and flags."""
+
+    sigma_rel: np.ndarray
+    log10_sigma_rel: np.ndarray
+    flag: np.ndarray
+
+
+def singular_values(
+    state: Float[Tensor, "pos d_model"], *, center: bool = False
+) -> Float64[np.ndarray, " rank"]:
+    """All singular values of one state matrix, in descending order.
+
+    σ = sqrt(max(λ, 0)) with λ the eigenvalues of the smaller of X Xᵀ and Xᵀ X in float64
+    (a float32 Gram matrix loses the small ones). Values below 2⁻²⁴·σ_0 are returned as 0.
+
+    Args:
+        state: One sample's state, (pos, d_model), any float dtype.
+        center: Subtract the mean over the tokens first (our default is the uncentred state; the
+            paper does not say).
+
+    Returns:
+        min(pos, d_model) values in float64; all NaN where the state is not finite.
+    """
+    x = state.to(torch.float64)
+    if center:
+        x = x - x.mean(0)
+    if state.is_cuda:
+        gram = x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x
+        eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num()).flip(0).cpu().numpy()
+        top = float(gram.diagonal().sum())
+    else:
+        # numpy multiplies a matrix with its own transpose at half the cost (syrk).
+        a = x.numpy()
+        product = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
+        top = float(np.trace(product))
+        eigenvalues = np.linalg.eigvalsh(product)[::-1] if np.isfinite(top) else product[0]
+    if not np.isfinite(top):
+        return np.full(min(x.shape), np.nan)
+    sigma = np.sqrt(np.maximum(eigenvalues, 0.0))
+    sigma[sigma < _RESOLUTION * sigma[0]] = 0.0
+    return sigma
+
+
+def spectrum(sigma: Float64[np.ndarray, " rank"], count: int = SPECTRUM_LENGTH) -> Spectrum:
+    """The first `count` ratios σ_i/σ_0 (MeSH Figure 5) and log10 of them.
+
+    Args:
+        sigma: Singular values in descending order.
+        count: How many ratios.
+
+    Returns:
+        Three arrays of length `count`. Beyond the last singular value the ratios are NaN with
+        `SHORT`; a zero state is NaN with `ZERO`; a single σ_i = 0 has ratio 0, no logarithm and
+        the flag `ZERO`; an activation that is not finite makes all NaN with `NONFINITE`.
+    """
+    n = min(count, len(sigma))
+    ratio = np.full(count, np.nan)
+    log10 = np.full(count, np.nan)
+    flag = np.full(count, int(Flag.SHORT), dtype=np.int8)
+    degenerate = _degenerate(sigma)
+    flag[:n] = degenerate
+    if degenerate == Flag.NONE:
+        ratio[:n] = sigma[:n] / sigma[0]
+        positive = ratio[:n] > 0
+        log10[:n][positive] = np.log10(ratio[:n][positive])
+        flag[:n][~positive] = Flag.ZERO
+    return Spectrum(ratio, log10, flag)
+
+
+def ranks(sigma: Float64[np.ndarray, " rank"]) -> Flagged:
+    """Effective rank, stable rank and participation ratio, in the order of `RANK_MEASURES`.
+
+    * effective: exp(−Σ p ln p), p = σ/Σσ (Roy & Vetterli 2007), with 0 ln 0 = 0;
+    * stable: Σσ² / σ_0²;
+    * participation: (Σσ²)² / Σσ⁴.
+
+    Args:
+        sigma: Singular values in descending order.
+
+    Returns:
+        Three values and flags: NaN with `ZERO` for a zero state, NaN with `NONFINITE` for one
+        that is not finite.
+    """
+    degenerate = _degenerate(sigma)
+    if degenerate != Flag.NONE:
+        return Flagged(np.full(3, np.nan), np.full(3, int(degenerate), dtype=np.int8))
+    relative = sigma / sigma[0]
+    positive = relative[relative > 0]
+    p = positive / positive.sum()
+    squares = (relative**2).sum()
+    return flagged(
+        np.array([np.exp(-(p * np.log(p)).sum()), squares, squares**2 / (relative**4).sum()])
+    )
+
+
+def _degenerate(sigma: np.ndarray) -> Flag:
+    if not np.isfinite(sigma).all():
+        return Flag.NONFINITE
+    return Flag.ZERO if sigma[0] == 0 else Flag.NONE

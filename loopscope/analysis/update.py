@@ -1,0 +1,40 @@
+"""Relative update: how much a block changes the state it is given (MeSH Figures 1a and 3)."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loopscope.analysis.flags import Flag, Flagged, flagged
+
+
+def relative_update(
+    h: Float[Tensor, "batch pos d_model"], f_h: Float[Tensor, "batch pos_out d_out"]
+) -> Flagged:
+    """Relative update of a block, one value per sample.
+
+    `2·||f(h) − h||_F / (||f(h)||_F + ||h||_F)` (MeSH Section 2, Figure 3), with 0/0 = 0: 0 where
+    the block copies its input, 2/3 where it doubles it, 2 (the largest value) where it negates it.
+
+    Args:
+        h: The block's input, (batch, pos, d_model), any float dtype.
+        f_h: The block's raw output, before anything is added or mixed in.
+
+    Returns:
+        Values and flags, (batch,) each: NaN with `SHAPE` where the two shapes differ, NaN with
+        `NONFINITE` where the activations are not finite.
+    """
+    if h.shape != f_h.shape:
+        nothing = np.full(h.shape[0], np.nan)
+        return Flagged(nothing, np.full(h.shape[0], int(Flag.SHAPE), dtype=np.int8))
+    exact = torch.float64 in (h.dtype, f_h.dtype)
+    before, after = (t.to(torch.float64 if exact else torch.float32) for t in (h, f_h))
+    moved = _norm(after - before)
+    scale = _norm(after) + _norm(before)
+    value = torch.where(scale == 0, torch.zeros_like(scale), 2 * moved / scale)
+    return flagged(value.cpu().numpy())
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Frobenius norm of every sample, accumulated in float64."""
+    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)

@@ -1,0 +1,386 @@
+"""The command line: parsing and printing; the work is done elsewhere and imported when needed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from loopscope.analysis.collect import Collected
+    from loopscope.analysis.tables import Tables
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="See what happens inside recursive (looped, depth-recurrent) transformers.",
+)
+
+PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL]...",
+        help="Zoo names (vanilla, base, residual, anchor, anchor_emb, mesh), checkpoint folders, "
+        "GPT-NeoX folders saved by Hugging Face; with @init the untrained twin of any of them.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for figures, tables, provenance.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help=".txt, .jsonl or .parquet (column `text`), or integer .npy (samples × tokens). "
+        "Default: the shipped held-out samples.",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", help="Windows of text to measure.")]
+Tokens = Annotated[int, typer.Option("--tokens", help="Tokens per window.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Windows per forward pass.")]
+Seed = Annotated[int, typer.Option("--seed", help="Chooses windows and @init weights.")]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option("--layout", help="Groups a vanilla model's layers into blocks, e.g. 4+8+8+4."),
+]
+Center = Annotated[
+    bool, typer.Option("--center", help="Centre the states before spectra and ranks.")
+]
+DropFirst = Annotated[
+    int, typer.Option("--drop-first", help="Leave out each window's first tokens (sinks).")
+]
+NormalizeRows = Annotated[
+    bool, typer.Option("--normalize-rows", help="Scale each token's state to norm 1 first.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def figures(
+    models: Models = None,
+    out: Out = Path("out"),
+    from_tables: Annotated[
+        Path | None,
+        typer.Option("--from-tables", help="Redraw from the tables in this folder; no model runs."),
+    ] = None,
+    layout: LayoutOption = None,
+    data: Data = None,
+    samples: Samples = 500,
+    tokens: Tokens = 256,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    center: Center = False,
+    drop_first: DropFirst = 0,
+    normalize_rows: NormalizeRows = False,
+) -> None:
+    """Draw the MeSH paper's diagnostic figures (1, 3, 4, 5) and router maps.
+
+    Without models: the paper's four panels (base, residual, anchor, mesh) from the shipped zoo.
+    """
+    from loopscope.output import prepare
+
+    if from_tables is not None:
+        from loopscope.analysis.tables import Tables
+
+        inner = from_tables / "tables"
+        tables = Tables.load(inner if inner.is_dir() else from_tables)
+        prepare(out)
+        _draw(tables, out, models or None)
+        return
+    prepare(out)
+    collected = _collect(
+        models or PAPER_PANELS,
+        measures=("update", "cka", "spectrum", "rank", "routing"),
+        layout=layout, data=data, samples=samples, tokens=tokens, device=device, dtype=dtype,
+        batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
+        normalize_rows=normalize_rows,
+    )  # fmt: skip
+    _write(collected, out)
+    _draw(collected.tables, out, None)
+
+
+@app.command()
+def compare(
+    models: Models = None,
+    out: Out = Path("out"),
+    layout: LayoutOption = None,
+    data: Data = None,
+    samples: Samples = 500,
+    tokens: Tokens = 256,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    center: Center = False,
+    drop_first: DropFirst = 0,
+    normalize_rows: NormalizeRows = False,
+) -> None:
+    """Put checkpoints side by side: figures, and one table of loss and signs of collapse."""
+    from loopscope.analysis.collapse import signs
+    from loopscope.output import prepare, write_csv
+
+    if not models:
+        _fail("compare needs checkpoints: loopscope compare A B …; zoo names work too (base mesh).")
+        return
+    prepare(out)
+    collected = _collect(
+        models,
+        measures=("update", "cka", "spectrum", "rank", "routing", "loss"),
+        layout=layout, data=data, samples=samples, tokens=tokens, device=device, dtype=dtype,
+        batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
+        normalize_rows=normalize_rows,
+    )  # fmt: skip
+    _write(collected, out)
+    table = signs(collected.tables)
+    write_csv(table, out / "tables" / "signs.csv")
+    _print_signs(table, collected)
+    _draw(collected.tables, out, None)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Zoo name, checkpoint folder, or NAME@init.")],
+    hooks: Annotated[bool, typer.Option("--hooks", help="List every hook name.")] = False,
+    layout: LayoutOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show layout, parameters, states and hook names of a model."""
+    from loopscope.models.describe import describe, hook_names
+    from loopscope.models.load import load
+
+    loaded = load(model, layout=layout)
+    facts = describe(loaded)
+    names = list(loaded.hook_dict) if hooks else []
+    if as_json:
+        print(json.dumps({**facts, "hooks": names or dict(hook_names(loaded))}, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+    print(
+        "\nhook names" + ("" if hooks else " (v: virtual layer, t: iteration; --hooks lists all)")
+    )
+    for name in names:
+        print(f"  {name}")
+    if not hooks:
+        for name, count in hook_names(loaded):
+            print(f"  {name:<36}{'× ' + count if count != '1' else ''}")
+    if loaded.aliases:
+        print("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+
+
+@app.command()
+def params(
+    model: Annotated[str | None, typer.Argument(help="A model; otherwise give a layout.")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="e.g. 4+8R2+4.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="e.g. mesh.")] = None,
+    d_model: Annotated[int, typer.Option("--d-model", help="Width D.")] = 2048,
+    vocab: Annotated[int, typer.Option("--vocab", help="Vocabulary size.")] = 52352,
+    slots: Annotated[int | None, typer.Option("--slots", help="Memory slots B.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters: the paper's table, a model, or any layout and variant."""
+    from loopscope.models.config import LoopConfig
+    from loopscope.models.layout import Layout
+    from loopscope.models.params import count_model, count_parameters, paper_table
+
+    if model is not None:
+        from loopscope.models.load import load
+
+        if layout or variant or slots:
+            _fail("give a model, or --layout and --variant, not both.")
+        loaded = load(model)
+        rows = [(str(loaded.name), loaded.config, count_model(loaded))]
+    elif layout is not None:
+        parsed = Layout.parse(layout)
+        config = LoopConfig(
+            variant=variant or ("base" if parsed.shared else "vanilla"),
+            layout=parsed, d_model=d_model, n_heads=1, d_vocab=vocab, slots=slots,
+        )  # fmt: skip
+        rows = [(f"{config.variant} {config.layout}", config, count_parameters(config))]
+    elif variant or slots:
+        _fail("--variant and --slots need a --layout, such as --layout 4+8R2+4.")
+        return
+    else:
+        rows = paper_table()
+    if as_json:
+        found = [
+            {"name": n, "layout": str(c.layout), "variant": c.variant, "d_model": c.d_model,
+             "d_vocab": c.d_vocab, "slots": c.slots, **k.to_dict()} for n, c, k in rows
+        ]  # fmt: skip
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{'model':<22}{'total':>16}{'non-embedding':>16}{'router':>10}")
+    for name, _, k in rows:
+        router = f"{k.router:,}" if k.router else "–"
+        print(f"{name:<22}{k.total:>16,}{k.non_embedding:>16,}{router:>10}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Folder; one checkpoint per variant in it.")],
+    variants: Annotated[str, typer.Option("--variants", help="Comma-separated.")] = "base,mesh",
+    layout: Annotated[str, typer.Option("--layout", help="Layout of the looped ones.")] = "1+2R3+1",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help=".txt, .jsonl or .parquet; default: the standard library."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="Training tokens.")] = 2_000_000,
+    d_model: Annotated[int, typer.Option("--d-model", help="Width D.")] = 160,
+    heads: Annotated[int | None, typer.Option("--heads", help="Default: D/32.")] = None,
+    vocab: Annotated[int, typer.Option("--vocab", help="Vocabulary of the tokenizer.")] = 2048,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Windows per step.")] = 8,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 3e-3,
+    seed: Annotated[int, typer.Option("--seed", help="Weights and order of batches.")] = 0,
+    device: Annotated[str, typer.Option("--device")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16.")] = "float32",
+    half: Annotated[bool, typer.Option("--half", help="Store weights in float16.")] = False,
+) -> None:
+    """Train variants at small size with the paper's recipe, on identical batches.
+
+    `vanilla` among the variants gets the same compute without a loop.
+    """
+    from loopscope.training_run import run_training
+
+    with _progress() as bar:
+        written = run_training(
+            out, variants=variants.split(","), layout=layout, data=data, tokens=tokens,
+            d_model=d_model, n_heads=heads, vocab=vocab, seq_len=seq_len, batch_size=batch_size,
+            lr=lr, seed=seed, device=device, dtype=dtype, half=half, progress=_train_bars(bar),
+        )  # fmt: skip
+    for folder, loss in written:
+        print(f"{folder}  validation loss {loss:.4f} nats/token")
+
+
+# -- printing ------------------------------------------------------------------------------------
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _train_bars(bar: Any) -> Any:
+    tasks: dict[str, Any] = {}
+
+    def told(variant: str, step: int, steps: int, loss: float) -> None:
+        if variant not in tasks:
+            tasks[variant] = bar.add_task(variant, total=steps)
+        bar.update(tasks[variant], completed=step, description=f"{variant}  loss {loss:.3f}")
+
+    return told
+
+
+def _collect(models: list[str], **options: Any) -> "Collected":
+    from loopscope.analysis.collect import collect
+
+    with _progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(name: str, n: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(f"measure {name}", total=total)
+            bar.advance(tasks[name], n)
+
+        return collect(models, progress=told, **options)
+
+
+def _write(collected: "Collected", out: Path) -> None:
+    from loopscope.output import write_provenance
+
+    collected.tables.save(out / "tables")
+    write_provenance(collected.tables.provenance, out)
+
+
+def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
+    from loopscope.figures import draw_all, plan
+
+    jobs, _ = plan(tables, models)
+    with _progress() as bar:
+        task = bar.add_task("draw", total=len(jobs))
+        report = draw_all(tables, out, models, progress=lambda n: bar.advance(task, n))
+    for item in report.not_drawn:
+        print(f"not drawn: {item}")
+    pngs = [path for path in report.files if path.suffix == ".png"]
+    print(f"{len(pngs)} figures (.png, .pdf) in {out / 'figures'}:")
+    print("  " + "  ".join(path.stem for path in pngs))
+
+
+def _print_signs(table: Any, collected: "Collected") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from loopscope.analysis.collapse import SIGNS
+
+    models = list(table["model"].cat.categories)
+    shown = Table(title="mean ± standard deviation over samples", title_justify="left")
+    shown.add_column("")
+    for model in models:
+        shown.add_column(model, justify="right")
+    for sign in SIGNS:
+        cells = []
+        for model in models:
+            row = table[table["model"].eq(model) & table["sign"].eq(sign.name)].iloc[0]
+            flagged = f" ({row['n_flagged']} out)" if row["n"] and row["n_flagged"] else ""
+            sound = f"{row['mean']:.3f} ± {row['std']:.3f}{flagged}"
+            cells.append(sound if row["n"] else "–")
+        shown.add_row(sign.title, *cells)
+    Console().print(shown)
+    hashes = {s.sha256 for s in collected.samples.values()}
+    if len(hashes) > 1:
+        print(
+            "note: the models have different tokenizers, so their windows differ; losses per token "
+            "cannot be compared between them."
+        )
+
+
+def _fail(message: str) -> None:
+    from loopscope.errors import InputError
+
+    raise InputError(message)
+
+
+def main() -> None:
+    """Entry point: errors of the user become one line on stderr and exit code 2."""
+    from loopscope.errors import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Tables to figures: every function takes measured tables and returns a matplotlib Figure.
+
+Nothing here imports torch; every figure can be redrawn from its saved table alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscope.figures.cka_maps import cka
+    from loopscope.figures.output import DrawReport, draw_all, plan, save
+    from loopscope.figures.rank_lines import rank
+    from loopscope.figures.router_maps import routers
+    from loopscope.figures.spectra import spectrum
+    from loopscope.figures.summary import fig1
+    from loopscope.figures.update_bars import update
+
+_HOMES = {
+    "DrawReport": "output",
+    "cka": "cka_maps",
+    "draw_all": "output",
+    "fig1": "summary",
+    "plan": "output",
+    "rank": "rank_lines",
+    "routers": "router_maps",
+    "save": "output",
+    "spectrum": "spectra",
+    "update": "update_bars",
+}
+
+__all__ = [
+    "DrawReport",
+    "cka",
+    "draw_all",
+    "fig1",
+    "plan",
+    "rank",
+    "routers",
+    "save",
+    "spectrum",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

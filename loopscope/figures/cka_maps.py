@@ -1,0 +1,193 @@
+"""Figure 4 of the MeSH paper: how alike the states of the loop are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.errors import unknown_name
+from loopscope.figures.names import state_label, state_order
+from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
+
+CKA_RANGE = (0.0, 1.0)
+"""The colour range of both estimators, so that figures compare; values below 0 take its end."""
+
+_KERNELS = {"rbf": "RBF", "linear": "linear"}
+
+
+def cka(
+    tables: Tables,
+    models: Sequence[str] | str | None = None,
+    kernel: str = "rbf",
+    estimator: str = "biased",
+) -> Figure:
+    """Draw the mean CKA of all pairs of states, one heat map per model (MeSH Figs. 1b, 4).
+
+    Colours run from 0 to 1 for either estimator; the debiased one may fall below 0, which takes
+    the colour of 0 (an arrow at the colour bar then says so) and keeps its printed value.
+
+    Args:
+        tables: What was measured; needs `cka`.
+        models: Names in the order of the panels; None takes all.
+        kernel: `rbf` or `linear`, as measured.
+        estimator: `biased` or `debiased`, as measured.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: if the table is missing, or a model, kernel or estimator is not in it.
+    """
+    frame = select_cka(need(tables, "cka"), kernel, estimator)
+    panels = choose(frame, models, "cka")
+    stats = aggregate.cka(frame)
+    parts = [p.rows(stats) for p in panels]
+    matrices = [cka_matrix(p) for p in parts]
+    most = max(len(m) for m in matrices)
+    side = max(1.4, 0.155 * most + 0.1)
+    with style():
+        sheet = page(panels, width=side, height=side, widest=4)
+        fig, axes = sheet.fig, sheet.axes
+        alike = all(list(m.index) == list(matrices[0].index) for m in matrices)
+        if alike:
+            for ax in axes:
+                ax.tick_params(labelleft=ax in sheet.leftmost)
+        # Height for square maps in the width that labels and colour bar leave.
+        beside = 0.55 + 0.32 * (1 if alike else sheet.columns)
+        side = (fig.get_figwidth() - beside) / sheet.columns - 0.06
+        fig.set_figheight(sheet.rows * (side + 0.55) + 0.4)
+        meshes = [
+            draw_cka(ax, matrix, size=cell_size(most))
+            for ax, matrix in zip(axes, matrices, strict=True)
+        ]
+        color_bar(fig, meshes[0], axes, kernel, estimator, matrices)
+        note(
+            fig,
+            f"Mean CKA between states ({kernel_label(kernel)} kernel, {estimator} estimator; "
+            "tokens are the examples). Colours fixed to 0–1"
+            f"{'; below 0 as 0' if _below(matrices) else ''}.",
+            samples_note(frame, panels),
+        )
+    return fig
+
+
+def select_cka(frame: pd.DataFrame, kernel: str, estimator: str) -> pd.DataFrame:
+    """Select one kernel and estimator of the table.
+
+    Args:
+        frame: `tables.cka`.
+        kernel: Its name.
+        estimator: Its name.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UnknownNameError: if it was not measured.
+    """
+    for column, given in (("kernel", kernel), ("estimator", estimator)):
+        there = [str(v) for v in frame[column].unique()]
+        if given not in there:
+            raise unknown_name(
+                column, given, there, hint=f"The table 'cka' holds: {', '.join(there)}."
+            )
+    return frame[frame["kernel"].eq(kernel) & frame["estimator"].eq(estimator)]
+
+
+def cka_matrix(part: pd.DataFrame) -> pd.DataFrame:
+    """Turn one model's pairs into a symmetric matrix.
+
+    Args:
+        part: This model's rows of `aggregate.cka`, one kernel and estimator.
+
+    Returns:
+        State × state; NaN where every sample was flagged.
+    """
+    pairs = part.assign(a=part["state_a"].astype(str), b=part["state_b"].astype(str))
+    order = state_order([*pairs["a"], *pairs["b"]])
+    upper = pairs.pivot(index="a", columns="b", values="mean").reindex(index=order, columns=order)
+    return upper.combine_first(upper.T).loc[order, order]
+
+
+def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY) -> QuadMesh:
+    """Draw one model's heat map with the values printed.
+
+    Args:
+        ax: Where to draw.
+        matrix: State × state.
+        size: Font size of the values in points.
+
+    Returns:
+        The mesh.
+    """
+    norm = Normalize(*CKA_RANGE)
+    values = matrix.to_numpy(dtype=np.float64)
+    mesh = heat_map(ax, np.ma.masked_invalid(values), norm)
+    cell_text(ax, values, norm, size=size)
+    labels = [state_label(s) for s in matrix.index]
+    ticks = np.arange(len(labels)) + 0.5
+    ax.set_xticks(ticks, labels, rotation=90)
+    ax.set_yticks(ticks, labels)
+    ax.set_aspect("equal")
+    return mesh
+
+
+def color_bar(
+    fig: Figure,
+    mesh: QuadMesh,
+    axes: list[Axes],
+    kernel: str,
+    estimator: str,
+    matrices: list[pd.DataFrame],
+) -> None:
+    """Add the shared colour bar that says which CKA is shown.
+
+    Args:
+        fig: The figure.
+        mesh: Any of its heat maps.
+        axes: The panels it stands beside.
+        kernel: The kernel's name.
+        estimator: The estimator's name.
+        matrices: What is drawn; decides whether anything lies below the range.
+    """
+    extend = "min" if _below(matrices) else "neither"
+    bar = fig.colorbar(
+        mesh, ax=axes, extend=extend, aspect=14, shrink=0.75, pad=0.015, fraction=0.05
+    )
+    bar.set_label(f"CKA ({kernel_label(kernel)}, {estimator})")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)
+
+
+def kernel_label(kernel: str) -> str:
+    """Write a kernel's name: RBF, linear.
+
+    Args:
+        kernel: The name in the table.
+
+    Returns:
+        The label.
+    """
+    return _KERNELS.get(kernel, kernel)
+
+
+def cell_size(states: int) -> float:
+    """Choose the font size of printed values.
+
+    Args:
+        states: Rows of the heat map.
+
+    Returns:
+        Points.
+    """
+    return TINY if states <= 9 else TINY - 0.5
+
+
+def _below(matrices: list[pd.DataFrame]) -> bool:
+    return any(bool((m.to_numpy(dtype=np.float64) < CKA_RANGE[0]).any()) for m in matrices)

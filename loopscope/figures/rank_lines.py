@@ -1,0 +1,77 @@
+"""How many directions each state uses: effective rank along the loop."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.errors import unknown_name
+from loopscope.figures.names import state_label, state_order
+from loopscope.figures.panels import choose, need, note, samples_note, wrapped
+from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
+
+_MEASURES = {
+    "effective": "effective rank",
+    "stable": "stable rank",
+    "participation": "participation ratio",
+}
+
+
+def rank(
+    tables: Tables, models: Sequence[str] | str | None = None, measure: str = "effective"
+) -> Figure:
+    """Draw the rank of each state, one line per model; whiskers are standard deviations.
+
+    Effective rank is exp(−Σ p log p) with p = σ/Σσ (Roy & Vetterli 2007).
+
+    Args:
+        tables: What was measured; needs `rank`.
+        models: Names in the order of the legend; None takes all.
+        measure: `effective`, `stable` or `participation`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: if the table is missing, or a model or measure is not in it.
+    """
+    frame = need(tables, "rank")
+    there = [str(m) for m in frame["measure"].unique()]
+    if measure not in there:
+        raise unknown_name("measure", measure, there)
+    frame = frame[frame["measure"].eq(measure)]
+    panels = choose(frame, models, "rank")
+    stats = aggregate.rank(frame)
+    parts = [p.rows(stats) for p in panels]
+    order = state_order(str(s) for p in parts for s in p["state"])
+    with style():
+        titles = [wrapped(p.title, 26) for p in panels]
+        letters = max(len(line) for title in titles for line in title.split("\n"))
+        fig = new_figure(max(3.4, 0.34 * len(order) + 0.9 + 0.06 * letters), 2.5)
+        ax = fig.subplots()
+        for number, part in enumerate(parts):
+            # States that a model lacks stay NaN: no line runs across them.
+            own = part.set_index(part["state"].astype(str)).reindex(order)
+            dodge = 0.0 if len(panels) == 1 else 0.4 * (number / (len(panels) - 1) - 0.5)
+            ax.errorbar(
+                np.arange(len(order)) + dodge,
+                own["mean"].to_numpy(),
+                yerr=own["std"].to_numpy(),
+                label=titles[number],
+                color=LINES[number % len(LINES)],
+                linestyle=DASHES[number // len(LINES) % len(DASHES)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=3.2,
+                elinewidth=0.7,
+                capsize=1.5,
+                capthick=0.7,
+            )
+        ax.set_xticks(range(len(order)), [state_label(s) for s in order])
+        ax.set_xlim(-0.5, len(order) - 0.5)
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel(_MEASURES.get(measure, measure))
+        ax.grid(axis="y")
+        fig.legend(loc="outside right center")
+        note(fig, "Markers: mean, whiskers: ±1 SD over samples.", samples_note(frame, panels))
+    return fig

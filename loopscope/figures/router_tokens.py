@@ -1,0 +1,109 @@
+"""One text under the router: the weight of every slot, token by token."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+
+from loopscope.figures.names import step_label, token_label
+from loopscope.figures.panels import Panel
+from loopscope.figures.style import TINY, heat_map
+
+TOKENS_SHOWN = 40
+_GAP = 1.0  # empty rows between two steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The weights of one step: slot × token."""
+
+    t: int
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """All steps of one router kind on one text."""
+
+    kind: str
+    steps: tuple[Step, ...]
+    tokens: tuple[str, ...]
+
+
+def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
+    """Arrange the token table of one model for drawing.
+
+    Args:
+        tokens: `tables.tokens`, or None.
+        panel: Which model.
+
+    Returns:
+        One row for write and one for read, at most `TOKENS_SHOWN` tokens each; empty without data.
+    """
+    if tokens is None:
+        return []
+    own = panel.rows(tokens)
+    own = own[own["pos"] < TOKENS_SHOWN]
+    found = []
+    for kind in ("write", "read"):
+        part = own[own["kind"].eq(kind)]
+        if part.empty:
+            continue
+        part = part.assign(slot=part["target"].astype(str).str[1:].astype(int))
+        steps = [
+            Step(
+                t=t,
+                weights=part[part["t"].eq(t)]
+                .pivot(index="slot", columns="pos", values="value")
+                .to_numpy(np.float64),
+            )
+            for t in sorted(part["t"].unique().tolist())
+        ]
+        texts = part.drop_duplicates("pos").sort_values("pos")["token"].astype(str)
+        found.append(TokenRow(kind=kind, steps=tuple(steps), tokens=tuple(texts)))
+    return found
+
+
+def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) -> None:
+    """Draw one heat map per step, stacked, slots downwards and tokens to the right.
+
+    Args:
+        ax: Where to draw.
+        row: What to draw.
+        norm: The colour range.
+        show_tokens: Whether the tokens' texts stand below.
+    """
+    slots, width = row.steps[0].weights.shape
+    names: list[str] = []
+    places: list[float] = []
+    # As many slot labels as keep half a line's distance in the height that the figure gives.
+    every = max(1, round(len(row.steps) * slots / 30))
+    for number, step in enumerate(row.steps):
+        offset = number * (slots + _GAP)
+        heat_map(
+            ax,
+            np.ma.masked_invalid(step.weights),
+            norm,
+            top=offset,
+            lines=0.25 if every == 1 else 0.0,
+        )
+        shown = [b for b in range(slots) if b % every == 0]
+        places += [offset + b + 0.5 for b in shown]
+        names += [f"m{b}" for b in shown]
+        ax.text(
+            -0.045,
+            offset + slots / 2,
+            step_label(step.t),
+            transform=ax.get_yaxis_transform(),
+            ha="right",
+            va="center",
+        )
+    ax.set_xlim(0, width)
+    ax.set_ylim(len(row.steps) * (slots + _GAP) - _GAP, 0)
+    ax.set_yticks(places, names, fontsize=TINY - 0.5)
+    ax.set_title(f"{row.kind} weights, token by token", loc="left")
+    ticks = np.arange(width) + 0.5
+    labels = [token_label(t) for t in row.tokens] if show_tokens else []
+    ax.set_xticks(ticks if show_tokens else [], labels, rotation=90, fontsize=TINY + 0.5)

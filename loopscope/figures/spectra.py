@@ -1,0 +1,116 @@
+"""Figure 5 of the MeSH paper: how fast the singular values of each state decay."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.figures.names import state_label, state_order
+from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
+
+SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
+BAND_NOTE = r"Lines: mean, bands: ±1 SD over samples, both of $\log_{10}(\sigma_i/\sigma_0)$."
+Look = dict[str, Any]
+_FLOOR = -16.0  # log10; float64 resolves nothing below
+
+
+def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
+    """Draw the leading singular values of each state, one panel per model (MeSH Figs. 1c, 5).
+
+    Line and band are mean and standard deviation over samples of log10(sigma_i / sigma_0).
+
+    Args:
+        tables: What was measured; needs `spectrum`.
+        models: Names in the order of the panels; None takes all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: if the table is missing or a model is not in it.
+    """
+    frame = need(tables, "spectrum")
+    panels = choose(frame, models, "spectrum")
+    stats = aggregate.spectrum(frame)
+    parts = [p.rows(stats) for p in panels]
+    states = state_order(str(s) for p in parts for s in p["state"].unique())
+    looks = state_looks(states)
+    with style():
+        sheet = page(panels, width=1.6, height=1.65, extra=0.75, widest=4, sharey=True)
+        for ax, part in zip(sheet.axes, parts, strict=True):
+            draw_spectrum(ax, part, looks)
+            ax.set_xlabel("index $i$")
+        for ax in sheet.leftmost:
+            ax.set_ylabel(SPECTRUM_LABEL)
+        handles = {line.get_label(): line for ax in sheet.axes for line in ax.get_lines()}
+        labels = [label for s in states if (label := state_label(s)) in handles]
+        rows = math.ceil(len(labels) * 0.58 / sheet.fig.get_figwidth())
+        columns = math.ceil(len(labels) / rows)
+        # matplotlib fills a legend by columns; order it so that it reads by rows.
+        labels = [label for column in range(columns) for label in labels[column::columns]]
+        sheet.fig.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="outside upper center",
+            ncols=columns,
+            columnspacing=1.0,
+            handlelength=2.2,
+        )
+        note(sheet.fig, BAND_NOTE, samples_note(frame, panels, "log10_sigma_rel"))
+    return sheet.fig
+
+
+def state_looks(states: Sequence[str]) -> dict[str, Look]:
+    """Give each state its line: h(0) … h(K) from dark to light, the two ends apart from them.
+
+    Args:
+        states: Names in order.
+
+    Returns:
+        state → keywords of `Axes.plot`.
+    """
+    loop = [s for s in states if s not in ("h_emb", "h_out")]
+    shades = colormaps[HEAT](np.linspace(0.0, 0.83, max(len(loop), 2)))
+    looks: dict[str, Look] = {
+        "h_emb": {"color": GREY, "linestyle": (0, (4, 1.5))},
+        "h_out": {"color": VERMILLION, "linestyle": (0, (5, 1.2, 1, 1.2))},
+    }
+    for state, shade in zip(loop, shades, strict=False):
+        looks[state] = {"color": to_hex(shade), "linestyle": "-"}
+    return {state: looks[state] for state in states}
+
+
+def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Draw one model's lines and bands.
+
+    Args:
+        ax: Where to draw.
+        part: This model's rows of `aggregate.spectrum`.
+        looks: state → line style, from `state_looks`.
+    """
+    for state, rows in sorted(
+        part.groupby(part["state"].astype(str), sort=False), key=lambda p: list(looks).index(p[0])
+    ):
+        seen = rows[rows["n"] > 0].sort_values("i")
+        i, mean = seen["i"].to_numpy(), seen["mean"].to_numpy()
+        spread = seen["std"].fillna(0.0).to_numpy()
+        ax.fill_between(
+            i,
+            10.0 ** np.maximum(mean - spread, _FLOOR),
+            10.0 ** (mean + spread),
+            color=looks[state]["color"],
+            alpha=0.2,
+            linewidth=0,
+        )
+        ax.plot(i, 10.0**mean, label=state_label(state), **looks[state])
+    ax.set_yscale("log")
+    ax.set_xlim(0, max(1, int(part["i"].max())))
+    ax.grid(axis="y")

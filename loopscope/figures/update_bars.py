@@ -1,0 +1,91 @@
+"""Figure 3 of the MeSH paper: how much each block changes the state."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.figures.names import block_label, block_order
+from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
+
+UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
+_OUTER = "#A9B4BC"
+
+
+def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
+    """Draw the relative update of each block, one panel per model (MeSH Figs. 1a, 3).
+
+    Bars are means over samples of 2·||f(h) − h||_F / (||f(h)||_F + ||h||_F), whiskers standard
+    deviations (ddof = 1).
+
+    Args:
+        tables: What was measured; needs `update`.
+        models: Names in the order of the panels; None takes all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: if the table is missing or a model is not in it.
+    """
+    frame = need(tables, "update")
+    panels = choose(frame, models, "update")
+    stats = aggregate.update(frame)
+    parts = [p.rows(stats) for p in panels]
+    bars = max(len(p) for p in parts)
+    with style():
+        sheet = page(
+            panels, width=max(1.6, 0.5 + 0.105 * bars), height=2.05, extra=0.3, sharey=True
+        )
+        for ax, part in zip(sheet.axes, parts, strict=True):
+            draw_update(ax, part)
+        top = max((_highest(p) for p in parts), default=1.0)
+        sheet.axes[0].set_ylim(0, top * 1.06)
+        for ax in sheet.leftmost:
+            ax.set_ylabel(UPDATE_LABEL)
+        note(
+            sheet.fig,
+            "Bars: mean, whiskers: ±1 SD over samples of the relative update of each block f.",
+            samples_note(frame, panels),
+        )
+    return sheet.fig
+
+
+def draw_update(ax: Axes, part: pd.DataFrame) -> None:
+    """Draw one model's bars.
+
+    Args:
+        ax: Where to draw.
+        part: This model's rows of `aggregate.update`.
+    """
+    order = block_order(str(b) for b in part["block"])
+    rows = part.set_index(part["block"].astype(str)).loc[order]
+    ax.bar(
+        range(len(order)),
+        rows["mean"].to_numpy(),
+        yerr=rows["std"].to_numpy(),
+        width=0.72,
+        color=[BLUE if b.startswith("core") else _OUTER for b in order],
+        error_kw={"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8, "ecolor": INK},
+    )
+    for x, n in enumerate(rows["n"]):
+        if n == 0:  # all samples flagged, such as a block that changes the width
+            ax.text(x, 0, " n/a", rotation=90, ha="center", va="bottom", fontsize=SMALL, color=GREY)
+    middle, half = (len(order) - 1) / 2, max(len(order), 4) / 2 + 0.1
+    ax.set_xlim(middle - half, middle + half)
+    ax.set_xticks(range(len(order)), [block_label(b) for b in order])
+    ax.tick_params(axis="x", length=0, pad=2)
+    turn = 45 if len(order) <= 6 else 90
+    for label in ax.get_xticklabels():
+        label.set(rotation=turn, ha="right", va="center" if turn == 90 else "top")
+        label.set_rotation_mode("anchor")
+        label.set_fontsize(SMALL if len(order) <= 10 else TINY)
+    ax.grid(axis="y")
+
+
+def _highest(part: pd.DataFrame) -> float:
+    tops = (part["mean"] + part["std"].fillna(0.0)).max()
+    return float(tops) if tops == tops and tops > 0 else 1.0

@@ -1,0 +1,53 @@
+"""The output folder: made before the work starts, every file written whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopscope.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder and try to write in it, before anything is computed.
+
+    Raises:
+        InputError: if it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise InputError(
+            f"cannot write to {folder}: {err.strerror or err}. Give --out a folder that exists or "
+            "can be made, and that you may write to."
+        ) from err
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file through a temporary one and a rename."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as err:
+        raise InputError(f"cannot write {path}: {err.strerror or err}.") from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_provenance(provenance: dict[str, Any], folder: Path) -> None:
+    """`provenance.json`: models, data hash, options, versions, seed, commit."""
+    text = json.dumps(provenance, indent=2, ensure_ascii=False, sort_keys=True)
+    write_text(text + "\n", folder / "provenance.json")
+
+
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
+    """A table as CSV."""
+    write_text(table.to_csv(index=False), path)

@@ -1,0 +1,186 @@
+"""Figures as files, in notebooks, and without side effects."""
+
+import subprocess
+import sys
+from io import BytesIO
+
+import matplotlib as mpl
+import pytest
+
+from loopscope import figures
+from loopscope.errors import InputError, UnknownNameError
+from loopscope.figures import style
+
+
+def test_figures_import_neither_torch_nor_pyplot():
+    code = (
+        "import sys, loopscope.figures as f; [getattr(f, n) for n in f.__all__];"
+        "print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_importing_the_package_of_figures_is_lazy():
+    code = "import sys, loopscope.figures; print('matplotlib' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_the_packages_functions_are_listed_and_others_are_an_attribute_error():
+    assert set(figures.__all__) <= set(dir(figures))
+    with pytest.raises(AttributeError, match="no attribute 'heatmap'"):
+        figures.heatmap  # noqa: B018
+
+
+def test_drawing_leaves_the_global_rcparams_alone(four, tmp_path):
+    before = dict(mpl.rcParams)
+    fig = figures.fig1(four, "base")
+    figures.save(fig, tmp_path / "a")
+    fig._repr_png_()
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_look_does_not_depend_on_the_users_rcparams(four):
+    with mpl.rc_context({"font.size": 20, "axes.labelsize": 30, "ytick.labelsize": 40}):
+        fig = figures.update(four)
+        fig._repr_png_()
+        assert fig.axes[0].yaxis.label.get_size() == style.NORMAL
+        assert {t.get_size() for t in fig.axes[0].get_yticklabels()} == {style.SMALL}
+
+
+def test_a_notebook_shows_a_figure_once_as_png(four):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown, _ = formatters.DisplayFormatter().format(figures.update(four))
+    assert set(shown) == {"text/plain", "image/png"}
+    assert shown["image/png"][:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_save_writes_png_and_pdf_with_truetype_fonts_and_keeps_dots_in_the_name(four, tmp_path):
+    files = figures.save(figures.rank(four), tmp_path / "new" / "pythia-1.4b")
+    assert [f.name for f in files] == ["pythia-1.4b.png", "pythia-1.4b.pdf"]
+    png, pdf = (f.read_bytes() for f in files)
+    assert int.from_bytes(png[16:20], "big") >= 200 * 3
+    assert b"/Type3" not in pdf
+    assert b"FontFile2" in pdf
+    assert sorted(p.name for p in files[0].parent.iterdir()) == sorted(f.name for f in files)
+
+
+def test_the_same_table_gives_the_same_bytes(four, tmp_path):
+    one = figures.save(figures.rank(four), tmp_path / "one")
+    two = figures.save(figures.rank(four), tmp_path / "two")
+    assert [f.read_bytes() for f in one] == [f.read_bytes() for f in two]
+
+
+def test_saving_leaves_the_figure_free_to_lay_itself_out_again(four, tmp_path):
+    fig = figures.rank(four)
+    engine = fig.get_layout_engine()
+    figures.save(fig, tmp_path / "a")
+    assert fig.get_layout_engine() is engine
+
+
+def test_an_unwritable_folder_is_the_users_error(four, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write figures to .*file.*Give a folder"):
+        figures.save(figures.rank(four), tmp_path / "file" / "a")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(four, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"old")
+    fig = figures.rank(four)
+
+    def fail(file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fig, "savefig", fail)
+    with pytest.raises(InputError, match="No space left on device"):
+        figures.save(fig, tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Write names instead of figures: what is drawn is tested elsewhere."""
+    import loopscope.figures.output as output
+
+    def write(fig, path, kind):
+        path.write_text(type(fig).__name__)
+
+    monkeypatch.setattr(output, "_write", write)
+
+
+def test_draw_all_writes_the_contracts_files(four, tmp_path, quick):
+    done = []
+    report = figures.draw_all(four, tmp_path, progress=done.append)
+    names = ["fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum"]
+    names += [f"fig1_{m}" for m in ("base", "residual", "anchor", "mesh")]
+    names += ["routers_mesh"]
+    wanted = [tmp_path / "figures" / f"{n}.{s}" for n in names for s in ("png", "pdf")]
+    assert list(report.files) == wanted
+    assert all(f.is_file() for f in wanted)
+    assert len(list((tmp_path / "figures").iterdir())) == len(wanted)
+    assert sum(done) == len(names) == len(figures.plan(four)[0])
+
+
+def test_draw_all_names_what_does_not_apply_and_why(mixed, tmp_path, quick):
+    report = figures.draw_all(mixed, tmp_path, ["plain", "vanilla", "org/deep mesh@init"])
+    told = {(n.figure, n.model): n.reason for n in report.not_drawn}
+    assert set(told) == {
+        ("fig1_plain", "plain"),
+        ("routers_plain", "plain"),
+        ("routers_vanilla", "vanilla"),
+    }
+    assert "no loop" in told["fig1_plain", "plain"]
+    assert "no memory slots" in told["routers_vanilla", "vanilla"]
+    assert "not drawn: routers_plain, plain: it has no memory slots" in str(report)
+    stems = [f.stem for f in report.files[::2]]
+    assert [s.rpartition("-")[0] for s in stems[-2:]] == [
+        "fig1_org-deep-mesh-init",
+        "routers_org-deep-mesh-init",
+    ]
+
+
+def test_draw_all_draws_what_the_tables_hold_and_names_the_rest(make, tmp_path, quick):
+    tables = make("mesh", B=6)
+    tables.spectrum = tables.routing = None
+    tables.cka = tables.cka[tables.cka["estimator"].eq("biased")]
+    report = figures.draw_all(tables, tmp_path)
+    assert {f.stem for f in report.files} == {"fig3_update", "fig4_cka"}
+    told = {n.figure: n.reason for n in report.not_drawn}
+    assert told == {
+        "fig4_cka_debiased": "no debiased CKA with the RBF kernel was measured",
+        "fig5_spectrum": "the table 'spectrum' was not measured",
+        "fig1_mesh": "the table 'spectrum' was not measured",
+        "routers_mesh": "the table 'routing' was not measured",
+    }
+
+
+def test_draw_all_names_a_model_that_one_table_lacks(four, tmp_path, quick):
+    from dataclasses import replace
+
+    tables = replace(four, update=four.update[~four.update["model"].eq("base")])
+    report = figures.draw_all(tables, tmp_path, ["base", "mesh"])
+    told = {(n.figure, n.model): n.reason for n in report.not_drawn}
+    assert told["fig3_update", "base"] == "the table 'update' has no rows of it"
+    assert told["fig1_base", "base"] == "the table 'update' has no rows of it"
+    assert "fig3_update" in {f.stem for f in report.files}
+
+
+def test_draw_all_draws_a_series_and_names_what_shows_one_state_only(series, tmp_path, quick):
+    report = figures.draw_all(series, tmp_path)
+    assert "fig3_update" in {f.stem for f in report.files}
+    told = {n.figure: n.reason for n in report.not_drawn}
+    assert told["fig1_mesh"] == "the table 'update' holds 3 steps or loops of it"
+
+
+def test_draw_all_refuses_an_unknown_model(four, tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown model 'vanila'"):
+        figures.draw_all(four, tmp_path, ["base", "vanila"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_figure_draws_without_a_warning(mixed):
+    for job in figures.plan(mixed, ["plain", "org/deep mesh@init"])[0]:
+        job.make().savefig(BytesIO(), format="png", dpi=40)
