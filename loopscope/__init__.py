@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopscope import figures as plot
+    from loopscope.analysis.compare import compare
     from loopscope.analysis.measure import measure
     from loopscope.analysis.tables import Tables
     from loopscope.data import load_samples
@@ -24,6 +25,7 @@ _HOMES = {
     "zoo": "loopscope.models.load",
     "capture": "loopscope.probes.capture",
     "measure": "loopscope.analysis.measure",
+    "compare": "loopscope.analysis.compare",
     "load_samples": "loopscope.data",
     "Layout": "loopscope.models.layout",
     "LoopConfig": "loopscope.models.config",
@@ -33,7 +35,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)
-    "load", "zoo", "capture", "measure", "load_samples", "plot",
+    "load", "zoo", "capture", "measure", "compare", "load_samples", "plot",
     "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory",
 ]  # fmt: skip
 

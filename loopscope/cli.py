@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from loopscope.analysis.collect import Collected
+    from loopscope.analysis.compare import Comparison
     from loopscope.analysis.tables import Tables
 
 app = typer.Typer(
@@ -295,8 +295,8 @@ def _train_bars(bar: Any) -> Any:
     return told
 
 
-def _collect(models: list[str], **options: Any) -> "Collected":
-    from loopscope.analysis.collect import collect
+def _collect(models: list[str], **options: Any) -> "Comparison":
+    from loopscope.analysis.compare import compare
 
     with _progress() as bar:
         tasks: dict[str, Any] = {}
@@ -306,10 +306,10 @@ def _collect(models: list[str], **options: Any) -> "Collected":
                 tasks[name] = bar.add_task(f"measure {name}", total=total)
             bar.advance(tasks[name], n)
 
-        return collect(models, progress=told, **options)
+        return compare(models, progress=told, **options)
 
 
-def _write(collected: "Collected", out: Path) -> None:
+def _write(collected: "Comparison", out: Path) -> None:
     from loopscope.output import write_provenance
 
     collected.tables.save(out / "tables")
@@ -330,7 +330,7 @@ def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     print("  " + "  ".join(path.stem for path in pngs))
 
 
-def _print_signs(table: Any, collected: "Collected") -> None:
+def _print_signs(table: Any, collected: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 

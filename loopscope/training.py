@@ -5,6 +5,7 @@ the step alone.
 """
 
 import csv
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -115,16 +116,6 @@ class StepReport:
     tokens_per_s: float
 
 
-def print_progress(report: StepReport) -> None:
-    """A progress callback that prints one line per validation loss."""
-    if report.val_loss is not None:
-        print(
-            f"step {report.step}/{report.steps}  loss {report.loss:.4f}  "
-            f"validation {report.val_loss:.4f}  {report.tokens_per_s:.0f} tokens/s",
-            flush=True,
-        )
-
-
 def train(
     config: TrainConfig,
     data: TrainingData,
@@ -182,11 +173,11 @@ def train(
         },
     }
     model.provenance = told
-    checkpoint.save(model, out, half=half)
-    with (out / "log.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    log = io.StringIO()
+    writer = csv.DictWriter(log, LOG_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    checkpoint.save(model, out, half=half, log=log.getvalue())
     return model
 
 

@@ -1,6 +1,5 @@
 """Train several variants on identical batches: what `loopscope train` does."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from loopscope.corpus import load_corpus
 from loopscope.errors import InputError
 from loopscope.models.config import LoopConfig, parse_variant
 from loopscope.models.layout import Layout
+from loopscope.models.load import parse_device
 from loopscope.training import StepReport, TrainConfig, train
 
 
@@ -27,12 +27,10 @@ def variant_config(variant: str, layout: str | Layout, **widths: Any) -> LoopCon
     )
 
 
-def run_training(
-    out: str | Path,
-    *,
+def plan_training(
     variants: Sequence[str],
+    *,
     layout: str = "1+2R3+1",
-    data: str | Path | None = None,
     tokens: int = 2_000_000,
     d_model: int = 160,
     n_heads: int | None = None,
@@ -43,17 +41,12 @@ def run_training(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
-    half: bool = False,
-    progress: Callable[[str, int, int, float], Any] | None = None,
-) -> list[tuple[Path, float]]:
-    """Train each variant on the same batches and write `out/<variant>/`.
+) -> dict[str, TrainConfig]:
+    """The recipe of each variant; only the recurrence differs between them.
 
     Args:
-        out: Folder of the checkpoints.
         variants: Names of variants.
         layout: Layout of the looped variants; `vanilla` unrolls it.
-        data: `.txt`, `.jsonl` or `.parquet` to train on; the running Python's standard library
-            when not given.
         tokens: Training tokens, rounded up to whole steps.
         d_model: Width D.
         n_heads: Heads; D / 32 when not given.
@@ -64,27 +57,27 @@ def run_training(
         seed: Of the initial weights and the order of batches.
         device: Where to train.
         dtype: `float32`, or `bfloat16` autocast.
-        half: Store the weights in float16.
-        progress: Called with (variant, step, steps, loss).
-
-    Returns:
-        Each checkpoint folder with its validation loss in nats per token.
 
     Raises:
-        InputError: for settings that cannot be, text that is too short, a folder that exists (all
-            looked at before the first variant is trained), or a loss that is not finite.
+        InputError: for settings that cannot be, or a variant given twice.
     """
     if tokens < 1 or batch_size < 1 or seq_len < 4:
         raise InputError(
             f"tokens and batch size must be at least 1 and seq_len at least 4, given {tokens}, "
             f"{batch_size}, {seq_len}."
         )
-    heads = n_heads if n_heads is not None else max(1, d_model // 32)
-    configs = {}
+    configs: dict[str, TrainConfig] = {}
     for variant in variants:
         model = variant_config(
-            variant, layout, d_model=d_model, n_heads=heads, d_vocab=vocab, n_ctx=seq_len
+            variant,
+            layout,
+            d_model=d_model,
+            n_heads=max(1, d_model // 32) if n_heads is None else n_heads,
+            d_vocab=vocab,
+            n_ctx=seq_len,
         )
+        if model.variant in configs:
+            raise InputError(f"{','.join(variants)} names {model.variant} twice; name each once.")
         configs[model.variant] = TrainConfig(
             model=model,
             steps=-(-tokens // (batch_size * seq_len)),
@@ -96,17 +89,48 @@ def run_training(
             device=device,
             dtype=dtype,
         )
+    return configs
+
+
+def run_training(
+    out: str | Path,
+    *,
+    variants: Sequence[str],
+    data: str | Path | None = None,
+    half: bool = False,
+    progress: Callable[[str, int, int, float], Any] | None = None,
+    **recipe: Any,
+) -> list[tuple[Path, float]]:
+    """Train each variant on the same batches and write `out/<variant>/`.
+
+    Args:
+        out: Folder of the checkpoints.
+        variants: Names of variants.
+        data: `.txt`, `.jsonl` or `.parquet` to train on; the running Python's standard library
+            when not given.
+        half: Store the weights in float16.
+        progress: Called with (variant, step, steps, loss).
+        **recipe: As in `plan_training`.
+
+    Returns:
+        Each checkpoint folder with its validation loss in nats per token.
+
+    Raises:
+        InputError: for settings that cannot be, text that is too short, a folder that exists (all
+            looked at before the first variant is trained), or a loss that is not finite.
+    """
+    configs = plan_training(variants, **recipe)
     folders = {name: Path(out) / name for name in configs}
     there = [str(folder) for folder in folders.values() if folder.exists()]
     if there:
         raise InputError(f"{', '.join(there)} exists already; choose another --out.")
-    text = TrainingData.from_corpus(load_corpus(data), vocab=vocab)
-    words = ["loopscope", "train", "--out", "DIR", "--variants", ",".join(variants)]
-    words += ["--layout", str(layout), "--tokens", str(tokens), "--d-model", str(d_model)]
-    words += ["--heads", str(heads), "--vocab", str(vocab), "--seq-len", str(seq_len)]
-    words += ["--batch-size", str(batch_size), "--lr", str(lr), "--seed", str(seed)]
-    words += ["--dtype", dtype, *(["--half"] if half else [])]
-    words += ["--data", str(data)] if data is not None else []
+    first = next(iter(configs.values()))
+    parse_device(first.device)
+    text = TrainingData.from_corpus(load_corpus(data), vocab=first.model.d_vocab)
+    options = {"variants": ",".join(variants), **recipe}
+    options |= {"data": str(data)} if data is not None else {}
+    words = [f"--{key.removeprefix('n_').replace('_', '-')} {v}" for key, v in options.items()]
+    command = " ".join(["loopscope train --out DIR", *words, *(["--half"] if half else [])])
     written = []
     for name, config in configs.items():
 
@@ -114,7 +138,7 @@ def run_training(
             if progress is not None:
                 progress(name, report.step, report.steps, report.loss)
 
-        provenance = {"command": shlex.join(words), "seed": seed}
+        provenance = {"command": command, "seed": config.seed}
         trained = train(
             config, text, folders[name], progress=told, provenance=provenance, half=half
         )

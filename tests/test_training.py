@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from loopscope import zoo_build
 from loopscope.batches import TrainingData
 from loopscope.corpus import Corpus, Document, train_tokenizer
 from loopscope.errors import InputError
+from loopscope.heldout import heldout_pieces
 from loopscope.models.checkpoint import load_checkpoint
 from loopscope.models.config import LoopConfig
 from loopscope.models.model import LoopModel
@@ -22,9 +22,9 @@ from loopscope.training import (
     _loss,
     _optimizer,
     evaluate,
-    print_progress,
     train,
 )
+from loopscope.training_run import plan_training, run_training
 
 T = 16
 
@@ -37,11 +37,12 @@ def make_config(variant="base", layout="1+1R2+1", **changes):
 
 @pytest.fixture(scope="module")
 def corpus():
-    documents = [Document(f"{i}.py", f"def f{i}(x):\n    return x + {i}\n" * 4) for i in range(40)]
+    documents = [Document(f"{i}.py", f"def f{i}(x):\n    return x + {i}\n" * 4) for i in range(32)]
+    held = [Document(f"h{i}.py", f"class C{i}:\n    y = {i}\n" * 5) for i in range(8)]
     return Corpus(
         source="forty functions",
-        train=tuple(documents[:32]),
-        heldout=tuple(documents[32:]),
+        train=tuple(documents),
+        heldout=tuple(held),
         sha256="ab" * 32,
     )
 
@@ -260,11 +261,12 @@ def test_an_absent_device_is_refused(data, tmp_path):
         train(make_config(device="nowhere"), data, tmp_path / "m")
 
 
-def test_zoo_variants_differ_in_the_recurrence_alone():
-    recipe = {"tokens": 5000, "batch_size": 8, "dtype": "float32", "lr": 1e-3, "seed": 4}
-    configs = {name: zoo_build.zoo_config(name, **recipe) for name in zoo_build.VARIANTS}
+def test_variants_of_one_command_differ_in_the_recurrence_alone():
+    variants = ["vanilla", "base", "residual", "anchor*", "mesh", "dynamic"]
+    configs = plan_training(variants, tokens=5000, lr=1e-3, seed=4)
     base = configs["base"]
     assert base.tokens == 3 * 8 * 256
+    assert list(configs) == ["vanilla", "base", "residual", "anchor_emb", "mesh", "dynamic"]
     for name, config in configs.items():
         layout = config.model.layout
         assert layout.K == 3
@@ -273,25 +275,26 @@ def test_zoo_variants_differ_in_the_recurrence_alone():
         assert replace(config, model=same) == base, name
 
 
-def test_one_command_trains_variants_and_keeps_what_is_there(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo_build, "stdlib_corpus", lambda: corpus)
-    monkeypatch.setattr(zoo_build, "WIDTH", 20)
-    monkeypatch.setattr(zoo_build, "heldout_pieces", lambda *_: [zoo_build.Piece("x", "a.py", 7)])
-    monkeypatch.setattr(
-        zoo_build, "zoo_config", lambda name, **recipe: make_config(name, steps=recipe["tokens"])
-    )
-    monkeypatch.setattr(zoo_build, "VOCAB", 280)
-    (tmp_path / "mesh").mkdir()
-    zoo_build.main(["--out", str(tmp_path), "--tokens", "2", "--variants", "base,mesh"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "heldout.parquet", "mesh"]
-    assert not list((tmp_path / "mesh").iterdir())
-    told = json.loads((tmp_path / "base" / "provenance.json").read_text())
-    assert told["command"].startswith("python -m loopscope.zoo_build --out DIR --tokens 2 ")
-    printed = capsys.readouterr().out
-    assert "step 2/2" in printed
-    assert "exists and is kept" in printed
-    with pytest.raises(SystemExit):
-        zoo_build.main(["--out", str(tmp_path), "--variants", "nothing", "--tokens", "0"])
+def test_one_command_trains_variants_and_refuses_what_is_there_first(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(f"x{i} = {i * i}" for i in range(3000)))
+    small = {"d_model": 16, "n_heads": 2, "vocab": 280, "seq_len": 8, "layout": "1+1R2+1"}
+    small |= {"tokens": 64, "batch_size": 4}
+    told = []
+    written = run_training(
+        tmp_path / "runs", variants=["base", "mesh"], data=text,
+        progress=lambda *given: told.append(given), **small,
+    )  # fmt: skip
+    assert [folder.name for folder, _ in written] == ["base", "mesh"]
+    assert [given[:3] for given in told] == [(v, s, 2) for v in ("base", "mesh") for s in (1, 2)]
+    provenance = json.loads((tmp_path / "runs" / "base" / "provenance.json").read_text())
+    assert provenance["command"].startswith("loopscope train --out DIR --variants base,mesh ")
+    assert (provenance["tokens"], provenance["seed"]) == (64, 0)
+    with pytest.raises(InputError, match=r"runs/mesh exists already"):
+        run_training(tmp_path / "runs", variants=["dynamic", "mesh"], data=text, **small)
+    assert not (tmp_path / "runs" / "dynamic").exists()
+    with pytest.raises(InputError, match="names base twice"):
+        plan_training(["base", "base"])
 
 
 def test_held_out_pieces_are_long_spread_over_files_and_do_not_overlap(corpus):
@@ -300,7 +303,7 @@ def test_held_out_pieces_are_long_spread_over_files_and_do_not_overlap(corpus):
     )
     own = Document("asynchat.py", long[2].text)
     held = replace(corpus, heldout=(*long, own))
-    pieces = zoo_build.heldout_pieces(held, train_tokenizer([], 257), count=9)
+    pieces = heldout_pieces(held, train_tokenizer([], 257), count=9)
     texts = {document.path: document.text for document in long}
     for piece in pieces:
         assert texts[piece.file][piece.start :].startswith(piece.text)
@@ -312,12 +315,4 @@ def test_held_out_pieces_are_long_spread_over_files_and_do_not_overlap(corpus):
     for i in range(8):
         assert files[i] != files[i + 1] or ends[i] <= pieces[i + 1].start
     with pytest.raises(InputError, match=r"hold \d\d pieces of 448 tokens, 500 are needed"):
-        zoo_build.heldout_pieces(held, train_tokenizer([], 257))
-
-
-def test_progress_is_one_line_per_validation_loss(data, tmp_path, capsys):
-    train(make_config(steps=6), data, tmp_path / "m", progress=print_progress)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["3/6", "6/6"]
-    assert "validation" in lines[0]
-    assert "tokens/s" in lines[0]
+        heldout_pieces(held, train_tokenizer([], 257))

@@ -140,7 +140,7 @@ def left_out(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
 
     Returns:
         model, step, loop, samples, flagged_values, flagged_samples (those with at least one
-        flagged value).
+        flagged value), reasons (the flags met, `nonfinite` where a value has none).
     """
     exists = frame[~frame["flag"].isin(STRUCTURAL)]
     part = exists[[*KEYS, "sample"]].assign(_bad=~sound(exists, column))
@@ -148,8 +148,13 @@ def left_out(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     counts = per_sample.agg(flagged_values="sum").reset_index()
     counts["flagged_samples"] = counts["flagged_values"] > 0
     groups = counts.groupby(KEYS, observed=True, sort=False, dropna=False)
-    return groups.agg(
+    table = groups.agg(
         samples=("sample", "nunique"),
         flagged_values=("flagged_values", "sum"),
         flagged_samples=("flagged_samples", "sum"),
     ).reset_index()
+    flags = exists.loc[part["_bad"], [*KEYS, "flag"]].astype({"flag": object})
+    flags["flag"] = flags["flag"].fillna("nonfinite")
+    met = flags.drop_duplicates().groupby(KEYS, observed=True, sort=False, dropna=False)["flag"]
+    reasons = met.agg(lambda f: ", ".join(sorted(f))).rename("reasons").reset_index()
+    return table.merge(reasons, on=KEYS, how="left").fillna({"reasons": ""})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged
@@ -20,7 +20,7 @@ ESTIMATORS = ("biased", "debiased")
 MIN_TOKENS = 4
 
 # A state's spread below this share of its size is rounding: the state is constant.
-_CONSTANT = 2.0**-44
+_CONSTANT = 2.0**-22
 # Float32 distances are good to about 1e-7 of the squared norms. Where the median distance is below
 # this share of the median squared norm, they are computed again in float64 …
 _CROWDED = 1e-2
@@ -40,19 +40,22 @@ def cka(
     *,
     kernels: Sequence[str] = ("rbf",),
     bandwidth: float = 1.0,
+    grams: Sequence[Float64[Tensor, "pos pos"]] | None = None,
 ) -> dict[str, PairwiseCKA]:
     """CKA of all pairs of states of one sample; the tokens are the examples.
 
     `CKA = HSIC(K, L) / sqrt(HSIC(K, K)·HSIC(L, L))` (Kornblith et al. 2019), biased with HSIC_0 and
-    debiased with HSIC_1 (Song et al. 2007). RBF kernel exp(−d² / (2·t²·median(d²))), the median over
-    all n² squared distances, zero diagonal included; linear kernel X Xᵀ of the centred state. The
-    paper names the RBF kernel only; estimator, bandwidth and centring are our choices.
+    debiased with HSIC_1 (Song et al. 2007). RBF kernel exp(−d² / (2·t²·median(d²))), the median
+    over all n² squared distances, zero diagonal included; linear kernel X Xᵀ of the centred state.
+    MeSH names the RBF kernel only; estimator, bandwidth and centring are our choices.
 
     Args:
         states: The states, (pos, d_model) each, of the same tokens; widths may differ. Float64 is
             kept, every other dtype is computed in float32.
         kernels: Any of `KERNELS`.
         bandwidth: t, the RBF bandwidth as a fraction of sqrt(median(d²)).
+        grams: X Xᵀ of each state in float64, uncentred, if they are at hand (from
+            `spectrum.gram`, where there are fewer tokens than dimensions); saves computing them.
 
     Returns:
         For each kernel the values and flags of all pairs. NaN with `ZERO` where a state is
@@ -69,12 +72,12 @@ def cka(
     device = states[0].device
     matrices = torch.empty(len(states), n, n, dtype=dtype, device=device)
     flags = np.full(len(states), int(Flag.NONE), dtype=np.int8)
-    centred = []
     norms = torch.empty(len(states), n, dtype=dtype, device=device)
     for s, state in enumerate(states):
-        x, flags[s] = _centred(state.to(dtype))
-        centred.append(x)
-        torch.mm(x, x.mT, out=matrices[s])
+        if grams is not None:
+            flags[s] = _centre_gram(grams[s], matrices[s])
+        else:
+            flags[s] = _centred_gram(state.to(dtype), matrices[s])
         norms[s] = matrices[s].diagonal()
 
     results: dict[str, PairwiseCKA] = {}
@@ -82,9 +85,10 @@ def cka(
         results["linear"] = _align(matrices, norms, flags)
     if "rbf" in kernels:
         diagonal = torch.ones_like(norms, dtype=torch.float64)
-        for s, x in enumerate(centred):
+        for s, state in enumerate(states):
             if flags[s] == Flag.NONE:
-                flags[s] = _rbf(matrices[s], norms[s], x, bandwidth)
+                at_hand = None if grams is None else grams[s]
+                flags[s] = _rbf(matrices[s], norms[s], bandwidth, state, at_hand)
                 diagonal[s] -= 2 * _level(matrices[s])
         results["rbf"] = _align(matrices, diagonal, flags)
     return {kernel: results[kernel] for kernel in kernels}
@@ -104,8 +108,8 @@ def check(tokens: int, kernels: Sequence[str], bandwidth: float) -> int:
     return tokens
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Flag]:
-    """A state moved to its bulk and scaled to mean squared norm 1; zeros where that is impossible.
+def _centred_gram(x: Tensor, out: Tensor) -> Flag:
+    """Gram matrix of a state moved to its bulk, of mean squared norm about 1; 0 where it has none.
 
     Both kernels are the same wherever the origin is; float32 is best off with it among the tokens,
     outliers aside: a single one of large norm (an attention sink) carries the mean away.
@@ -113,27 +117,53 @@ def _centred(x: Tensor) -> tuple[Tensor, Flag]:
     size = float(torch.linalg.vector_norm(x))
     x = x - x.mean(0)
     spread = float(torch.linalg.vector_norm(x))
-    if not np.isfinite(size + spread):
-        return torch.zeros_like(x), Flag.NONFINITE
-    share = _CONSTANT if x.dtype == torch.float64 else 2.0**-22
-    if spread <= share * size:
-        return torch.zeros_like(x), Flag.ZERO
+    flag = _sound(size, spread)
+    if flag != Flag.NONE:
+        out.zero_()
+        return flag
     x.mul_(len(x) ** 0.5 / spread)
-    squares = torch.linalg.vecdot(x, x)
-    weights = 1 / (squares + squares.median() + 1e-12)
-    return x.sub_((weights @ x) / weights.sum()), Flag.NONE
+    x.sub_(_bulk(torch.linalg.vecdot(x, x)) @ x)
+    torch.mm(x, x.mT, out=out)
+    return flag
 
 
-def _rbf(gram: Tensor, norms: Tensor, x: Tensor, bandwidth: float) -> Flag:
-    """Turn a Gram matrix into the RBF kernel matrix, in place."""
-    distances = _squared_distances(gram, norms)
+def _centre_gram(gram: Tensor, out: Tensor) -> Flag:
+    """The same from the float64 Gram matrix of the state as it is."""
+    means = gram.mean(1)
+    squares = gram.diagonal() - 2 * means + means.mean()
+    size, spread = float(gram.diagonal().sum()), float(squares.sum())
+    flag = _sound(max(size, 0) ** 0.5, max(spread, 0) ** 0.5)
+    if flag != Flag.NONE:
+        out.zero_()
+        return flag
+    weights = _bulk(squares)
+    a = gram @ weights
+    a -= (weights @ a) / 2
+    out.copy_((gram - a[:, None]).sub_(a).mul_(len(gram) / spread))
+    return flag
+
+
+def _sound(size: float, spread: float) -> Flag:
+    if not np.isfinite(size + spread):
+        return Flag.NONFINITE
+    return Flag.ZERO if spread <= _CONSTANT * size else Flag.NONE
+
+
+def _bulk(squares: Tensor) -> Tensor:
+    """Weights of a mean that outliers do not move, from squared distances to the plain mean."""
+    weights = 1 / (squares + squares.median() + 1e-12 * squares.max())
+    return weights / weights.sum()
+
+
+def _rbf(
+    matrix: Tensor, norms: Tensor, bandwidth: float, state: Tensor, gram: Tensor | None
+) -> Flag:
+    """Turn a state's centred Gram matrix into its RBF kernel matrix, in place."""
+    distances = _squared_distances(matrix, norms)
     median = _median(distances.view(-1))
     flag = Flag.NONE
-    if gram.dtype == torch.float64 or median < _CROWDED * float(norms.median()):
-        x = x.to(torch.float64)
-        exact = gram if gram.dtype == torch.float64 else _squared_distances(x @ x.mT)
-        own = (x * x).sum(1)
-        exact[exact <= _SAME * (own[:, None] + own)] = 0
+    if matrix.dtype == torch.float64 or median < _CROWDED * float(norms.median()):
+        exact = _exact_distances(state, gram)
         median = _median(exact.view(-1))
         if median == 0:
             flag = Flag.ZERO_MEDIAN
@@ -142,6 +172,23 @@ def _rbf(gram: Tensor, norms: Tensor, x: Tensor, bandwidth: float) -> Flag:
         median = 1.0
     distances.mul_(-0.5 / (bandwidth**2 * median)).exp_()
     return flag
+
+
+def _exact_distances(state: Tensor, gram: Tensor | None) -> Tensor:
+    """Squared distances in float64, exactly 0 between equal tokens."""
+    if gram is None:
+        x = state.to(torch.float64)
+        x = x - x.mean(0)
+        gram = x @ x.mT
+    norms = gram.diagonal().clone()
+    exact = _squared_distances(gram.clone(), norms)
+    exact[exact <= _SAME * (norms[:, None] + norms)] = 0
+    return exact
+
+
+def _squared_distances(gram: Tensor, norms: Tensor) -> Tensor:
+    """n_i + n_j − 2 G_ij, at least 0, exactly 0 on the diagonal; overwrites the Gram matrix."""
+    return gram.mul_(-2).add_(norms[:, None]).add_(norms).clamp_(min=0).fill_diagonal_(0)
 
 
 def _level(kernel: Tensor) -> Tensor:
@@ -154,13 +201,6 @@ def _level(kernel: Tensor) -> Tensor:
     a -= a.mean() / 2
     kernel.sub_(a[:, None]).sub_(a)
     return a
-
-
-def _squared_distances(gram: Tensor, norms: Tensor | None = None) -> Tensor:
-    """n_i + n_j − 2 G_ij, at least 0, exactly 0 on the diagonal; overwrites the Gram matrix."""
-    norms = gram.diagonal().clone() if norms is None else norms
-    gram.mul_(-2).add_(norms[:, None]).add_(norms).clamp_(min=0).fill_diagonal_(0)
-    return gram
 
 
 def _median(values: Tensor) -> float:

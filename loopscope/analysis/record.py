@@ -24,6 +24,7 @@ from loopscope.analysis.rows import Rows
 from loopscope.analysis.spectrum import (
     RANK_MEASURES,
     SPECTRUM_LENGTH,
+    gram,
     ranks,
     singular_values,
     spectrum,
@@ -113,15 +114,27 @@ class Recorder:
         options = self.options
         if options.normalize_rows:
             states = [_unit_rows(state) for state in states]
+        spectral = bool(self.rows.keys() & {"spectrum", "rank"})
+        products = [gram(state, center=options.center) for state in states] if spectral else []
         if (rows := self.rows.get("cka")) is not None:
-            a, b = np.triu_indices(len(states))
-            found = cka(states, kernels=options.kernels, bandwidth=options.bandwidth)
+            pos = states[0].shape[0]
+            shared = spectral and not options.center and all(len(p) == pos for p in products)
+            found = cka(
+                states,
+                kernels=options.kernels,
+                bandwidth=options.bandwidth,
+                grams=products if shared else None,
+            )
             pairs = [getattr(found[k], e) for k in options.kernels for e in ESTIMATORS]
+            a, b = np.triu_indices(len(states))
             rows.values["value"][sample] = np.concatenate([pair.value[a, b] for pair in pairs])
             rows.flag[sample] = np.concatenate([pair.flag[a, b] for pair in pairs])
-        if not self.rows.keys() & {"spectrum", "rank"}:
+        if not spectral:
             return
-        sigmas = [singular_values(state, center=options.center) for state in states]
+        sigmas = [
+            singular_values(state, product=product)
+            for state, product in zip(states, products, strict=True)
+        ]
         if (rows := self.rows.get("spectrum")) is not None:
             lines = [spectrum(sigma) for sigma in sigmas]
             for column in ("sigma_rel", "log10_sigma_rel"):

@@ -1,6 +1,7 @@
 """Rows of a table, filled sample by sample into arrays of fixed size."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ class Rows:
             "step": no_step,
             "sample": np.repeat(np.arange(self.samples, dtype=np.int32), self.rows),
             "loop": _constant(loop, total),
-            "flag": pd.Categorical.from_codes(self.flag.reshape(-1), FLAG_NAMES),
+            "flag": _coded(self.flag.reshape(-1), FLAG_NAMES),
         }
         for column, dtype in self.columns.items():
             if column in self.values:
@@ -56,8 +57,13 @@ class Rows:
         return pd.DataFrame({c: filled[c] for c in schema(self.table)}, copy=False)
 
 
+def _coded(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
+    categories: Any = pd.Index(names)
+    return pd.Categorical.from_codes(codes, categories)
+
+
 def _constant(name: str, length: int) -> pd.Categorical:
-    return pd.Categorical.from_codes(np.zeros(length, np.int8), [name])
+    return _coded(np.zeros(length, np.int8), [name])
 
 
 def _tiled(key: np.ndarray, times: int, dtype: str) -> pd.Categorical | np.ndarray:
@@ -67,4 +73,4 @@ def _tiled(key: np.ndarray, times: int, dtype: str) -> pd.Categorical | np.ndarr
     code = {name: i for i, name in enumerate(names)}
     small = np.int8 if len(names) < 128 else np.int32
     codes = np.array([code[name] for name in key.tolist()], dtype=small)
-    return pd.Categorical.from_codes(np.tile(codes, times), names)
+    return _coded(np.tile(codes, times), names)

@@ -24,8 +24,33 @@ class Spectrum(NamedTuple):
     flag: np.ndarray
 
 
-def singular_values(
+def gram(
     state: Float[Tensor, "pos d_model"], *, center: bool = False
+) -> Float64[Tensor, "side side"]:
+    """The smaller of X Xᵀ (tokens) and Xᵀ X (width) in float64; X Xᵀ where they are equally large.
+
+    Args:
+        state: One sample's state, (pos, d_model), any float dtype.
+        center: Subtract the mean over the tokens first.
+
+    Returns:
+        A symmetric matrix of side min(pos, d_model).
+    """
+    x = state.to(torch.float64)
+    if center:
+        x = x - x.mean(0)
+    x = x if x.shape[0] <= x.shape[1] else x.mT
+    if x.is_cuda:
+        return x @ x.mT
+    a = x.numpy()  # numpy multiplies a matrix with its own transpose at half the cost (syrk)
+    return torch.from_numpy(a @ a.T)
+
+
+def singular_values(
+    state: Float[Tensor, "pos d_model"],
+    *,
+    center: bool = False,
+    product: Float64[Tensor, "side side"] | None = None,
 ) -> Float64[np.ndarray, " rank"]:
     """All singular values of one state matrix, in descending order.
 
@@ -36,26 +61,19 @@ def singular_values(
         state: One sample's state, (pos, d_model), any float dtype.
         center: Subtract the mean over the tokens first (our default is the uncentred state; the
             paper does not say).
+        product: What `gram` returned for the same state and option, if it is at hand.
 
     Returns:
         min(pos, d_model) values in float64; all NaN where the state is not finite.
     """
-    x = state.to(torch.float64)
-    if center:
-        x = x - x.mean(0)
-    if state.is_cuda:
-        gram = x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x
-        eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num()).flip(0).cpu().numpy()
-        top = float(gram.diagonal().sum())
-    else:
-        # numpy multiplies a matrix with its own transpose at half the cost (syrk).
-        a = x.numpy()
-        product = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
-        top = float(np.trace(product))
-        eigenvalues = np.linalg.eigvalsh(product)[::-1] if np.isfinite(top) else product[0]
-    if not np.isfinite(top):
-        return np.full(min(x.shape), np.nan)
-    sigma = np.sqrt(np.maximum(eigenvalues, 0.0))
+    product = gram(state, center=center) if product is None else product
+    if not torch.isfinite(product.diagonal().sum()):
+        return np.full(len(product), np.nan)
+    if product.is_cuda:
+        eigenvalues = torch.linalg.eigvalsh(product).cpu().numpy()
+    else:  # transposed, the symmetric matrix lies as LAPACK wants it
+        eigenvalues = np.linalg.eigvalsh(product.numpy().T)
+    sigma = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
     sigma[sigma < _RESOLUTION * sigma[0]] = 0.0
     return sigma
 

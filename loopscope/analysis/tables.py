@@ -169,7 +169,7 @@ class Tables:
                 "and Tables.save write them."
             )
         provenances = {name: _provenance(path) for name, path in paths.items()}
-        foreign = [paths[name].name for name, found in provenances.items() if found is None]
+        foreign = [paths[name].name for name, told in provenances.items() if told is None]
         if foreign:
             raise InputError(
                 f"{folder}: {', '.join(foreign)} was not written by loopscope (no provenance in "
@@ -183,7 +183,7 @@ class Tables:
         frames = {name: pq.read_table(path).to_pandas() for name, path in paths.items()}
         for name, frame in frames.items():
             _check_columns(name, frame, where=str(paths[name]))
-        return cls(**frames, provenance=first)
+        return cls(**frames, provenance=first or {})
 
     @classmethod
     def concat(cls, tables: Iterable["Tables"]) -> "Tables":

@@ -12,11 +12,15 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.panels import choose, need, page
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 
 CKA_RANGE = (0.0, 1.0)
 """The colour range of both estimators, so that figures compare; values below 0 take its end."""
+
+ROOMY = 9
+"""States whose CKA fits a panel of unit size with values printed; more take four times the area."""
 
 _KERNELS = {"rbf": "RBF", "linear": "linear"}
 
@@ -49,21 +53,20 @@ def cka(
     stats = aggregate.cka(frame)
     parts = [p.rows(stats) for p in panels]
     matrices = [cka_matrix(p) for p in parts]
-    most = max(len(m) for m in matrices)
-    side = max(1.4, 0.155 * most + 0.1)
+    units = [1 if len(m) <= ROOMY else 2 for m in matrices]
     with style():
-        sheet = page(panels, width=side, height=side, widest=4)
+        sheet = page(panels, width=1.4, height=1.4, widest=4, units=units)
         fig, axes = sheet.fig, sheet.axes
         alike = all(list(m.index) == list(matrices[0].index) for m in matrices)
         if alike:
             for ax in axes:
                 ax.tick_params(labelleft=ax in sheet.leftmost)
         # Height for square maps in the width that labels and colour bar leave.
-        beside = 0.55 + 0.32 * (1 if alike else sheet.columns)
+        beside = 0.55 + 0.32 * (1 if alike else sheet.columns // min(units))
         side = (fig.get_figwidth() - beside) / sheet.columns - 0.06
-        fig.set_figheight(sheet.rows * (side + 0.55) + 0.4)
+        fig.set_figheight(sheet.rows * (side + 0.47) + 0.35)
         meshes = [
-            draw_cka(ax, matrix, size=cell_size(most))
+            draw_cka(ax, matrix, size=cell_size(len(matrix)))
             for ax, matrix in zip(axes, matrices, strict=True)
         ]
         color_bar(fig, meshes[0], axes, kernel, estimator, matrices)
@@ -73,6 +76,7 @@ def cka(
             "tokens are the examples). Colours fixed to 0–1"
             f"{'; below 0 as 0' if _below(matrices) else ''}.",
             samples_note(frame, panels),
+            options_note(tables, panels, "cka"),
         )
     return fig
 
@@ -186,7 +190,7 @@ def cell_size(states: int) -> float:
     Returns:
         Points.
     """
-    return TINY if states <= 9 else TINY - 0.5
+    return TINY if states <= ROOMY else TINY - 0.5
 
 
 def _below(matrices: list[pd.DataFrame]) -> bool:

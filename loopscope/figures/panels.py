@@ -1,4 +1,4 @@
-"""What one panel shows, how panels share a page, and what a figure says of its samples."""
+"""What one panel shows, and how panels share a page."""
 
 import math
 import textwrap
@@ -13,7 +13,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label
-from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure
+from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure
 
 TABLES = ("update", "cka", "spectrum", "rank", "routing", "tokens", "loss")
 
@@ -148,17 +148,13 @@ def choose_one(frame: pd.DataFrame, model: str, table: str) -> Panel:
 
 
 class Page(NamedTuple):
-    """A figure with its panels."""
+    """A figure with its panels, those at the left edge, and its size in panels of unit size."""
 
     fig: Figure
     axes: list[Axes]
+    leftmost: list[Axes]
     rows: int
     columns: int
-
-    @property
-    def leftmost(self) -> list[Axes]:
-        """The first panel of each row."""
-        return self.axes[:: self.columns]
 
 
 def page(
@@ -168,35 +164,64 @@ def page(
     height: float,
     extra: float = 0.6,
     widest: int = 6,
+    units: Sequence[int] | None = None,
     **share: Any,
 ) -> Page:
-    """Lay panels out in rows of equal length on a page's width, each with its title.
+    """Lay panels out in rows on a page's width, each with its title.
 
     Args:
         panels: What is shown.
-        width: Inches that a panel needs; fewer share a row when they are wide.
-        height: Inches of a panel.
+        width: Inches that a panel of unit size needs; fewer share a row when they are wide.
+        height: Inches of a panel of unit size.
         extra: Inches for what surrounds the panels (legend, notes, colour bar).
-        widest: Panels per row at most.
-        **share: `sharex`, `sharey` of `Figure.subplots`.
+        widest: Panels of unit size per row at most.
+        units: Size of each panel, its height and width in units; None makes all alike.
+        **share: `sharex`, `sharey` of `Figure.subplots`, for panels that are all alike.
 
     Returns:
         The page; call inside `style()`.
     """
-    fit = max(1, min(widest, int(PAGE_WIDTH // width)))
-    rows = math.ceil(len(panels) / fit)
-    columns = math.ceil(len(panels) / rows)
+    sizes = list(units or [1] * len(panels))
+    columns = max(1, min(widest, int(PAGE_WIDTH // width)))
+    if len(set(sizes)) == 1:  # rows of equal length
+        columns = max(1, columns // sizes[0])
+        columns = math.ceil(len(panels) / math.ceil(len(panels) / columns)) * sizes[0]
+    places = pack(sizes, columns)
+    rows = max(row + size for (row, _), size in zip(places, sizes, strict=True))
     total = min(PAGE_WIDTH, max(3.3, width * columns * 1.15 + 0.5))
     fig = new_figure(total, rows * height + extra)
-    grid = fig.subplots(rows, columns, squeeze=False, **share)
-    axes = list(grid.flat)
-    for empty in axes[len(panels) :]:
-        empty.remove()
-    axes = axes[: len(panels)]
-    letters = int((total - 0.5) / columns * 72 / (SMALL * 0.68))
-    for ax, panel in zip(axes, panels, strict=True):
+    grid = fig.add_gridspec(rows, columns)
+    axes: list[Axes] = []
+    for panel, (row, column), size in zip(panels, places, sizes, strict=True):
+        like = {key: axes[0] for key, wanted in share.items() if wanted and axes}
+        ax = fig.add_subplot(grid[row : row + size, column : column + size], **like)
+        if like and column:
+            ax.tick_params(labelleft=False)
+        letters = int((total - 0.5) / columns * size * 72 / (SMALL * 0.68))
         ax.set_title(wrapped(panel.title, letters))
-    return Page(fig, axes, rows, columns)
+        axes.append(ax)
+    left = [ax for ax, (_, column) in zip(axes, places, strict=True) if column == 0]
+    return Page(fig, axes, left, rows, columns)
+
+
+def pack(sizes: Sequence[int], columns: int) -> list[tuple[int, int]]:
+    """Place square panels in reading order; each row holds panels of one size.
+
+    Args:
+        sizes: Height and width of each panel in units.
+        columns: Units per row.
+
+    Returns:
+        (row, column) of each panel's upper left corner, in units.
+    """
+    places = []
+    row = column = tall = 0
+    for size in sizes:
+        if column and (column + size > columns or size != tall):
+            row, column = row + tall, 0
+        places.append((row, column))
+        column, tall = column + size, size
+    return places
 
 
 def wrapped(title: str, letters: int) -> str:
@@ -213,85 +238,3 @@ def wrapped(title: str, letters: int) -> str:
     if len(title) > 3 * letters:
         title = "…" + title[-(3 * letters - 1) :]
     return "\n".join(textwrap.wrap(title, letters, break_on_hyphens=False))
-
-
-def note(fig: Figure, *sentences: str) -> None:
-    """Write small print under a figure: what was drawn, from how many samples.
-
-    Args:
-        fig: The figure.
-        *sentences: The parts; empty ones are skipped.
-    """
-    size = SMALL - 0.5
-    text = " ".join(s for s in sentences if s).replace("n = ", "n\u00a0=\u00a0")
-    lines = textwrap.wrap(text, int(fig.get_figwidth() * 72 / (size * 0.53)))
-    text = "\n".join(lines).replace("\u00a0", " ")
-    fig.supxlabel(text, x=0.01, ha="left", fontsize=size, color=GREY, linespacing=1.25)
-
-
-def samples_note(frame: pd.DataFrame, panels: Sequence[Panel], column: str = "value") -> str:
-    """Say how many samples a figure rests on and how many flagged values were left out.
-
-    Args:
-        frame: The measured table, only the rows that are drawn.
-        panels: What is shown.
-        column: The column that is averaged.
-
-    Returns:
-        Sentences such as 'n = 500 samples. Left out as flagged: +mesh 3 values in 2 samples.'
-    """
-    counts = aggregate.left_out(frame, column)
-    found = [(p.title, _Left.of(p, counts)) for p in panels]
-    ns = {title: left.samples for title, left in found}
-    if len(set(ns.values())) == 1:
-        text = f"n = {next(iter(ns.values()))} samples{' each' if len(ns) > 1 else ''}."
-    else:
-        text = f"n samples: {', '.join(f'{title} {n}' for title, n in ns.items())}."
-    return text + _flagged_text(found)
-
-
-def combined_note(panel: Panel, parts: dict[str, tuple[pd.DataFrame, str]]) -> str:
-    """Say how many samples a figure of several tables rests on, and what was left out where.
-
-    Args:
-        panel: What is shown.
-        parts: Name of a part of the figure → its measured table and the averaged column.
-
-    Returns:
-        Sentences such as 'n = 500 samples. Left out as flagged: (b) 3 values in 2 samples.'
-    """
-    found = [
-        (name, _Left.of(panel, aggregate.left_out(panel.rows(frame), column)))
-        for name, (frame, column) in parts.items()
-    ]
-    ns = {name: left.samples for name, left in found}
-    if len(set(ns.values())) == 1:
-        text = f"n = {next(iter(ns.values()))} samples."
-    else:
-        text = f"n samples: {', '.join(f'{name} {n}' for name, n in ns.items())}."
-    return text + _flagged_text(found)
-
-
-@dataclass(frozen=True)
-class _Left:
-    samples: int
-    flagged_values: int
-    flagged_samples: int
-
-    @classmethod
-    def of(cls, panel: Panel, counts: pd.DataFrame) -> "_Left":
-        names = ["samples", "flagged_values", "flagged_samples"]
-        return cls(*(int(v) for v in panel.rows(counts)[names].sum()))
-
-
-def _flagged_text(found: Sequence[tuple[str, _Left]]) -> str:
-    flagged = [
-        f"{name} {_count(left.flagged_values, 'value')} in {_count(left.flagged_samples, 'sample')}"
-        for name, left in found
-        if left.flagged_values > 0
-    ]
-    return f" Left out as flagged: {', '.join(flagged)}." if flagged else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

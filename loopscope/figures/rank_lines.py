@@ -8,7 +8,8 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.panels import choose, need, note, samples_note, wrapped
+from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.panels import choose, need, wrapped
 from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
 
 _MEASURES = {
@@ -73,5 +74,10 @@ def rank(
         ax.set_ylabel(_MEASURES.get(measure, measure))
         ax.grid(axis="y")
         fig.legend(loc="outside right center")
-        note(fig, "Markers: mean, whiskers: ±1 SD over samples.", samples_note(frame, panels))
+        note(
+            fig,
+            "Markers: mean, whiskers: ±1 SD over samples.",
+            samples_note(frame, panels),
+            options_note(tables, panels, "rank"),
+        )
     return fig

@@ -12,7 +12,8 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError
 from loopscope.figures.names import block_order, source_label, state_label, step_label
-from loopscope.figures.panels import Panel, choose_one, need, note, samples_note
+from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.panels import Panel, choose_one, need
 from loopscope.figures.router_tokens import draw_tokens, token_rows
 from loopscope.figures.style import (
     GREY,
@@ -78,6 +79,7 @@ def routers(tables: Tables, model: str) -> Figure:
             "H: entropy of the weights in nats, "
             f"uniform over {slots} slots would be {np.log(slots):.2f}.",
             samples_note(frame[frame["model"].eq(model)], [panel], "mean"),
+            options_note(tables, [panel], "routing"),
             "Bottom: first sample, weights token by token."
             if rows
             else "No token-by-token table was measured.",

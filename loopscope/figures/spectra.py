@@ -13,7 +13,8 @@ from matplotlib.colors import to_hex
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.panels import choose, need, page
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 
 SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
@@ -64,7 +65,12 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             columnspacing=1.0,
             handlelength=2.2,
         )
-        note(sheet.fig, BAND_NOTE, samples_note(frame, panels, "log10_sigma_rel"))
+        note(
+            sheet.fig,
+            BAND_NOTE,
+            samples_note(frame, panels, "log10_sigma_rel"),
+            options_note(tables, panels, "spectrum"),
+        )
     return sheet.fig
 
 

@@ -6,7 +6,8 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.cka_maps import cell_size, cka_matrix, color_bar, draw_cka, select_cka
 from loopscope.figures.names import state_order
-from loopscope.figures.panels import choose_one, combined_note, need, note
+from loopscope.figures.notes import combined_note, note, options_note
+from loopscope.figures.panels import choose_one, need
 from loopscope.figures.spectra import BAND_NOTE, SPECTRUM_LABEL, draw_spectrum, state_looks
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
 from loopscope.figures.update_bars import UPDATE_LABEL, draw_update
@@ -75,6 +76,7 @@ def fig1(tables: Tables, model: str) -> Figure:
                     "(c)": (decay, "log10_sigma_rel"),
                 },
             ),
+            options_note(tables, [panel], "update", "cka", "spectrum"),
         )
     return fig
 

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import block_label, block_order
-from loopscope.figures.panels import choose, need, note, page, samples_note
+from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.panels import choose, need, page
 from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
 
 UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
@@ -50,6 +51,7 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
             sheet.fig,
             "Bars: mean, whiskers: ±1 SD over samples of the relative update of each block f.",
             samples_note(frame, panels),
+            options_note(tables, panels, "update"),
         )
     return sheet.fig
 

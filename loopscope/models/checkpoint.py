@@ -143,6 +143,7 @@ def save(
     folder: str | Path,
     *,
     provenance: dict[str, Any] | None = None,
+    log: str | None = None,
     half: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -152,6 +153,7 @@ def save(
         model: The model; its tokenizer goes along.
         folder: Where to; must not exist unless `overwrite`.
         provenance: Where the weights come from; the model's own when not given.
+        log: Text of `log.csv`, the course of the training.
         half: Store floats in float16.
         overwrite: Replace an existing loopscope checkpoint (nothing else is ever replaced).
 
@@ -190,6 +192,8 @@ def save(
         origin = model.provenance if provenance is None else provenance
         text = json.dumps(origin, indent=2, ensure_ascii=False)
         (temporary / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        if log is not None:
+            (temporary / "log.csv").write_text(log)
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
         _swap(temporary, folder)

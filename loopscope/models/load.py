@@ -103,15 +103,14 @@ def load(
     return model.to(place)
 
 
-def peek(target: str | Path) -> str:
-    """The name of a model that could be loaded, from its configuration alone.
+def peek(target: str | Path) -> tuple[str, LoopConfig]:
+    """Name and configuration of a model that could be loaded; its weights are not read.
 
     Raises:
         InputError: if nothing is found there, or the configuration cannot be used.
     """
     folder, label = _find(str(target))
-    _config(folder)
-    return label
+    return label, _config(folder)
 
 
 def _config(folder: Path) -> LoopConfig:

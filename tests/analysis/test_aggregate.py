@@ -155,6 +155,12 @@ def test_left_out_counts_values_and_the_samples_they_lie_in():
     frame.loc[4, "value"] = np.nan
     [row] = aggregate.left_out(frame).to_dict("records")
     assert (row["samples"], row["flagged_values"], row["flagged_samples"]) == (3, 3, 2)
+    assert row["reasons"] == "nonfinite, zero"
+
+
+def test_where_nothing_is_flagged_no_reason_is_given():
+    [row] = aggregate.left_out(updates([1.0, 2.0], [None, None])).to_dict("records")
+    assert (row["samples"], row["flagged_values"], row["reasons"]) == (2, 0, "")
 
 
 def test_statistics_import_neither_matplotlib_nor_torch():

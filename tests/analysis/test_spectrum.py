@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from loopscope.analysis.flags import Flag
-from loopscope.analysis.spectrum import RANK_MEASURES, ranks, singular_values, spectrum
+from loopscope.analysis.spectrum import RANK_MEASURES, gram, ranks, singular_values, spectrum
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,6 +30,18 @@ def test_singular_values_equal_numpys_in_float64(shape: tuple[int, int]) -> None
     expected = np.linalg.svd(x.double().numpy(), compute_uv=False)
     np.testing.assert_allclose(singular_values(x), expected, atol=1e-8 * expected[0])
     np.testing.assert_allclose(singular_values(x)[:50], expected[:50], rtol=1e-7)
+
+
+def test_a_gram_matrix_at_hand_gives_the_same() -> None:
+    for shape in ((20, 30), (30, 20), (20, 20)):
+        x = random(*shape)
+        for center in (False, True):
+            product = gram(x, center=center)
+            assert product.shape == (20, 20)
+            given = singular_values(x, product=product)
+            np.testing.assert_array_equal(given, singular_values(x, center=center))
+    a = x.double()
+    torch.testing.assert_close(gram(x), a @ a.mT)
 
 
 def test_centring_is_an_option() -> None:

@@ -88,9 +88,10 @@ def test_provenance_is_in_the_parquet_metadata(tmp_path: Path) -> None:
     small().save(tmp_path)
     metadata = pq.read_schema(tmp_path / "cka.parquet").metadata
     assert json.loads(metadata[b"loopscope"]) == small().provenance
-    assert pq.ParquetFile(tmp_path / "cka.parquet").metadata.row_group(0).column(
-        0
-    ).compression == "ZSTD"
+    assert (
+        pq.ParquetFile(tmp_path / "cka.parquet").metadata.row_group(0).column(0).compression
+        == "ZSTD"
+    )
 
 
 def test_saving_again_removes_our_stale_tables_and_nothing_else(tmp_path: Path) -> None:

@@ -87,10 +87,14 @@ def test_samples_are_counted_once_where_equal_and_per_model_where_not(four, mixe
 
 
 def test_flagged_values_are_told_and_sound_models_not_mentioned(four):
-    assert "Left out as flagged: +anchor 3 values in 1 sample." in small_print(figures.update(four))
-    assert "Left out as flagged: +anchor 1 value in 1 sample." in small_print(figures.cka(four))
+    assert "Left out as flagged: +anchor 3 values in 1 sample (zero)." in small_print(
+        figures.update(four)
+    )
+    assert "Left out as flagged: +anchor 1 value in 1 sample (nonfinite)." in small_print(
+        figures.cka(four)
+    )
     assert "flagged" not in small_print(figures.update(four, ["base"]))
-    assert "(a) 3 values in 1 sample, (b) 1 value in 1 sample" in small_print(
+    assert "(a) 3 values in 1 sample (zero), (b) 1 value in 1 sample (nonfinite)" in small_print(
         figures.fig1(four, "anchor")
     )
 
@@ -100,3 +104,30 @@ def test_a_long_name_is_broken_and_keeps_its_end():
     assert title.replace("\n", "").endswith("checkpoint/step_20000")
     assert title.startswith("…")
     assert max(map(len, title.split("\n"))) <= 12
+
+
+def test_panels_of_two_sizes_fill_rows_of_one_size_each():
+    assert panels.pack([1, 1, 1, 1, 1, 2, 2, 2, 1], columns=4) == [
+        (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (2, 2), (4, 0), (6, 0),
+    ]  # fmt: skip
+
+
+def test_a_map_of_many_states_gets_twice_the_width_and_the_others_keep_theirs(make):
+    models = [make(n) for n in ("base", "anchor", "mesh")] + [make("deep", K=12)]
+    fig = figures.cka(Tables.concat(models))
+    spans = [len(ax.get_subplotspec().colspan) for ax in fig.axes[:4]]
+    assert spans == [1, 1, 1, 2]
+
+
+def test_options_other_than_the_defaults_are_told_where_they_matter(make):
+    tables = Tables.concat([make("base"), make("mesh")])
+    options = {"drop_first": 4, "center": True, "normalize_rows": False, "bandwidth": 0.5}
+    tables.provenance["models"] = {n: {"options": dict(options)} for n in ("base", "mesh")}
+    assert "Measured with: first 4 tokens left out." in small_print(figures.update(tables))
+    assert "left out, RBF bandwidth t = 0.5." in small_print(figures.cka(tables))
+    assert "left out, states centred for spectrum and ranks." in small_print(
+        figures.spectrum(tables)
+    )
+    tables.provenance["models"]["base"] = {"options": {"drop_first": 0, "bandwidth": 1.0}}
+    assert "Measured with: +mesh: first 4 tokens left out." in small_print(figures.update(tables))
+    assert "Measured with" not in small_print(figures.update(tables, "base"))

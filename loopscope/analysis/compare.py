@@ -1,21 +1,25 @@
-"""Collect: several models, one after the other, into one set of tables."""
+"""Compare: several models on the same text, one after the other, into one set of tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from loopscope.analysis.collapse import SIGNS, signs
 from loopscope.analysis.measure import MEASURES, measure
 from loopscope.analysis.tables import Tables
 from loopscope.data import Samples, load_samples
 from loopscope.errors import InputError
+from loopscope.models.layout import Layout
 from loopscope.models.load import load, peek
 from loopscope.models.model import LoopModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collected:
-    """What was measured, and what had to be left out.
+class Comparison:
+    """Several models measured on the same text.
 
     Attributes:
         tables: The tables of all models.
@@ -25,28 +29,59 @@ class Collected:
     tables: Tables
     samples: dict[str, Samples]
 
+    @property
+    def signs(self) -> pd.DataFrame:
+        """Loss and signs of collapse, mean and deviation over samples (see `collapse.SIGNS`)."""
+        return signs(self.tables)
 
-def labels(targets: Sequence[str | Path | LoopModel]) -> list[str]:
-    """A short name for each target, all different.
+    def _repr_html_(self) -> str:
+        table = self.signs
+        cell = table["mean"].map("{:.3f}".format) + " ± " + table["std"].map("{:.3f}".format)
+        titles = {sign.name: sign.title for sign in SIGNS}
+        shown = table.assign(cell=cell.where(table["n"] > 0, "–"))
+        wide = shown.pivot(index="sign", columns="model", values="cell").rename(index=titles)
+        return wide.rename_axis(index=None, columns=None).to_html()
+
+
+def labels(targets: Sequence[str | Path | LoopModel], names: Sequence[str]) -> list[str]:
+    """A name for each target, all different.
 
     Args:
         targets: Zoo names, folders or models.
+        names: The name of each.
 
     Returns:
-        The model's name, or the path as given where two names are the same.
+        The name, or the path as given where two names are the same.
 
     Raises:
-        InputError: if the same target is given twice, or one cannot be found.
+        InputError: if the same target is given twice.
     """
-    names = [t.name or t.config.variant if isinstance(t, LoopModel) else peek(t) for t in targets]
     full = [n if isinstance(t, LoopModel) else str(t) for t, n in zip(targets, names, strict=True)]
     twice = sorted({f for f in full if full.count(f) > 1})
     if twice:
         raise InputError(f"{', '.join(twice)} is given twice; name each model once.")
-    return [f if names.count(n) > 1 else n for n, f in zip(names, full, strict=True)]
+    return [f if list(names).count(n) > 1 else n for n, f in zip(names, full, strict=True)]
 
 
-def collect(
+def _look_up(
+    targets: Sequence[str | Path | LoopModel], layout: str | None
+) -> tuple[list[str], list[bool]]:
+    """Names of the targets, and which of them the layout regroups; nothing is computed."""
+    found = [(str(t.name), t.config) if isinstance(t, LoopModel) else peek(t) for t in targets]
+    names = labels(targets, [name for name, _ in found])
+    if layout is None:
+        return names, [False] * len(names)
+    Layout.parse(layout)
+    regroup = [config.variant == "vanilla" for _, config in found]
+    if not any(regroup):
+        raise InputError(
+            f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
+            "leave the layout out."
+        )
+    return names, regroup
+
+
+def compare(
     targets: Sequence[str | Path | LoopModel],
     *,
     data: str | Path | None = None,
@@ -60,7 +95,7 @@ def collect(
     measures: Sequence[str] = MEASURES,
     progress: Callable[[str, int, int], Any] | None = None,
     **options: Any,
-) -> Collected:
+) -> Comparison:
     """Load and measure models on the same text, one model in memory at a time.
 
     Args:
@@ -87,14 +122,14 @@ def collect(
     """
     if not targets:
         raise InputError("no models given; name at least one.")
-    names = labels(targets)
+    names, regroup = _look_up(targets, layout)
     parts, used = [], {}
-    for target, name in zip(targets, names, strict=True):
+    for target, name, again in zip(targets, names, regroup, strict=True):
         if isinstance(target, LoopModel):
             model = target
         else:
             model = load(target, device=device, dtype=dtype, seed=seed, name=name)
-        if layout is not None and model.config.variant == "vanilla":
+        if layout is not None and again:
             model = model.with_layout(layout)
         chosen = load_samples(model, data, samples=samples, tokens=tokens, seed=seed)
         total = len(chosen.tokens)
@@ -109,12 +144,4 @@ def collect(
         parts.append(part)
         used[name] = chosen
         del model
-    if layout is not None and not any(
-        (part.provenance["models"][n]["config"] or {}).get("variant") == "vanilla"
-        for part, n in zip(parts, names, strict=True)
-    ):
-        raise InputError(
-            f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
-            "leave the layout out."
-        )
-    return Collected(tables=Tables.concat(parts), samples=used)
+    return Comparison(tables=Tables.concat(parts), samples=used)

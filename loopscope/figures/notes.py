@@ -1,0 +1,137 @@
+"""The small print under a figure: how many samples, what was left out, which options."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.figures.names import model_label
+from loopscope.figures.panels import Panel
+from loopscope.figures.style import GREY, SMALL, Figure
+
+
+def note(fig: Figure, *sentences: str) -> None:
+    """Write small print under a figure: what was drawn, from how many samples.
+
+    Args:
+        fig: The figure.
+        *sentences: The parts; empty ones are skipped.
+    """
+    size = SMALL - 0.5
+    text = " ".join(s for s in sentences if s).replace("n = ", "n\u00a0=\u00a0")
+    lines = textwrap.wrap(text, int(fig.get_figwidth() * 72 / (size * 0.53)))
+    text = "\n".join(lines).replace("\u00a0", " ")
+    fig.supxlabel(text, x=0.01, ha="left", fontsize=size, color=GREY, linespacing=1.25)
+
+
+def samples_note(frame: pd.DataFrame, panels: Sequence[Panel], column: str = "value") -> str:
+    """Say how many samples a figure rests on and how many flagged values were left out.
+
+    Args:
+        frame: The measured table, only the rows that are drawn.
+        panels: What is shown.
+        column: The column that is averaged.
+
+    Returns:
+        Sentences such as 'n = 500 samples. Left out as flagged: mesh 3 values in 2 samples (zero).'
+    """
+    counts = aggregate.left_out(frame, column)
+    found = [(p.title, _Left.of(p, counts)) for p in panels]
+    ns = {title: left.samples for title, left in found}
+    if len(set(ns.values())) == 1:
+        text = f"n = {next(iter(ns.values()))} samples{' each' if len(ns) > 1 else ''}."
+    else:
+        text = f"n samples: {', '.join(f'{title} {n}' for title, n in ns.items())}."
+    return text + _flagged_text(found)
+
+
+def combined_note(panel: Panel, parts: dict[str, tuple[pd.DataFrame, str]]) -> str:
+    """Say how many samples a figure of several tables rests on, and what was left out where.
+
+    Args:
+        panel: What is shown.
+        parts: Name of a part of the figure → its measured table and the averaged column.
+
+    Returns:
+        Sentences such as 'n = 500 samples. Left out as flagged: (b) 3 values in 2 samples (zero).'
+    """
+    found = [
+        (name, _Left.of(panel, aggregate.left_out(panel.rows(frame), column)))
+        for name, (frame, column) in parts.items()
+    ]
+    ns = {name: left.samples for name, left in found}
+    if len(set(ns.values())) == 1:
+        text = f"n = {next(iter(ns.values()))} samples."
+    else:
+        text = f"n samples: {', '.join(f'{name} {n}' for name, n in ns.items())}."
+    return text + _flagged_text(found)
+
+
+def options_note(tables: Tables, panels: Sequence[Panel], *names: str) -> str:
+    """Say which options other than the defaults the drawn tables were measured with.
+
+    Args:
+        tables: What was measured; the options are in its provenance.
+        panels: What is shown.
+        *names: The tables drawn.
+
+    Returns:
+        A sentence such as 'Measured with: first 2 tokens left out.', empty for the defaults.
+    """
+    models = dict.fromkeys(panel.model for panel in panels)
+    told = {model: _options(tables, model, set(names)) for model in models}
+    if len(set(told.values())) == 1:
+        text = next(iter(told.values()))
+    else:
+        text = "; ".join(f"{model_label(m)}: {t}" for m, t in told.items() if t)
+    return f"Measured with: {text}." if text else ""
+
+
+def _options(tables: Tables, model: str, names: set[str]) -> str:
+    known = (tables.provenance.get("models") or {}).get(model) or {}
+    options = known.get("options") or {}
+    parts = []
+    if drop := options.get("drop_first"):
+        parts.append(f"first {'token' if drop == 1 else f'{drop} tokens'} left out")
+    if options.get("center") and names & {"spectrum", "rank"}:
+        parts.append("states centred for spectrum and ranks")
+    if options.get("normalize_rows") and names & {"cka", "spectrum", "rank"}:
+        parts.append("rows of norm 1")
+    if options.get("bandwidth", 1.0) != 1.0 and "cka" in names:
+        parts.append(f"RBF bandwidth t = {options['bandwidth']:g}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    samples: int
+    flagged_values: int
+    flagged_samples: int
+    reasons: str
+
+    @classmethod
+    def of(cls, panel: Panel, counts: pd.DataFrame) -> "_Left":
+        rows = panel.rows(counts)
+        return cls(
+            samples=int(rows["samples"].sum()),
+            flagged_values=int(rows["flagged_values"].sum()),
+            flagged_samples=int(rows["flagged_samples"].sum()),
+            reasons=", ".join(rows["reasons"]),
+        )
+
+
+def _flagged_text(found: Sequence[tuple[str, _Left]]) -> str:
+    flagged = [
+        f"{name} {_count(left.flagged_values, 'value')} in {_count(left.flagged_samples, 'sample')}"
+        f" ({left.reasons.replace('_', ' ')})"
+        for name, left in found
+        if left.flagged_values > 0
+    ]
+    return f" Left out as flagged: {', '.join(flagged)}." if flagged else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,65 @@
+"""The package itself: lazy imports, one direction, small files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopscope
+
+ROOT = Path(loopscope.__file__).parent
+
+
+def imported_after(code: str) -> set[str]:
+    program = f"{code}\nimport sys\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import loopscope", {"torch", "pandas", "matplotlib", "numpy"}),
+        ("import loopscope.cli", {"torch", "pandas", "matplotlib", "transformer_lens"}),
+        ("import loopscope.figures; loopscope.figures.cka", {"torch", "transformer_lens"}),
+        ("import loopscope.analysis.tables", {"torch", "matplotlib"}),
+        ("import loopscope.analysis.collapse", {"torch", "matplotlib"}),
+        ("import loopscope.analysis.measure", {"matplotlib"}),
+    ],
+)
+def test_importing_one_part_does_not_import_what_it_does_not_need(code, absent):
+    assert not imported_after(code) & absent
+
+
+def test_public_names_are_loaded_when_first_used():
+    for name in loopscope.__all__:
+        assert getattr(loopscope, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'meassure'"):
+        _ = loopscope.meassure
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "foreign"),
+    [("analysis", {"matplotlib"}), ("models", {"matplotlib"}), ("figures", {"torch"})],
+)
+def test_the_direction_capture_measure_table_figure_is_kept(part, foreign):
+    for path in sorted((ROOT / part).rglob("*.py")):
+        assert not imports_of(path) & foreign, path
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
