@@ -5,6 +5,7 @@ Names are loaded when first used, so `import loopscope` is instant and does not 
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from loopscope import figures as plot
@@ -27,6 +28,7 @@ _HOMES = {
     "measure": "loopscope.analysis.measure",
     "compare": "loopscope.analysis.compare",
     "load_samples": "loopscope.data",
+    "plot": "loopscope.figures",
     "Layout": "loopscope.models.layout",
     "LoopConfig": "loopscope.models.config",
     "LoopModel": "loopscope.models.model",
@@ -41,12 +43,13 @@ __all__ = [  # noqa: RUF022  (the order in which they are used)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        value: Any = import_module("loopscope.figures")
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module 'loopscope' has no attribute {name!r}")
+    with catch_warnings():
+        # tqdm, on its way in with transformer-lens, warns in notebooks without ipywidgets
+        filterwarnings("ignore", message="IProgress not found")
+        home = import_module(_HOMES[name])
+    value = home if name == "plot" else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -34,6 +34,10 @@ class Comparison:
         """Loss and signs of collapse, mean and deviation over samples (see `collapse.SIGNS`)."""
         return signs(self.tables)
 
+    def __repr__(self) -> str:
+        counts = {len(samples) for samples in self.samples.values()}
+        return f"Comparison of {', '.join(self.samples)} on {'/'.join(map(str, counts))} samples"
+
     def _repr_html_(self) -> str:
         table = self.signs
         cell = table["mean"].map("{:.3f}".format) + " ± " + table["std"].map("{:.3f}".format)

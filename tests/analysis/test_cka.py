@@ -193,11 +193,11 @@ def test_states_of_different_width_can_be_compared() -> None:
 def test_mostly_repeated_tokens_take_the_median_of_the_others_and_are_flagged(
     dtype: torch.dtype, distinct: int
 ) -> None:
-    words = random(distinct, 16).to(dtype)
-    repeated = words[[0] * 30 + [i % distinct for i in range(10)]]
+    words = random(distinct, 16).to(dtype) + 5
+    numbers = np.array([0] * 30 + [i % distinct for i in range(10)])
+    repeated = words[torch.from_numpy(numbers)]
     other = random(40, 16, seed=1).to(dtype)
     distances = euclidean_distances(words.double().numpy(), squared=True)
-    numbers = np.array([0] * 30 + [i % distinct for i in range(10)])
     squares = distances[numbers][:, numbers]
     assert np.median(squares) == 0
     k = np.exp(-squares / (2 * np.median(squares[squares > 0])))
@@ -208,6 +208,18 @@ def test_mostly_repeated_tokens_take_the_median_of_the_others_and_are_flagged(
         expected = hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
         assert value[0, 1] == pytest.approx(expected, abs=1e-6)
         assert flag.tolist() == [[Flag.ZERO_MEDIAN, Flag.ZERO_MEDIAN], [Flag.ZERO_MEDIAN, -1]]
+
+
+def test_rounding_in_a_gram_matrix_is_not_taken_for_distance() -> None:
+    states = random(2, 40, 64).double()
+    states[0] = states[0, [0] * 35 + [1, 2, 3, 4, 5]]
+    grams = [x @ x.mT for x in states]
+    expected = cka(states, grams=grams)["rbf"].debiased
+    noise = 1e-14 * random(40, 40, seed=1).double()
+    rounded = cka(states, grams=[gram + noise + noise.T for gram in grams])["rbf"].debiased
+    np.testing.assert_allclose(rounded.value, expected.value, atol=1e-10)
+    np.testing.assert_array_equal(rounded.flag, expected.flag)
+    assert rounded.flag[0, 1] == Flag.ZERO_MEDIAN
 
 
 def test_tight_clusters_far_apart_keep_their_digits() -> None:

@@ -1,0 +1,22 @@
+"""The notebook runs from top to bottom and shows figures."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.filterwarnings("ignore")  # of the Jupyter client, not ours
+def test_notebook_runs_and_shows_its_figures(path):
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.get("outputs", []).clear()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert sum("image/png" in out.get("data", {}) for out in shown) == 3
+    assert sum("text/html" in out.get("data", {}) for out in shown) >= 7
+    assert not [out for out in shown if out.get("name") == "stderr"]
