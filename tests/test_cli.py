@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
 def checkpoints(tmp_path_factory):
     """Three small checkpoints with the shipped tokenizer."""
     folder = tmp_path_factory.mktemp("runs")
-    tokenizer = read_tokenizer(zoo_folder() / "tokenizer.json")
+    tokenizer = read_tokenizer(zoo_folder() / "base" / "tokenizer.json")
     for variant in ("base", "mesh", "vanilla"):
         layout = "1+1+1+1" if variant == "vanilla" else "1+1R2+1"
         model = make_model(variant, layout, d_vocab=tokenizer.get_vocab_size())

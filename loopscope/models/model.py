@@ -316,6 +316,7 @@ class LoopModel(TextMixin, NamedHooks):
             dtype=weight.dtype,
         )
         cfg.parallel_attn_mlp = config.parallel_residual
+        cfg.use_attn_in = cfg.use_hook_mlp_in = False
         return cfg
 
     def _sync_cfg(self) -> None:
@@ -365,14 +366,16 @@ class LoopModel(TextMixin, NamedHooks):
             total = total + blocks[layer].attn.b_O
         return total
 
-    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Refused: the fused projection has no per-head input to fork."""
-        raise InputError(
-            "per-head query, key and value inputs (use_split_qkv_input, direct path patching) do "
-            "not exist here: the projection is fused. Patch hook_q, hook_k, hook_v or hook_z."
-        )
+    def set_use_split_qkv_input(self, use: bool) -> None:
+        """Refused: there is no input or output of one head alone that could be forked."""
+        if use:
+            raise InputError(
+                "inputs and outputs of single heads or of the MLP alone (edge attribution, direct "
+                "path patching) do not exist here: the projection is fused. Patch hook_q, hook_k, "
+                "hook_v or hook_z; cache.stack_head_results gives what each head writes."
+            )
 
-    set_use_attn_in = set_use_split_qkv_input
+    set_use_attn_in = set_use_attn_result = set_use_hook_mlp_in = set_use_split_qkv_input
 
     # -- how it shows itself ---------------------------------------------------------------------
 

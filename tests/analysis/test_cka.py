@@ -152,7 +152,8 @@ def test_the_matrix_is_symmetric_with_ones_and_tokens_may_be_permuted() -> None:
 
 def test_asking_for_both_kernels_gives_what_each_gives_alone() -> None:
     states = walk()
-    together = cka(states, kernels=("linear", "rbf"))
+    together = cka(states, kernels=("rbf", "linear"))
+    assert list(together) == ["rbf", "linear"]
     for kernel in KERNELS:
         alone = cka(states, kernels=(kernel,))[kernel]
         np.testing.assert_array_equal(together[kernel].debiased.value, alone.debiased.value)

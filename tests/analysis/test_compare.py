@@ -14,7 +14,7 @@ SMALL = {"samples": 5, "tokens": 16}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return read_tokenizer(zoo_folder() / "tokenizer.json")
+    return read_tokenizer(zoo_folder() / "base" / "tokenizer.json")
 
 
 def model(tokenizer, variant="base", layout="1+1R2+1"):

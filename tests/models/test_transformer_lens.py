@@ -5,6 +5,10 @@ import torch
 from transformer_lens import ActivationCache, patching
 from transformer_lens.model_protocol import TransformerLensModel, TransformerLensModelWithWeights
 from transformer_lens.tools.analysis import logit_lens
+from transformer_lens.tools.analysis.attribution_patching import (
+    EdgeAttributionConfig,
+    attribution_patch,
+)
 from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
 
 from loopscope.errors import InputError
@@ -112,9 +116,12 @@ def test_activation_patching_tools_agree_with_patches_by_hand(variant, tokens):
     assert heads.shape == (4, 4) and heads.std() > 0
 
 
-def test_direct_path_patching_is_refused(tokens):
+def test_edge_attribution_and_direct_path_patching_are_refused(tokens):
     model = make_model("mesh")
     _, clean = model.run_with_cache(tokens)
+    edges = EdgeAttributionConfig(granularity="edge")
+    with pytest.raises(InputError, match="projection is fused"):
+        attribution_patch(model, tokens, tokens.flip(1), lambda x: x.mean(), edges)
     with pytest.raises(InputError, match="projection is fused"):
         patching.get_act_patch_direct_path(
             model, tokens, clean, clean, lambda x: x.mean(), src_layer=0, src_head=0
