@@ -331,25 +331,30 @@ def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
 
 
 def _print_signs(table: Any, collected: "Comparison") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from loopscope.analysis.collapse import SIGNS
 
-    models = list(table["model"].cat.categories)
-    shown = Table(title="mean ± standard deviation over samples", title_justify="left")
-    shown.add_column("")
-    for model in models:
-        shown.add_column(model, justify="right")
+    shown = Table(
+        title="mean ± standard deviation over samples", title_justify="left", box=SIMPLE_HEAD
+    )
+    shown.add_column("", no_wrap=True)
     for sign in SIGNS:
+        shown.add_column(sign.short, justify="right")
+    for model, rows in table.groupby("model", observed=True):
         cells = []
-        for model in models:
-            row = table[table["model"].eq(model) & table["sign"].eq(sign.name)].iloc[0]
+        for sign in SIGNS:
+            row = rows[rows["sign"].eq(sign.name)].iloc[0]
             flagged = f" ({row['n_flagged']} out)" if row["n"] and row["n_flagged"] else ""
-            sound = f"{row['mean']:.3f} ± {row['std']:.3f}{flagged}"
+            digits = 1 if sign.name in ("erank_0", "erank_K") else 3
+            sound = f"{row['mean']:.{digits}f} ±{row['std']:.{digits}f}{flagged}"
             cells.append(sound if row["n"] else "–")
-        shown.add_row(sign.title, *cells)
+        shown.add_row(str(model), *cells)
     Console().print(shown)
+    for sign in SIGNS:
+        print(f"  {sign.short:<14}{sign.meaning}")
     hashes = {s.sha256 for s in collected.samples.values()}
     if len(hashes) > 1:
         print(

@@ -44,7 +44,7 @@ def write_text(text: str, path: Path) -> None:
 
 def write_provenance(provenance: dict[str, Any], folder: Path) -> None:
     """`provenance.json`: models, data hash, options, versions, seed, commit."""
-    text = json.dumps(provenance, indent=2, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(provenance, indent=2, ensure_ascii=False)
     write_text(text + "\n", folder / "provenance.json")
 
 

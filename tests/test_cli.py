@@ -67,19 +67,20 @@ def test_figures_writes_figures_tables_and_provenance(run, checkpoints, tmp_path
 
 
 def test_figures_redraws_from_tables_without_a_model(run, checkpoints, tmp_path):
-    run("figures", checkpoints / "my-mesh", "--out", tmp_path / "a", *SMALL)
+    names = [checkpoints / "my-mesh", checkpoints / "my-base"]  # not the alphabet's order
+    run("figures", *names, "--out", tmp_path / "a", *SMALL)
     code, _, _ = run("figures", "--from-tables", tmp_path / "a", "--out", tmp_path / "b")
     assert code == 0
     for path in (tmp_path / "a" / "figures").glob("*.png"):
         assert (tmp_path / "b" / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_compare_prints_one_column_per_checkpoint(run, checkpoints, tmp_path):
+def test_compare_prints_one_row_per_checkpoint(run, checkpoints, tmp_path):
     out = tmp_path / "out"
     names = [checkpoints / f"my-{v}" for v in ("base", "mesh", "vanilla")]
     code, told, _ = run("compare", *names, "--out", out, *SMALL, draw=False)
     assert code == 0
-    for word in ("my-base", "my-mesh", "my-vanilla", "loss", "share of the first", "effective"):
+    for word in ("my-base", "my-mesh", "my-vanilla", "first loop", "CKA", "rank h(0)"):
         assert word in told
     signs = pd.read_csv(out / "tables" / "signs.csv")
     assert len(signs) == 3 * 7

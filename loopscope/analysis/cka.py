@@ -54,7 +54,7 @@ def cka(
             kept, every other dtype is computed in float32.
         kernels: Any of `KERNELS`.
         bandwidth: t, the RBF bandwidth as a fraction of sqrt(median(d²)).
-        grams: X Xᵀ of each state in float64, uncentred, if they are at hand (from
+        grams: X Xᵀ of each state in float64, centred or not, if they are at hand (from
             `spectrum.gram`, where there are fewer tokens than dimensions); saves computing them.
 
     Returns:

@@ -23,37 +23,58 @@ class Sign:
     Attributes:
         name: Column of the table.
         title: How it is shown.
+        short: A heading for narrow tables.
         meaning: What it says, in one sentence.
     """
 
     name: str
     title: str
+    short: str
     meaning: str
 
 
 SIGNS = (
-    Sign(name="loss", title="loss (nats/token)", meaning="Mean next-token cross-entropy."),
+    Sign(
+        name="loss",
+        title="loss (nats/token)",
+        short="loss",
+        meaning="mean next-token cross-entropy, nats per token",
+    ),
     Sign(
         name="first_share",
         title="share of the first loop",
-        meaning="Relative update of core 1 over the sum over all core iterations; 1/K if even.",
+        short="first loop",
+        meaning="relative update of the 1st core over the sum of all core iterations; 1/K if even",
     ),
     Sign(
         name="cka_biased",
         title="CKA of consecutive states",
-        meaning="RBF-CKA of h(t) and h(t+1), mean over t = 0 … K-1; 1 if they stop changing.",
+        short="CKA",
+        meaning="RBF-CKA of h(t) and h(t+1), mean over the loop; 1 where states stop changing",
     ),
     Sign(
         name="cka_debiased",
-        title="  debiased estimator",
-        meaning="The same with HSIC_1, which does not grow with the width.",
+        title="CKA, debiased",
+        short="CKA debiased",
+        meaning="the same by HSIC_1, which does not grow with the width",
     ),
-    Sign(name="erank_0", title="effective rank of h(0)", meaning="exp(entropy of σ/Σσ)."),
-    Sign(name="erank_K", title="effective rank of h(K)", meaning="exp(entropy of σ/Σσ)."),
+    Sign(
+        name="erank_0",
+        title="effective rank of h(0)",
+        short="rank h(0)",
+        meaning="effective rank, exp(entropy of σ/Σσ), of the state entering the loop",
+    ),
+    Sign(
+        name="erank_K",
+        title="effective rank of h(K)",
+        short="rank h(K)",
+        meaning="effective rank of the state leaving the loop",
+    ),
     Sign(
         name="erank_ratio",
-        title="  h(K) against h(0)",
-        meaning="Their ratio per sample; below 1 if the loop loses dimensions.",
+        title="effective rank, h(K) over h(0)",
+        short="h(K)/h(0)",
+        meaning="ratio of the two, per sample; below 1 where the loop loses dimensions",
     ),
 )
 

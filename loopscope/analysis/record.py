@@ -118,7 +118,7 @@ class Recorder:
         products = [gram(state, center=options.center) for state in states] if spectral else []
         if (rows := self.rows.get("cka")) is not None:
             pos = states[0].shape[0]
-            shared = spectral and not options.center and all(len(p) == pos for p in products)
+            shared = spectral and all(len(p) == pos for p in products)
             found = cka(
                 states,
                 kernels=options.kernels,

@@ -254,7 +254,7 @@ def _check_columns(table: str, frame: pd.DataFrame, *, where: str) -> None:
 
 def _to_arrow(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> pa.Table:
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    told = json.dumps(provenance, ensure_ascii=False, sort_keys=True).encode()
+    told = json.dumps(provenance, ensure_ascii=False).encode()
     return table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: told})
 
 

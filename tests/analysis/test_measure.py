@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -354,8 +355,10 @@ def test_errors_while_measuring_restore_the_threads(mesh, samples, monkeypatch) 
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyError):
-            measure(mesh, samples, ["update"], progress={}.__getitem__)
+            measure(mesh, samples, ["rank"], progress={}.__getitem__)
         assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:  # a new thread takes the last number that was set
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
 
