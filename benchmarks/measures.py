@@ -32,7 +32,7 @@ from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from threadpoolctl import threadpool_limits
 
 from loopscope.analysis.cka import cka
-from loopscope.analysis.spectrum import gram, ranks, singular_values, spectrum
+from loopscope.analysis.spectrum import gram, ranks, singular_values_of_grams, spectrum
 from loopscope.analysis.threads import Each, one_thread_per_sample
 from loopscope.analysis.update import relative_update
 
@@ -52,7 +52,7 @@ def ours(states: torch.Tensor) -> tuple:
     products = [gram(state) for state in states]
     shared = products if states.shape[1] <= states.shape[2] else None
     pairs = cka(states, grams=shared)["rbf"]
-    sigmas = [singular_values(x, product=p) for x, p in zip(states, products, strict=True)]
+    sigmas = singular_values_of_grams(products)
     return updates, pairs, [spectrum(s) for s in sigmas], [ranks(s) for s in sigmas]
 
 

@@ -1,5 +1,6 @@
 """The command line: parsing and printing; the work is done elsewhere and imported when needed."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ Data = Annotated[
 Samples = Annotated[int, typer.Option("--samples", help="Windows of text to measure.")]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens per window.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32 (default), float64, bfloat16, float16.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Windows per forward pass.")]
 Seed = Annotated[int, typer.Option("--seed", help="Chooses windows and @init weights.")]
 LayoutOption = Annotated[
@@ -74,7 +77,7 @@ def figures(
     samples: Samples = 500,
     tokens: Tokens = 256,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     center: Center = False,
@@ -90,9 +93,13 @@ def figures(
     if from_tables is not None:
         from loopscope.analysis.tables import Tables
 
+        given = [name for name, value in (("--layout", layout), ("--data", data)) if value]
+        if given:
+            _fail(f"--from-tables redraws what was measured; leave out {', '.join(given)}.")
         inner = from_tables / "tables"
         tables = Tables.load(inner if inner.is_dir() else from_tables)
         prepare(out)
+        _save(tables, out)
         _draw(tables, out, models or None)
         return
     prepare(out)
@@ -103,7 +110,7 @@ def figures(
         batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
-    _write(collected, out)
+    _save(collected.tables, out)
     _draw(collected.tables, out, None)
 
 
@@ -116,7 +123,7 @@ def compare(
     samples: Samples = 500,
     tokens: Tokens = 256,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     center: Center = False,
@@ -138,10 +145,10 @@ def compare(
         batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
-    _write(collected, out)
+    _save(collected.tables, out)
     table = signs(collected.tables)
     write_csv(table, out / "tables" / "signs.csv")
-    _print_signs(table, collected)
+    _print_signs(table)
     _draw(collected.tables, out, None)
 
 
@@ -182,8 +189,12 @@ def params(
     model: Annotated[str | None, typer.Argument(help="A model; otherwise give a layout.")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="e.g. 4+8R2+4.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="e.g. mesh.")] = None,
-    d_model: Annotated[int, typer.Option("--d-model", help="Width D.")] = 2048,
-    vocab: Annotated[int, typer.Option("--vocab", help="Vocabulary size.")] = 52352,
+    d_model: Annotated[
+        int | None, typer.Option("--d-model", help="Width D (2048 when not given).")
+    ] = None,
+    vocab: Annotated[
+        int | None, typer.Option("--vocab", help="Vocabulary (52352 when not given).")
+    ] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Memory slots B.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -192,22 +203,27 @@ def params(
     from loopscope.models.layout import Layout
     from loopscope.models.params import count_model, count_parameters, paper_table
 
+    shape = (variant, d_model, vocab, slots)
     if model is not None:
         from loopscope.models.load import load
 
-        if layout or variant or slots:
-            _fail("give a model, or --layout and --variant, not both.")
+        if layout is not None or any(value is not None for value in shape):
+            _fail("give a model, or --layout with its options, not both.")
         loaded = load(model)
         rows = [(str(loaded.name), loaded.config, count_model(loaded))]
     elif layout is not None:
         parsed = Layout.parse(layout)
         config = LoopConfig(
             variant=variant or ("base" if parsed.shared else "vanilla"),
-            layout=parsed, d_model=d_model, n_heads=1, d_vocab=vocab, slots=slots,
+            layout=parsed,
+            d_model=2048 if d_model is None else d_model,
+            n_heads=1,
+            d_vocab=52352 if vocab is None else vocab,
+            slots=slots,
         )  # fmt: skip
         rows = [(f"{config.variant} {config.layout}", config, count_parameters(config))]
-    elif variant or slots:
-        _fail("--variant and --slots need a --layout, such as --layout 4+8R2+4.")
+    elif any(value is not None for value in shape):
+        _fail("--variant, --d-model, --vocab and --slots need a --layout, such as 4+8R2+4.")
         return
     else:
         rows = paper_table()
@@ -306,14 +322,17 @@ def _collect(models: list[str], **options: Any) -> "Comparison":
                 tasks[name] = bar.add_task(f"measure {name}", total=total)
             bar.advance(tasks[name], n)
 
-        return compare(models, progress=told, **options)
+        found = compare(models, progress=told, **options)
+    for note in found.notes:
+        print(f"note: {note}")
+    return found
 
 
-def _write(collected: "Comparison", out: Path) -> None:
+def _save(tables: "Tables", out: Path) -> None:
     from loopscope.output import write_provenance
 
-    collected.tables.save(out / "tables")
-    write_provenance(collected.tables.provenance, out)
+    tables.save(out / "tables")
+    write_provenance(tables.provenance, out)
 
 
 def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
@@ -330,7 +349,7 @@ def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     print("  " + "  ".join(path.stem for path in pngs))
 
 
-def _print_signs(table: Any, collected: "Comparison") -> None:
+def _print_signs(table: Any) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -349,18 +368,13 @@ def _print_signs(table: Any, collected: "Comparison") -> None:
             row = rows[rows["sign"].eq(sign.name)].iloc[0]
             flagged = f" ({row['n_flagged']} out)" if row["n"] and row["n_flagged"] else ""
             digits = 1 if sign.name in ("erank_0", "erank_K") else 3
-            sound = f"{row['mean']:.{digits}f} ±{row['std']:.{digits}f}{flagged}"
+            spread = f" ±{row['std']:.{digits}f}" if row["n"] > 1 else ""
+            sound = f"{row['mean']:.{digits}f}{spread}{flagged}"
             cells.append(sound if row["n"] else "–")
         shown.add_row(str(model), *cells)
     Console().print(shown)
     for sign in SIGNS:
         print(f"  {sign.short:<14}{sign.meaning}")
-    hashes = {s.sha256 for s in collected.samples.values()}
-    if len(hashes) > 1:
-        print(
-            "note: the models have different tokenizers, so their windows differ; losses per token "
-            "cannot be compared between them."
-        )
 
 
 def _fail(message: str) -> None:
@@ -373,18 +387,32 @@ def main() -> None:
     """Entry point: errors of the user become one line on stderr and exit code 2."""
     from loopscope.errors import InputError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # terminals without Unicode
     try:
-        app()
+        # without standalone mode click's own errors arrive here too
+        sys.exit(app(standalone_mode=False) or 0)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except typer.Abort:
+        message = "aborted"
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-        sys.exit(2)
+        message = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # click's usage errors; typer brings its own click or uses the installed one
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message)
+            sys.exit(2)
+        message += " `loopscope COMMAND --help` lists what there is."
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

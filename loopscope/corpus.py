@@ -284,6 +284,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, str]]:
                     f'{where} has no string "text" (it has {has or "nothing"}); '
                     'each line must be like {"text": "..."}.'
                 )
+            if not row["text"].isascii() and any("\ud800" <= c <= "\udfff" for c in row["text"]):
+                raise InputError(
+                    f"{where} has half of a surrogate pair, which is no Unicode text; mend the line."
+                )
             yield f"{path.name}#{number}", row["text"]
 
 

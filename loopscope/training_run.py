@@ -9,7 +9,7 @@ from loopscope.corpus import load_corpus
 from loopscope.errors import InputError
 from loopscope.models.config import LoopConfig, parse_variant
 from loopscope.models.layout import Layout
-from loopscope.models.load import parse_device
+from loopscope.models.load import check_seed, parse_device
 from loopscope.training import StepReport, TrainConfig, train
 
 
@@ -66,6 +66,7 @@ def plan_training(
             f"tokens and batch size must be at least 1 and seq_len at least 4, given {tokens}, "
             f"{batch_size}, {seq_len}."
         )
+    check_seed(seed)
     configs: dict[str, TrainConfig] = {}
     for variant in variants:
         model = variant_config(

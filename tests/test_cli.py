@@ -12,7 +12,7 @@ from safetensors import safe_open
 from loopscope import cli
 from loopscope.data import heldout_documents
 from loopscope.models.checkpoint import read_tokenizer, save
-from loopscope.models.load import zoo_folder
+from loopscope.models.load import load, zoo_folder
 from tests.conftest import make_model
 
 
@@ -87,6 +87,33 @@ def test_compare_prints_one_row_per_checkpoint(run, checkpoints, tmp_path):
     loss = pd.read_parquet(out / "tables" / "loss.parquet")
     shown = signs.query("model == 'my-mesh' and sign == 'loss'")["mean"].item()
     assert shown == pytest.approx(loss[loss["model"].eq("my-mesh")]["value"].mean())
+
+
+def test_fewer_windows_than_asked_for_are_said(run, checkpoints, tmp_path):
+    (tmp_path / "a.txt").write_text(heldout_documents()[0].text[:400])
+    words = [checkpoints / "my-base", "--data", tmp_path / "a.txt", "--tokens", 24]
+    code, told, _ = run("compare", *words, "--out", tmp_path / "out", draw=False)
+    assert code == 0
+    assert "note: my-base: the text gave" in told and "windows of 500 asked for" in told
+
+
+def test_a_diverged_checkpoint_does_not_spoil_the_others(run, checkpoints, tmp_path):
+    model = load(checkpoints / "my-base")
+    with torch.no_grad():
+        model.embed.weight.fill_(float("nan"))
+    save(model, tmp_path / "broken")
+    names = [tmp_path / "broken", checkpoints / "my-mesh"]
+    code, _, err = run("compare", *names, "--out", tmp_path / "out", *SMALL)
+    assert code == 0, err
+    assert (tmp_path / "out" / "figures" / "fig5_spectrum.png").exists()
+    signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["model", "sign"])
+    assert signs.loc[("broken", "loss"), "n"] == 0
+    assert signs.loc[("my-mesh", "loss"), "n"] == 6
+
+
+def test_without_a_command_the_help_is_shown(run):
+    code, told, _ = run()
+    assert code == 2 and "figures" in told and "Usage" in told
 
 
 def test_untrained_twins_can_be_named_everywhere(run, checkpoints, tmp_path):
@@ -181,6 +208,16 @@ def test_data_may_be_text_lines_or_ids(run, checkpoints, tmp_path):
         (["train", "--out", "{tmp}/t", "--tokens", "0"], "at least 1"),
         (["train", "--out", "{tmp}/t", "--data", "{tmp}/no.txt"], "no.txt"),
         (["figures", "{mesh}", "--drop-first", "22", "--tokens", "24"], "at least 4"),
+        (["figures", "{mesh}", "--samples", "many"], "'many' is not a valid"),
+        (["figures", "{mesh}", "--sample", "3"], "--samples"),
+        (["figurs"], "No such command 'figurs'"),
+        (["inspect"], "Missing argument"),
+        (["figures", "{mesh}@init", "--seed", str(2**70)], "seed must lie in"),
+        (["train", "--out", "{tmp}/t", "--seed", "-1"], "seed must lie in"),
+        (["compare", "{mesh}", "--data", "{tmp}/half.jsonl"], "half.jsonl, line 1 has half of"),
+        (["params", "--d-model", "128"], "need a --layout"),
+        (["params", "{mesh}", "--vocab", "3"], "not both"),
+        (["figures", "--from-tables", "{tmp}", "--layout", "3"], "leave out --layout"),
     ],
 )
 def test_errors_of_the_user_are_one_line_and_exit_code_2(
@@ -189,6 +226,7 @@ def test_errors_of_the_user_are_one_line_and_exit_code_2(
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("too little")
     (tmp_path / "x.csv").write_text("a,b")
+    (tmp_path / "half.jsonl").write_text('{"text": "a\\ud800b"}\n')
     np.save(tmp_path / "big.npy", np.full((3, 300), 2048))
     names = {"mesh": checkpoints / "my-mesh", "tmp": tmp_path}
     words = [word.format(**names) for word in words]

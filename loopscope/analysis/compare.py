@@ -13,7 +13,7 @@ from loopscope.analysis.tables import Tables
 from loopscope.data import Samples, load_samples
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
-from loopscope.models.load import load, peek
+from loopscope.models.load import check_seed, load, peek
 from loopscope.models.model import LoopModel
 
 
@@ -30,6 +30,23 @@ class Comparison:
     samples: dict[str, Samples]
 
     @property
+    def notes(self) -> list[str]:
+        """What a reader should know beside the numbers: fewer windows than asked for, and such."""
+        found = []
+        for name, samples in self.samples.items():
+            wanted = samples.provenance.get("requested", len(samples))
+            if len(samples) < wanted:
+                found.append(f"{name}: the text gave {len(samples)} windows of {wanted} asked for")
+            provenance = self.tables.provenance["models"][name]
+            found += [f"{name}: {note}" for note in provenance["notes"] if "n_ctx" in note]
+        if len({samples.sha256 for samples in self.samples.values()}) > 1:
+            found.append(
+                "the models have different tokenizers, so their windows differ; losses per token "
+                "cannot be compared between them"
+            )
+        return found
+
+    @property
     def signs(self) -> pd.DataFrame:
         """Loss and signs of collapse, mean and deviation over samples (see `collapse.SIGNS`)."""
         return signs(self.tables)
@@ -40,7 +57,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = self.signs
-        cell = table["mean"].map("{:.3f}".format) + " ± " + table["std"].map("{:.3f}".format)
+        spread = (" ± " + table["std"].map("{:.3f}".format)).where(table["n"] > 1, "")
+        cell = table["mean"].map("{:.3f}".format) + spread
         titles = {sign.name: sign.title for sign in SIGNS}
         shown = table.assign(cell=cell.where(table["n"] > 0, "–"))
         wide = shown.pivot(index="sign", columns="model", values="cell").rename(index=titles)
@@ -63,7 +81,10 @@ def labels(targets: Sequence[str | Path | LoopModel], names: Sequence[str]) -> l
     full = [n if isinstance(t, LoopModel) else str(t) for t, n in zip(targets, names, strict=True)]
     twice = sorted({f for f in full if full.count(f) > 1})
     if twice:
-        raise InputError(f"{', '.join(twice)} is given twice; name each model once.")
+        raise InputError(
+            f"{', '.join(twice)} is given twice; give each model once (two models in memory with "
+            "one name: set model.name)."
+        )
     return [f if list(names).count(n) > 1 else n for n, f in zip(names, full, strict=True)]
 
 
@@ -94,7 +115,7 @@ def compare(
     seed: int = 0,
     layout: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     batch_size: int = 16,
     measures: Sequence[str] = MEASURES,
     progress: Callable[[str, int, int], Any] | None = None,
@@ -110,8 +131,8 @@ def compare(
         seed: Chooses the windows, and the weights of untrained twins.
         layout: Groups the layers of the vanilla models among the targets into virtual blocks;
             models with a loop keep theirs.
-        device: Where to compute.
-        dtype: Floating type of the weights.
+        device: Where loaded models go; the CPU when not given.
+        dtype: Floating type of loaded models; float32 when not given.
         batch_size: Windows per forward pass.
         measures: As in `measure`.
         progress: Called with (model, samples done since the last call, samples in all).
@@ -126,13 +147,19 @@ def compare(
     """
     if not targets:
         raise InputError("no models given; name at least one.")
+    check_seed(seed)
     names, regroup = _look_up(targets, layout)
+    if (device or dtype) and any(isinstance(target, LoopModel) for target in targets):
+        raise InputError(
+            "device and dtype apply to models that are loaded here, and one is given in memory; "
+            "convert it with model.to(...) and leave both out."
+        )
     parts, used = [], {}
     for target, name, again in zip(targets, names, regroup, strict=True):
         if isinstance(target, LoopModel):
             model = target
         else:
-            model = load(target, device=device, dtype=dtype, seed=seed, name=name)
+            model = load(target, device=device, dtype=dtype or "float32", seed=seed, name=name)
         if layout is not None and again:
             model = model.with_layout(layout)
         chosen = load_samples(model, data, samples=samples, tokens=tokens, seed=seed)

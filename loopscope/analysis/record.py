@@ -26,7 +26,7 @@ from loopscope.analysis.spectrum import (
     SPECTRUM_LENGTH,
     gram,
     ranks,
-    singular_values,
+    singular_values_of_grams,
     spectrum,
 )
 from loopscope.analysis.threads import Each
@@ -131,10 +131,7 @@ class Recorder:
             rows.flag[sample] = np.concatenate([pair.flag[a, b] for pair in pairs])
         if not spectral:
             return
-        sigmas = [
-            singular_values(state, product=product)
-            for state, product in zip(states, products, strict=True)
-        ]
+        sigmas = singular_values_of_grams(products)
         if (rows := self.rows.get("spectrum")) is not None:
             lines = [spectrum(sigma) for sigma in sigmas]
             for column in ("sigma_rel", "log10_sigma_rel"):

@@ -58,11 +58,6 @@ def alpha_statistics(
     return flagged(alpha(w_write, w_read).mean(1).cpu().numpy())
 
 
-def stack_cycles(transition: Tensor, iterations: tuple[Tensor, ...]) -> Tensor:
-    """Router weights of all cycles, the transitional one first: (batch, pos, K + 1, slot)."""
-    return torch.stack([transition, *iterations], dim=2)
-
-
 def alpha_exists(iterations: int) -> np.ndarray:
     """Which (state, source) pairs of `alpha` exist: a core output only feeds later states."""
     states, sources = np.ogrid[: iterations + 1, : iterations + 2]

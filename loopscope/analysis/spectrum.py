@@ -1,5 +1,6 @@
 """Spectrum of a state matrix and the ranks that follow from it (MeSH Figures 1c and 5)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ SPECTRUM_LENGTH = 50
 # Singular values below 2⁻²⁴·σ_0, the resolution of float32 states, count as zero; the rounding of
 # a float64 Gram matrix lies below that (about 2e-8).
 _RESOLUTION = 2.0**-24
+_SMALL = 384
 
 
 class Spectrum(NamedTuple):
@@ -47,10 +49,7 @@ def gram(
 
 
 def singular_values(
-    state: Float[Tensor, "pos d_model"],
-    *,
-    center: bool = False,
-    product: Float64[Tensor, "side side"] | None = None,
+    state: Float[Tensor, "pos d_model"], *, center: bool = False
 ) -> Float64[np.ndarray, " rank"]:
     """All singular values of one state matrix, in descending order.
 
@@ -61,21 +60,38 @@ def singular_values(
         state: One sample's state, (pos, d_model), any float dtype.
         center: Subtract the mean over the tokens first (our default is the uncentred state; the
             paper does not say).
-        product: What `gram` returned for the same state and option, if it is at hand.
 
     Returns:
         min(pos, d_model) values in float64; all NaN where the state is not finite.
     """
-    product = gram(state, center=center) if product is None else product
-    if not torch.isfinite(product.diagonal().sum()):
-        return np.full(len(product), np.nan)
-    if product.is_cuda:
-        eigenvalues = torch.linalg.eigvalsh(product).cpu().numpy()
-    else:  # transposed, the symmetric matrix lies as LAPACK wants it
-        eigenvalues = np.linalg.eigvalsh(product.numpy().T)
-    sigma = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-    sigma[sigma < _RESOLUTION * sigma[0]] = 0.0
-    return sigma
+    return singular_values_of_grams([gram(state, center=center)])[0]
+
+
+def singular_values_of_grams(
+    grams: Sequence[Float64[Tensor, "_ _"]],
+) -> list[Float64[np.ndarray, " _"]]:
+    """`singular_values` of several states from what `gram` returned for each."""
+    finite = [bool(torch.isfinite(product.diagonal().sum())) for product in grams]
+    usable = [p if ok else torch.zeros_like(p) for p, ok in zip(grams, finite, strict=True)]
+    sigmas = []
+    for eigenvalues, ok in zip(_eigenvalues(usable), finite, strict=True):
+        sigma = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+        sigma[sigma < _RESOLUTION * sigma[0]] = 0.0
+        sigmas.append(sigma if ok else np.full_like(sigma, np.nan))
+    return sigmas
+
+
+def _eigenvalues(grams: Sequence[Tensor]) -> Sequence[np.ndarray]:
+    """Eigenvalues of each symmetric matrix, in ascending order."""
+    same = len({product.shape for product in grams}) == 1
+    if grams[0].is_cuda:
+        stacks = [torch.stack(list(grams))] if same else [product[None] for product in grams]
+        return [row for stack in stacks for row in torch.linalg.eigvalsh(stack).cpu().numpy()]
+    if same and len(grams[0]) <= _SMALL:
+        # In one call: numpy computes single small matrices one at a time, whatever the threads.
+        return list(np.linalg.eigvalsh(torch.stack(list(grams)).numpy()))
+    # Transposed, a symmetric matrix lies as LAPACK wants it.
+    return [np.linalg.eigvalsh(product.numpy().T) for product in grams]
 
 
 def spectrum(sigma: Float64[np.ndarray, " rank"], count: int = SPECTRUM_LENGTH) -> Spectrum:

@@ -13,7 +13,7 @@ from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import choose, need, page
+from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 
 CKA_RANGE = (0.0, 1.0)
@@ -66,8 +66,8 @@ def cka(
         side = (fig.get_figwidth() - beside) / sheet.columns - 0.06
         fig.set_figheight(sheet.rows * (side + 0.47) + 0.35)
         meshes = [
-            draw_cka(ax, matrix, size=cell_size(len(matrix)))
-            for ax, matrix in zip(axes, matrices, strict=True)
+            draw_cka(ax, matrix, size=cell_size(len(matrix)), flagged=flagged_pairs(part))
+            for ax, matrix, part in zip(axes, matrices, parts, strict=True)
         ]
         color_bar(fig, meshes[0], axes, kernel, estimator, matrices)
         note(
@@ -119,13 +119,26 @@ def cka_matrix(part: pd.DataFrame) -> pd.DataFrame:
     return upper.combine_first(upper.T).loc[order, order]
 
 
-def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY) -> QuadMesh:
-    """Draw one model's heat map with the values printed.
+def flagged_pairs(part: pd.DataFrame) -> int:
+    """Count the values of one model that no cell contains.
+
+    Args:
+        part: This model's rows of `aggregate.cka`, one kernel and estimator.
+
+    Returns:
+        The number.
+    """
+    return int(part["n_flagged"].sum())
+
+
+def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY, flagged: int = 0) -> QuadMesh:
+    """Draw one model's heat map with the values printed, or say that it has no sound value.
 
     Args:
         ax: Where to draw.
         matrix: State × state.
         size: Font size of the values in points.
+        flagged: Values that were left out; told where all were.
 
     Returns:
         The mesh.
@@ -134,6 +147,8 @@ def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY) -> QuadMesh:
     values = matrix.to_numpy(dtype=np.float64)
     mesh = heat_map(ax, np.ma.masked_invalid(values), norm)
     cell_text(ax, values, norm, size=size)
+    if not np.isfinite(values).any():
+        say_unsound(ax, flagged)
     labels = [state_label(s) for s in matrix.index]
     ticks = np.arange(len(labels)) + 0.5
     ax.set_xticks(ticks, labels, rotation=90)

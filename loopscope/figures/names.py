@@ -15,7 +15,7 @@ _MODELS = {
     "anchor_emb": "+anchor*",
     "mesh": "+mesh",
 }
-SAFE = string.ascii_letters + string.digits + "._+-"
+SAFE = string.ascii_letters + string.digits + "._+-@"
 """Characters that may stand in a file name anywhere."""
 
 _WHITESPACE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "\\r"}
@@ -186,8 +186,8 @@ def block_order(blocks: Iterable[str]) -> list[str]:
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Make a safe part of a file name for each model, never the same for two.
 
-    Letters, digits, `.`, `_`, `+` and `-` stay; anything else becomes `-`, and the name then gets
-    six digits of its SHA-256, as do names that differ only in case or are very long.
+    Letters, digits, `.`, `_`, `+`, `-` and `@` stay; anything else becomes `-`, and the name then
+    gets six digits of its SHA-256, as do names that differ only in case or are very long.
 
     Args:
         names: The models' names.

@@ -1,7 +1,9 @@
 """From figures to files: one figure, or all that the tables allow."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,15 @@ from loopscope.figures.spectra import spectrum
 from loopscope.figures.style import Figure
 from loopscope.figures.summary import fig1
 from loopscope.figures.update_bars import update
+from loopscope.output import write_text
 
 DPI = 300
 SUFFIXES = (".png", ".pdf")
+DRAWN = ".figures.json"
+"""The list, beside the folder `figures`, of the files in it that `draw_all` wrote."""
+
+_STEMS = ("fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum")
+_PREFIXES = ("fig1_", "routers_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +48,17 @@ class DrawReport:
     Attributes:
         files: The files, in the order written.
         not_drawn: What does not apply, with the reason.
+        removed: Files of an earlier `draw_all` that this one did not draw again.
     """
 
     files: tuple[Path, ...]
     not_drawn: tuple[NotDrawn, ...]
+    removed: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         lines = [str(path) for path in self.files]
-        return "\n".join(lines + [f"not drawn: {item}" for item in self.not_drawn])
+        lines += [f"not drawn: {item}" for item in self.not_drawn]
+        return "\n".join(lines + [f"removed (of an earlier run): {path}" for path in self.removed])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +179,10 @@ def draw_all(
 ) -> DrawReport:
     """Draw every figure that the tables allow into `out_dir/figures`.
 
+    Figures that an earlier call wrote there and this one does not draw again are removed at the
+    end, since they would contradict the new ones; which those are is kept in
+    `out_dir/.figures.json`. No other file is removed.
+
     Args:
         tables: What was measured.
         out_dir: Where to write; the folder `figures` in it is made.
@@ -176,18 +191,68 @@ def draw_all(
             many there will be).
 
     Returns:
-        The files written, and what was not drawn and why.
+        The files written, what was not drawn and why, and what was removed.
 
     Raises:
         InputError: if a model is unknown or the folder cannot be written to.
     """
     jobs, missing = plan(tables, models)
+    record, folder = Path(out_dir) / DRAWN, Path(out_dir) / "figures"
+    earlier = _recorded(record)
     files: list[Path] = []
-    for job in jobs:
-        files += save(job.make(), Path(out_dir) / "figures" / job.name)
-        if progress is not None:
-            progress(1)
-    return DrawReport(files=tuple(files), not_drawn=missing)
+    try:
+        for job in jobs:
+            files += save(job.make(), folder / job.name)
+            if progress is not None:
+                progress(1)
+    except BaseException:
+        with suppress(InputError):  # what stopped the drawing is the error to tell
+            _write_record(record, [*earlier, *(f.name for f in files)])
+        raise
+    removed = _remove_stale(folder, earlier, files)
+    if files or earlier:
+        _write_record(record, [f.name for f in files])
+    return DrawReport(files=tuple(files), not_drawn=missing, removed=removed)
+
+
+def _recorded(record: Path) -> list[str]:
+    try:
+        names = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # none yet, or not ours: then nothing is removed
+    return [n for n in names if _ours(n)] if isinstance(names, list) else []
+
+
+def _ours(name: object) -> bool:
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    stem, dot, kind = name.rpartition(".")
+    return dot + kind in SUFFIXES and (stem in _STEMS or stem.startswith(_PREFIXES))
+
+
+def _write_record(record: Path, names: Sequence[str]) -> None:
+    if names:
+        write_text(json.dumps(list(dict.fromkeys(names)), indent=1) + "\n", record)
+    else:
+        record.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path, earlier: Sequence[str], files: Sequence[Path]) -> tuple[Path, ...]:
+    drawn = {f.name.casefold() for f in files}  # some file systems ignore case
+    stale = [folder / n for n in earlier if n.casefold() not in drawn]
+    removed = []
+    for path in stale:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(
+                f"cannot remove {str(path)!r}, a figure of an earlier run that the new tables "
+                f"contradict: {error.strerror or error}. Remove it yourself."
+            ) from error
+        removed.append(path)
+    return tuple(removed)
 
 
 def _no_table(tables: Tables, table: str) -> str:

@@ -13,7 +13,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label
-from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure
+from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure
 
 TABLES = ("update", "cka", "spectrum", "rank", "routing", "tokens", "loss")
 
@@ -222,6 +222,38 @@ def pack(sizes: Sequence[int], columns: int) -> list[tuple[int, int]]:
         places.append((row, column))
         column, tall = column + size, size
     return places
+
+
+def unsound_text(flagged: int) -> str:
+    """Say that a panel, or a line, has nothing to show.
+
+    Args:
+        flagged: Values that were left out.
+
+    Returns:
+        'no sound values (1,200 flagged)', on two lines.
+    """
+    return f"no sound values\n({flagged:,} flagged)"
+
+
+def say_unsound(ax: Axes, flagged: int) -> None:
+    """Write into a panel that every value was left out.
+
+    Args:
+        ax: The panel.
+        flagged: Values that were left out.
+    """
+    ax.text(
+        0.5,
+        0.5,
+        unsound_text(flagged),
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        fontsize=SMALL,
+        color=GREY,
+        in_layout=False,
+    )
 
 
 def wrapped(title: str, letters: int) -> str:

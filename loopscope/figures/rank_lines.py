@@ -9,7 +9,7 @@ from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import choose, need, wrapped
+from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
 
 _MEASURES = {
@@ -48,6 +48,9 @@ def rank(
     order = state_order(str(s) for p in parts for s in p["state"])
     with style():
         titles = [wrapped(p.title, 26) for p in panels]
+        for number, part in enumerate(parts):
+            if not part["n"].any():
+                titles[number] += f":\n{unsound_text(int(part['n_flagged'].sum()))}"
         letters = max(len(line) for title in titles for line in title.split("\n"))
         fig = new_figure(max(3.4, 0.34 * len(order) + 0.9 + 0.06 * letters), 2.5)
         ax = fig.subplots()
@@ -70,6 +73,9 @@ def rank(
             )
         ax.set_xticks(range(len(order)), [state_label(s) for s in order])
         ax.set_xlim(-0.5, len(order) - 0.5)
+        if not any(p["n"].any() for p in parts):
+            say_unsound(ax, sum(int(p["n_flagged"].sum()) for p in parts))
+            ax.set_ylim(0, 1)
         ax.set_ylim(bottom=0)
         ax.set_ylabel(_MEASURES.get(measure, measure))
         ax.grid(axis="y")

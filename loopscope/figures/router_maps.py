@@ -13,7 +13,7 @@ from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError
 from loopscope.figures.names import block_order, source_label, state_label, step_label
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import Panel, choose_one, need
+from loopscope.figures.panels import Panel, choose_one, need, say_unsound
 from loopscope.figures.router_tokens import draw_tokens, token_rows
 from loopscope.figures.style import (
     GREY,
@@ -38,6 +38,7 @@ class Map(NamedTuple):
 
     values: pd.DataFrame
     entropy: pd.Series | None
+    flagged: int
 
 
 def routers(tables: Tables, model: str) -> Figure:
@@ -96,13 +97,13 @@ def router_map(stats: pd.DataFrame, kind: str) -> Map:
 
     Returns:
         t × target in order, NaN where a target does not exist at that step; entropy per t
-        (None for alpha).
+        (None for alpha); how many weights were left out.
     """
     part = stats[stats["kind"].eq(kind)].assign(target=lambda f: f["target"].astype(str))
     values = part.pivot(index="t", columns="target", values="mean").sort_index()
     values = values[_target_order(values.columns)]
     entropy = None if kind == "alpha" else part.groupby("t")["entropy"].mean()
-    return Map(values, entropy)
+    return Map(values, entropy, int(part["n_flagged"].sum()))
 
 
 def _target_order(targets: pd.Index) -> list[str]:
@@ -152,6 +153,8 @@ def _draw_map(ax: Axes, drawn: Map, norm: Normalize, title: str, slots: int) -> 
     mesh = heat_map(ax, np.ma.masked_invalid(values), norm)
     percent = slots > WIDE
     cell_text(ax, values, norm, size=TINY - 0.5 * percent, percent=percent)
+    if not np.isfinite(values).any():
+        say_unsound(ax, drawn.flagged)
     steps = [int(t) for t in drawn.values.index]
     if drawn.entropy is None:
         rows = [state_label(f"h{t + 1}") for t in steps]
@@ -165,7 +168,7 @@ def _draw_map(ax: Axes, drawn: Map, norm: Normalize, title: str, slots: int) -> 
             ax.text(
                 edge,
                 row + 0.5,
-                f"{drawn.entropy[t]:.2f}",
+                f"{drawn.entropy[t]:.2f}" if np.isfinite(drawn.entropy[t]) else "n/a",
                 fontsize=TINY,
                 color=GREY,
                 va="center",

@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
+from loopscope.analysis import aggregate
 from loopscope.figures.names import step_label, token_label
-from loopscope.figures.panels import Panel
+from loopscope.figures.panels import Panel, say_unsound
 from loopscope.figures.style import TINY, heat_map
 
 TOKENS_SHOWN = 40
@@ -46,6 +47,7 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
         return []
     own = panel.rows(tokens)
     own = own[own["pos"] < TOKENS_SHOWN]
+    own = own.assign(value=own["value"].where(aggregate.sound(own)))
     found = []
     for kind in ("write", "read"):
         part = own[own["kind"].eq(kind)]
@@ -103,6 +105,9 @@ def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) 
     ax.set_xlim(0, width)
     ax.set_ylim(len(row.steps) * (slots + _GAP) - _GAP, 0)
     ax.set_yticks(places, names, fontsize=TINY - 0.5)
+    weights = np.concatenate([step.weights for step in row.steps])
+    if not np.isfinite(weights).any():
+        say_unsound(ax, weights.size)
     ax.set_title(f"{row.kind} weights, token by token", loc="left")
     ticks = np.arange(width) + 0.5
     labels = [token_label(t) for t in row.tokens] if show_tokens else []

@@ -14,7 +14,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import choose, need, page
+from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 
 SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
@@ -54,17 +54,18 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
         handles = {line.get_label(): line for ax in sheet.axes for line in ax.get_lines()}
         labels = [label for s in states if (label := state_label(s)) in handles]
         rows = math.ceil(len(labels) * 0.58 / sheet.fig.get_figwidth())
-        columns = math.ceil(len(labels) / rows)
+        columns = math.ceil(len(labels) / max(rows, 1))
         # matplotlib fills a legend by columns; order it so that it reads by rows.
         labels = [label for column in range(columns) for label in labels[column::columns]]
-        sheet.fig.legend(
-            [handles[label] for label in labels],
-            labels,
-            loc="outside upper center",
-            ncols=columns,
-            columnspacing=1.0,
-            handlelength=2.2,
-        )
+        if labels:
+            sheet.fig.legend(
+                [handles[label] for label in labels],
+                labels,
+                loc="outside upper center",
+                ncols=columns,
+                columnspacing=1.0,
+                handlelength=2.2,
+            )
         note(
             sheet.fig,
             BAND_NOTE,
@@ -95,17 +96,24 @@ def state_looks(states: Sequence[str]) -> dict[str, Look]:
 
 
 def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """Draw one model's lines and bands.
+    """Draw one model's lines and bands, or say that it has no sound value.
 
     Args:
         ax: Where to draw.
         part: This model's rows of `aggregate.spectrum`.
         looks: state → line style, from `state_looks`.
     """
+    ax.set_xlim(0, max([1, *part["i"]]))
+    ax.grid(axis="y")
+    if not part["n"].any():
+        say_unsound(ax, int(part["n_flagged"].sum()))
+        return
     for state, rows in sorted(
         part.groupby(part["state"].astype(str), sort=False), key=lambda p: list(looks).index(p[0])
     ):
         seen = rows[rows["n"] > 0].sort_values("i")
+        if seen.empty:
+            continue
         i, mean = seen["i"].to_numpy(), seen["mean"].to_numpy()
         spread = seen["std"].fillna(0.0).to_numpy()
         ax.fill_between(
@@ -118,5 +126,3 @@ def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
         )
         ax.plot(i, 10.0**mean, label=state_label(state), **looks[state])
     ax.set_yscale("log")
-    ax.set_xlim(0, max(1, int(part["i"].max())))
-    ax.grid(axis="y")

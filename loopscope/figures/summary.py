@@ -4,7 +4,14 @@ from matplotlib.axes import Axes
 
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
-from loopscope.figures.cka_maps import cell_size, cka_matrix, color_bar, draw_cka, select_cka
+from loopscope.figures.cka_maps import (
+    cell_size,
+    cka_matrix,
+    color_bar,
+    draw_cka,
+    flagged_pairs,
+    select_cka,
+)
 from loopscope.figures.names import state_order
 from loopscope.figures.notes import combined_note, note, options_note
 from loopscope.figures.panels import choose_one, need
@@ -37,28 +44,30 @@ def fig1(tables: Tables, model: str) -> Figure:
     choose_one(alike, model, "cka")
     choose_one(decay, model, "spectrum")
     bars = panel.rows(aggregate.update(changes[changes["model"].eq(model)]))
-    matrix = cka_matrix(panel.rows(aggregate.cka(alike[alike["model"].eq(model)])))
+    pairs = panel.rows(aggregate.cka(alike[alike["model"].eq(model)]))
+    matrix = cka_matrix(pairs)
     lines = panel.rows(aggregate.spectrum(decay[decay["model"].eq(model)]))
     looks = state_looks(state_order(str(s) for s in lines["state"].unique()))
     with style():
         fig, (left, middle, right) = _page(len(matrix))
         draw_update(left, bars)
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, None if bars["n"].any() else 1)
         left.set_ylabel(UPDATE_LABEL)
-        mesh = draw_cka(middle, matrix, size=cell_size(len(matrix)))
+        mesh = draw_cka(middle, matrix, size=cell_size(len(matrix)), flagged=flagged_pairs(pairs))
         color_bar(fig, mesh, [middle], "rbf", "biased", [matrix])
         draw_spectrum(right, lines, looks)
         right.set_xlabel("index $i$")
         right.set_ylabel(SPECTRUM_LABEL)
-        right.legend(
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            ncols=1 if len(looks) <= WIDE else 2,
-            fontsize=SMALL,
-            borderpad=0,
-            handlelength=2.2,
-            columnspacing=1.0,
-        )
+        if right.get_lines():
+            right.legend(
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+                ncols=1 if len(looks) <= WIDE else 2,
+                fontsize=SMALL,
+                borderpad=0,
+                handlelength=2.2,
+                columnspacing=1.0,
+            )
         for ax, title in zip(
             (left, middle, right), ("(a) relative update", "(b) CKA", "(c) spectrum"), strict=True
         ):

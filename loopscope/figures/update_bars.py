@@ -9,7 +9,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import block_label, block_order
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import choose, need, page
+from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
 
 UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
@@ -57,7 +57,7 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
 
 
 def draw_update(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw one model's bars.
+    """Draw one model's bars, or say that it has no sound value.
 
     Args:
         ax: Where to draw.
@@ -73,8 +73,12 @@ def draw_update(ax: Axes, part: pd.DataFrame) -> None:
         color=[BLUE if b.startswith("core") else _OUTER for b in order],
         error_kw={"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8, "ecolor": INK},
     )
+    if not rows["n"].any():
+        say_unsound(ax, int(rows["n_flagged"].sum()))
     for x, n in enumerate(rows["n"]):
-        if n == 0:  # all samples flagged, such as a block that changes the width
+        if (
+            n == 0 and rows["n"].any()
+        ):  # all samples flagged, such as a block that changes the width
             ax.text(x, 0, " n/a", rotation=90, ha="center", va="bottom", fontsize=SMALL, color=GREY)
     middle, half = (len(order) - 1) / 2, max(len(order), 4) / 2 + 0.1
     ax.set_xlim(middle - half, middle + half)

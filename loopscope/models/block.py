@@ -77,9 +77,11 @@ class NormPoints(nn.Module):
 def layer_norm(norm: nn.LayerNorm, x: Tensor, at: NormHooks) -> Tensor:
     """LayerNorm that shows its scale, sqrt(var + eps), where somebody looks at it."""
     if at.hook_scale.has_hooks():
-        centred = x - x.mean(dim=-1, keepdim=True)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow in half
+        centred = wide - wide.mean(dim=-1, keepdim=True)
         scale = (centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt()
-        y = centred / at.hook_scale(scale) * norm.weight + norm.bias
+        y = centred / at.hook_scale(scale.to(x.dtype)) * norm.weight + norm.bias
+        y = y.to(x.dtype)
     else:
         y = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return at.hook_normalized(y)
@@ -101,7 +103,7 @@ class Attention(nn.Module):
         q, k = at.hook_rot_q(rotate(q, rotary)), at.hook_rot_k(rotate(k, rotary))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if at.hook_pattern.has_hooks() or at.hook_attn_scores.has_hooks():
-            scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head)
+            scores = (q / math.sqrt(self.d_head)) @ k.transpose(-1, -2)
             future = torch.ones(pos, pos, dtype=torch.bool, device=x.device).triu(1)
             scores = at.hook_attn_scores(scores.masked_fill(future, -torch.inf))
             wide = torch.promote_types(scores.dtype, torch.float32)

@@ -22,14 +22,14 @@ class LoopCache(ActivationCache):
         name = self._name(key)
         if name in self.cache_dict:
             return self.cache_dict[name]
-        known = {**self.cache_dict, **{a: 0 for a, n in self._aliases() if n in self.cache_dict}}
+        known = [*self.cache_dict, *(a for a, n in self._aliases() if n in self.cache_dict)]
+        hint = ""
         if name in self.model.hook_dict:
-            hint = "That hook exists, but names_filter left it out of this cache."
-            raise unknown_name("cache entry", name, list(known), hint=hint)
-        raise unknown_name("cache entry", name, list(known))
+            hint = "That hook exists, but the run did not keep it (names_filter, stop_at_layer)."
+        raise unknown_name("cache entry", name, known, hint=hint)
 
     def __contains__(self, key: object) -> bool:
-        return self._name(key) in self.cache_dict
+        return isinstance(key, str | tuple) and self._name(key) in self.cache_dict
 
     def __repr__(self) -> str:
         return f"LoopCache with {len(self.cache_dict)} activations of {self.model.name!r}"
@@ -38,12 +38,70 @@ class LoopCache(ActivationCache):
         return self.model.aliases.items()
 
     def _name(self, key: Any) -> str:
+        """The canonical name that a name, an alias or a shorthand tuple stands for."""
         if isinstance(key, str):
-            name = self.model.aliases.get(key, key)
-            return name if name in self.model.hook_dict else get_act_name(key)
+            plain = key.removesuffix("_grad")
+            name = self.model.aliases.get(plain, plain) + key[len(plain) :]
+            known = name in self.cache_dict or plain in self.model.mod_dict
+            return name if known else get_act_name(key)
+        if not isinstance(key, tuple) or not key:
+            raise InputError(
+                f"a cache is indexed by a hook name or a tuple such as ('resid_post', -1), given "
+                f"{key!r}."
+            )
         if len(key) > 1 and isinstance(key[1], int) and key[1] < 0:
             key = (key[0], self.model.cfg.n_layers + key[1], *key[2:])
         return get_act_name(*key)
+
+    def _depth(self, layer: int | None) -> int:
+        """The virtual layer that `layer` means; None and -1 mean all, as in TransformerLens."""
+        n_layers = self.model.cfg.n_layers
+        if layer is None or layer == -1:
+            return n_layers
+        if not 0 <= layer <= n_layers:
+            raise InputError(
+                f"layer must be 0 … {n_layers} (None and -1 mean all {n_layers}), given {layer}."
+            )
+        return layer
+
+    def _gain(self, depth: int, mlp_input: bool) -> Tensor:
+        """Weight of the norm that reads the stream entering virtual layer `depth`."""
+        if depth == self.model.cfg.n_layers:
+            return self.model.ln_final.weight
+        block = self.model.blocks[depth].weights
+        return (block.ln2 if mlp_input else block.ln1).weight
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        *args: Any,
+        recompute_ln: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Each component as the norm of `layer` passes it on: centred, scaled, times the gain.
+
+        TransformerLens expects the gain folded into the next weights; here weights are raw (a norm
+        reused in a loop cannot be folded), so it is applied. The norm's bias belongs to no
+        component: all of them sum to the norm's output less its bias.
+        """
+        depth = self._depth(layer)
+        out = super().apply_ln_to_stack(
+            residual_stack, depth, mlp_input, *args, recompute_ln=recompute_ln, **kwargs
+        )
+        if recompute_ln and depth == self.model.cfg.n_layers:
+            return out  # the real norm was called
+        return out * self._gain(depth, mlp_input)
+
+    def _stack_neuron_results_apply_ln_projected(
+        self, layer: int, pos_slice: Any, neuron_slice: Any, project_2d: Tensor, **kwargs: Any
+    ) -> Tensor:
+        gain = self._gain(self._depth(layer), kwargs.get("mlp_input", False))
+        projection = gain[:, None] * project_2d
+        return super()._stack_neuron_results_apply_ln_projected(
+            layer, pos_slice, neuron_slice, projection, **kwargs
+        )
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "LoopCache":
         """A cache of some batch entries."""
@@ -52,8 +110,7 @@ class LoopCache(ActivationCache):
 
     def _refuse_across_iterations(self, what: str, layer: int | None) -> None:
         """Raise if the stream entering `layer` is more than the embedding plus layer outputs."""
-        n_layers = self.model.cfg.n_layers
-        depth = n_layers if layer is None or layer == -1 else layer
+        depth = self._depth(layer)
         for boundary, start in self.model.mixing_boundaries():
             if depth >= start:
                 variant = self.model.config.variant
@@ -66,9 +123,10 @@ class LoopCache(ActivationCache):
 
     def accumulated_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """The residual stream entering each virtual layer, as in TransformerLens."""
+        depth = self._depth(layer)
         n_layers = self.model.cfg.n_layers
         last = [b for b, start in self.model.mixing_boundaries() if start == n_layers]
-        if last and (layer is None or layer in (-1, n_layers)):
+        if last and depth == n_layers:
             raise InputError(
                 f"the final state of this model is made at {last[0]}, after the last layer, so "
                 "its last resid_post is not what the unembedding reads. Ask for layer="

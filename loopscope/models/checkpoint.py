@@ -60,6 +60,11 @@ def fill(model: LoopModel, tensors: dict[str, Tensor], source: Path) -> None:
         for n in wanted
         if n in tensors and tensors[n].shape != wanted[n].shape
     ]
+    shapes += [
+        f"{n} holds {str(tensors[n].dtype).removeprefix('torch.')} instead of floats"
+        for n in wanted
+        if n in tensors and not tensors[n].is_floating_point()
+    ]
     problems = []
     for title, names in (("missing", missing), ("not expected", extra), ("misshapen", shapes)):
         if names:
@@ -175,7 +180,9 @@ def save(
     tensors = {}
     for name, tensor in state.items():
         if half and tensor.is_floating_point():
-            tensor = tensor.to(torch.float16)
+            tensor, full = tensor.to(torch.float16), tensor
+            if not tensor.isfinite().all() and full.isfinite().all():
+                raise InputError(f"{name} has weights beyond float16; save without half.")
         tensors[name] = tensor.detach().cpu().contiguous().clone()
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.config.to_dict()}
     try:

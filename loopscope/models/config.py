@@ -1,5 +1,6 @@
 """Configuration of a native model: widths, layout, variant."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,24 +96,44 @@ class LoopConfig:
         put = object.__setattr__
         put(self, "layout", Layout.parse(self.layout))
         put(self, "variant", parse_variant(self.variant))
-        for name in ("d_model", "n_heads", "d_vocab", "n_ctx"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} must be a positive integer, given {value!r}.")
-        if self.d_mlp is None:
+        if self.d_mlp is None and isinstance(self.d_model, int):
             put(self, "d_mlp", 4 * self.d_model)
+        self._check_types()
         if self.d_model % self.n_heads:
             raise InputError(
                 f"n_heads must divide d_model, given {self.n_heads} heads for width "
                 f"{self.d_model}; choose a divisor of {self.d_model}."
             )
-        if not 0.0 <= self.rotary_pct <= 1.0:
-            raise InputError(f"rotary_pct must lie in [0, 1], given {self.rotary_pct}.")
+        rotated = int(self.d_head * self.rotary_pct)
+        if rotated % 2 and rotated == self.d_head:
+            raise InputError(
+                f"rotary_pct {self.rotary_pct} rotates all {rotated} dimensions of a head, an odd "
+                "number; pairs are rotated, so choose less or an even head width."
+            )
         if self.act_fn not in ACTIVATIONS:
             raise unknown_name("act_fn", self.act_fn, ACTIVATIONS)
         if self.transition_query not in TRANSITION_QUERIES:
             raise unknown_name("transition_query", self.transition_query, TRANSITION_QUERIES)
         self._check_variant()
+
+    def _check_types(self) -> None:
+        """Values from a JSON file may be of any type; each must be one this field can have."""
+        for name in ("d_model", "n_heads", "d_vocab", "n_ctx", "d_mlp", "slots"):
+            value = getattr(self, name)
+            optional = name == "slots" and value is None
+            if not optional and (type(value) is not int or value < 1):
+                raise InputError(f"{name} must be a positive integer, given {value!r}.")
+        for name in ("rotary_base", "ln_eps", "init_std"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise InputError(f"{name} must be a positive number, given {value!r}.")
+        if type(self.rotary_pct) not in (int, float) or not 0 <= self.rotary_pct <= 1:
+            raise InputError(f"rotary_pct must lie in [0, 1], given {self.rotary_pct!r}.")
+        for name in ("parallel_residual", "tied_embeddings", "attn_bias", "embed_scale"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, given {getattr(self, name)!r}.")
+        if self.bos_token_id is not None and type(self.bos_token_id) is not int:
+            raise InputError(f"bos_token_id must be an integer, given {self.bos_token_id!r}.")
 
     def _check_variant(self) -> None:
         layout = self.layout
@@ -130,9 +151,6 @@ class LoopConfig:
         if self.variant == "mesh":
             if self.slots is None:
                 object.__setattr__(self, "slots", layout.K + 3)
-            assert self.slots is not None
-            if self.slots < 1:
-                raise InputError(f"slots must be at least 1, given {self.slots}.")
         elif self.slots is not None:
             raise InputError(
                 f"only variant 'mesh' has memory slots, given slots={self.slots} for "

@@ -45,7 +45,7 @@ def describe(model: LoopModel) -> dict[str, Any]:
     facts["tokenizer"] = "yes" if model.tokenizer is not None else "none: token ids only"
     if model.provenance.get("untrained"):
         facts["training"] = f"none (untrained twin, seed {model.provenance.get('seed')})"
-    elif "tokens" in model.provenance:
+    elif isinstance(model.provenance.get("tokens"), int):
         facts["training"] = f"{model.provenance['tokens']:,} tokens"
     return facts
 
@@ -54,7 +54,7 @@ def hook_names(model: LoopModel) -> list[tuple[str, str]]:
     """All hook names, grouped: repeated indices are written {v} and {t}.
 
     Returns:
-        (pattern, how many points it stands for), in the order in which they run.
+        (pattern, how many points it stands for).
     """
     groups: dict[str, int] = {}
     for name in model.hook_dict:

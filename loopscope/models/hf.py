@@ -52,6 +52,15 @@ def config_from_hf(values: dict[str, Any], source: str) -> LoopConfig:
     Raises:
         InputError: for what this model cannot compute (rotary scaling, other activations).
     """
+    try:
+        return _translate_config(values, source)
+    except KeyError as err:
+        raise InputError(f"{source} lacks {err}: no complete GPT-NeoX configuration.") from err
+    except (TypeError, AttributeError) as err:
+        raise InputError(f"{source} has a value of the wrong type: {err}.") from err
+
+
+def _translate_config(values: dict[str, Any], source: str) -> LoopConfig:
     rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -59,34 +68,30 @@ def config_from_hf(values: dict[str, Any], source: str) -> LoopConfig:
             f"{source} asks for rotary embeddings of type {kind!r}; only 'default' is supported."
         )
     act = values.get("hidden_act", "gelu")
-    if act not in _ACTIVATIONS:
+    if not isinstance(act, str) or act not in _ACTIVATIONS:
         raise InputError(
             f"{source} has hidden_act {act!r}; supported are {', '.join(_ACTIVATIONS)}."
         )
-    try:
-        return LoopConfig(
-            variant="vanilla",
-            layout=Layout(prelude=values["num_hidden_layers"]),
-            d_model=values["hidden_size"],
-            n_heads=values["num_attention_heads"],
-            d_vocab=values["vocab_size"],
-            d_mlp=values.get("intermediate_size"),
-            n_ctx=values.get("max_position_embeddings", 2048),
-            rotary_pct=rope.get("partial_rotary_factor", values.get("rotary_pct", 0.25)),
-            rotary_base=float(rope.get("rope_theta", values.get("rotary_emb_base", 10000))),
-            ln_eps=values.get("layer_norm_eps", 1e-5),
-            parallel_residual=values.get("use_parallel_residual", True),
-            tied_embeddings=values.get("tie_word_embeddings", False),
-            attn_bias=values.get("attention_bias", True),
-            act_fn=_ACTIVATIONS[act],
-            embed_scale=False,
-            bos_token_id=values.get("bos_token_id", 0),
-            init_std=values.get("initializer_range", 0.02),
-        )
-    except KeyError as err:
-        raise InputError(
-            f"{source} lacks {err}; it is no complete GPT-NeoX configuration."
-        ) from err
+    base = rope.get("rope_theta", values.get("rotary_emb_base", 10000))
+    return LoopConfig(
+        variant="vanilla",
+        layout=Layout.parse(str(values["num_hidden_layers"])),
+        d_model=values["hidden_size"],
+        n_heads=values["num_attention_heads"],
+        d_vocab=values["vocab_size"],
+        d_mlp=values.get("intermediate_size"),
+        n_ctx=values.get("max_position_embeddings", 2048),
+        rotary_pct=rope.get("partial_rotary_factor", values.get("rotary_pct", 0.25)),
+        rotary_base=float(base) if isinstance(base, int) else base,
+        ln_eps=values.get("layer_norm_eps", 1e-5),
+        parallel_residual=values.get("use_parallel_residual", True),
+        tied_embeddings=values.get("tie_word_embeddings", False),
+        attn_bias=values.get("attention_bias", True),
+        act_fn=_ACTIVATIONS[act],
+        embed_scale=False,
+        bos_token_id=values.get("bos_token_id", 0),
+        init_std=values.get("initializer_range", 0.02),
+    )
 
 
 def translate(name: str) -> str | None:

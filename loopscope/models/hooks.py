@@ -8,6 +8,7 @@ from warnings import warn
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import Slice
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.cache import LoopCache
@@ -15,16 +16,20 @@ from loopscope.models.cache import LoopCache
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 
 
-def _store_compact(hook_fn: Callable, tensor: Tensor, hook: HookPoint) -> None:
+def _store_compact(
+    hook_fn: Callable, positions: Slice | None, tensor: Tensor, hook: HookPoint
+) -> None:
     """Cache a copy where the tensor is a view that would keep a larger buffer alive."""
+    if positions is not None:
+        tensor = positions.apply(tensor, dim=1)
     if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
         tensor = tensor.detach().clone()
     hook_fn(tensor, hook=hook)
 
 
-def _reader(hook_fn: Callable) -> Callable:
+def _reader(hook_fn: Callable, positions: Slice | None = None) -> Callable:
     """A caching hook, marked as one that writes nothing into its tensor."""
-    reader = partial(_store_compact, hook_fn)
+    reader = partial(_store_compact, hook_fn, positions)
     reader.reads_only = True  # type: ignore[attr-defined]
     return reader
 
@@ -67,8 +72,8 @@ class NamedHooks(HookedRootModule):
         """Canonical names that a filter means.
 
         Args:
-            names_filter: None for all; a name; several names; or a predicate, which is asked about
-                every name and every alias.
+            names_filter: None for all; a name or an alias; several of them; or a predicate, which
+                is asked about the canonical names (`blocks.{v}.…`, not their aliases).
 
         Raises:
             UnknownNameError: if a given name does not exist.
@@ -82,11 +87,11 @@ class NamedHooks(HookedRootModule):
             chosen = {self.canonical(name) for name in names_filter}
         else:
             chosen = {name for name in self.hook_dict if names_filter(name)}
-            chosen |= {name for alias, name in self.aliases.items() if names_filter(alias)}
         if not chosen:
             raise InputError(
                 "names_filter selects no hook, so the cache would be empty; give None for all, a "
-                "name, a list of names or a predicate that is true for some name."
+                "name, a list of names or a predicate that is true for some canonical name (the "
+                "layers of an iteration are blocks.{v}; loop.{t}.layer.{l} are aliases of them)."
             )
         return chosen
 
@@ -105,11 +110,67 @@ class NamedHooks(HookedRootModule):
         for point in sorted(self.select(name)):
             super().add_hook(point, hook, *args, **kwargs)
 
-    def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:
+    def get_caching_hooks(
+        self, names_filter: NamesFilter = None, *args: Any, pos_slice: Any = None, **kwargs: Any
+    ) -> Any:
         """TransformerLens's caching hooks, for the points a filter means."""
         chosen = self.select(names_filter)
-        cache, fwd, bwd = super().get_caching_hooks(lambda name: name in chosen, *args, **kwargs)
-        return cache, [(name, _reader(fn)) for name, fn in fwd], bwd
+        # TransformerLens slices the heads of rotated queries and keys: their positions are cut here
+        rotated = {name for name in chosen if name.endswith(("hook_rot_q", "hook_rot_k"))}
+        positions = Slice.unwrap(pos_slice)
+        cache, fwd, bwd = super().get_caching_hooks(
+            lambda name: name in chosen - rotated, *args, pos_slice=positions, **kwargs
+        )
+        kwargs["cache"] = cache
+        _, turned, turned_bwd = super().get_caching_hooks(
+            lambda name: name in rotated, *args, **kwargs
+        )
+        readers = [(name, _reader(fn)) for name, fn in fwd]
+        readers += [(name, _reader(fn, positions)) for name, fn in turned]
+        return cache, readers, bwd + turned_bwd
+
+    def _check_reached(self, names: Iterable[Any], stop_at_layer: int | None) -> None:
+        """Refuse hooks by name that a run stopped early would never reach.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        if stop_at_layer is None:
+            return
+        for name in names:
+            if isinstance(name, str) and not self.reaches(self.canonical(name), stop_at_layer):
+                raise InputError(
+                    f"{name} is not reached with stop_at_layer={stop_at_layer}; stop later or "
+                    "leave it out."
+                )
+
+    def reaches(self, name: str, stop_at_layer: int) -> bool:
+        """Whether a run with this `stop_at_layer` gets to a hook (canonical name)."""
+        raise NotImplementedError
+
+    def run_with_hooks(
+        self, *model_args: Any, fwd_hooks: Any = (), bwd_hooks: Any = (), **kwargs: Any
+    ) -> Any:
+        """Run the model with hooks for this call; as in TransformerLens, names checked.
+
+        Args:
+            *model_args: What the model takes.
+            fwd_hooks: Pairs (name or predicate, function of (tensor, hook)).
+            bwd_hooks: The same for gradients.
+            **kwargs: As in TransformerLens, and the model's own arguments.
+
+        Returns:
+            The model's output.
+
+        Raises:
+            UnknownNameError: if a name does not exist; near matches are listed.
+            InputError: if `stop_at_layer` ends the run before a hook given by name.
+        """
+        names = [name for name, _ in (*fwd_hooks, *bwd_hooks)]
+        self._check_reached(names, kwargs.get("stop_at_layer"))
+        return super().run_with_hooks(
+            *model_args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kwargs
+        )
 
     def run_with_cache(
         self,
@@ -135,7 +196,11 @@ class NamedHooks(HookedRootModule):
 
         Raises:
             UnknownNameError: if a name does not exist; near matches are listed.
+            InputError: if `stop_at_layer` ends the run before a point given by name.
         """
+        named = [names_filter] if isinstance(names_filter, str) else names_filter
+        if named is not None and not callable(named):
+            self._check_reached(named, kwargs.get("stop_at_layer"))
         out, cache = super().run_with_cache(
             *model_args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
         )

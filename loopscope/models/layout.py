@@ -52,7 +52,7 @@ class Layout:
         """
         if isinstance(text, Layout):
             return text
-        given = str(text).strip().replace(" ", "")
+        given = re.sub(r"\s*\+\s*", "+", str(text).strip())
         if re.fullmatch(r"\d{1,4}", given):
             return cls(prelude=int(given))
         match = re.fullmatch(r"(\d{1,4})\+(\d{1,4})[Rr](\d{1,4})\+(\d{1,4})", given)

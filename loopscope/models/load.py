@@ -33,11 +33,21 @@ def zoo() -> list[str]:
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A torch dtype from its name."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def check_seed(seed: int) -> int:
+    """A seed that numpy's and torch's generators take.
+
+    Raises:
+        InputError: outside 0 … 2⁶³ − 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must lie in 0 … 2**63 - 1, given {seed}.")
+    return seed
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:
@@ -87,6 +97,7 @@ def load(
         InputError: if nothing is found there, or a part is damaged; the message says what.
     """
     place, kind = parse_device(device), parse_dtype(dtype)
+    check_seed(seed)
     folder, label = _find(str(target))
     label = name or label
     if str(target).endswith(UNTRAINED):

@@ -188,12 +188,13 @@ class LoopModel(TextMixin, NamedHooks):
         with torch.device("meta"):
             twin = LoopModel(config, seed=None, name=self.name, tokenizer=self.tokenizer)
         mine = [*self.prelude, *self.core, *self.coda]
-        for stack in (twin.prelude, twin.core, twin.coda):
-            for block in stack:
-                block.load_state_dict(mine.pop(0).state_dict(keep_vars=True), assign=True)
-        for part in ("embed", "ln_final", "unembed"):
-            state = getattr(self, part).state_dict(keep_vars=True)
-            getattr(twin, part).load_state_dict(state, assign=True)
+        pairs = list(zip([*twin.prelude, *twin.core, *twin.coda], mine, strict=True))
+        pairs += [(getattr(twin, n), getattr(self, n)) for n in ("embed", "ln_final", "unembed")]
+        for theirs, ours in pairs:
+            trainable = [p.requires_grad for p in ours.parameters()]
+            theirs.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
+            for parameter, flag in zip(ours.parameters(), trainable, strict=True):
+                parameter.requires_grad_(flag)  # assigning makes shared parameters trainable
         twin.provenance = self.provenance
         twin.train(self.training)
         twin._sync_cfg()
@@ -240,6 +241,22 @@ class LoopModel(TextMixin, NamedHooks):
             return logits
         loss = self._loss(logits, tokens, loss_per_token)
         return (logits, loss) if return_type == "both" else loss
+
+    def reaches(self, name: str, stop_at_layer: int) -> bool:
+        """Whether a run with this `stop_at_layer` gets to a hook (canonical name)."""
+        layout, stop = self.config.layout, self._stop(stop_at_layer)
+        assert stop is not None
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return int(rest.split(".")[0]) < stop
+        if part == "loop":
+            t, _, point = rest.partition(".")
+            return stop >= layout.core_start(int(t) + (point != "hook_in"))
+        if part == "transition":
+            return stop >= layout.prelude
+        if part == "coda":
+            return stop >= layout.core_start(layout.K)
+        return part == "hook_embed" or (part == "hook_h_out" and stop == layout.n_layers)
 
     def _stop(self, stop_at_layer: int | None) -> int | None:
         depth = self.config.layout.n_layers

@@ -67,7 +67,7 @@ class TextMixin:
         if isinstance(input, str) or (
             isinstance(input, list) and input and all(isinstance(t, str) for t in input)
         ):
-            return self.to_tokens(input, prepend_bos=prepend_bos)
+            input = self.to_tokens(input, prepend_bos=prepend_bos)
         tokens = torch.as_tensor(input)
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
             raise InputError(f"tokens must be integers, given {tokens.dtype}.")

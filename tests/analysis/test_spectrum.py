@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from loopscope.analysis.flags import Flag
-from loopscope.analysis.spectrum import RANK_MEASURES, gram, ranks, singular_values, spectrum
+from loopscope.analysis.spectrum import (
+    RANK_MEASURES,
+    gram,
+    ranks,
+    singular_values,
+    singular_values_of_grams,
+    spectrum,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,16 +39,31 @@ def test_singular_values_equal_numpys_in_float64(shape: tuple[int, int]) -> None
     np.testing.assert_allclose(singular_values(x)[:50], expected[:50], rtol=1e-7)
 
 
-def test_a_gram_matrix_at_hand_gives_the_same() -> None:
-    for shape in ((20, 30), (30, 20), (20, 20)):
-        x = random(*shape)
-        for center in (False, True):
-            product = gram(x, center=center)
-            assert product.shape == (20, 20)
-            given = singular_values(x, product=product)
-            np.testing.assert_array_equal(given, singular_values(x, center=center))
-    a = x.double()
-    torch.testing.assert_close(gram(x), a @ a.mT)
+@pytest.mark.parametrize("shapes", [[(20, 30), (30, 20), (20, 20)], [(9, 30), (30, 20)]])
+def test_several_gram_matrices_give_what_each_state_gives(shapes: list[tuple[int, int]]) -> None:
+    for center in (False, True):
+        states = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
+        states[1][2, 3] = float("nan")
+        products = [gram(state, center=center) for state in states]
+        assert [len(product) for product in products] == [min(shape) for shape in shapes]
+        together = singular_values_of_grams(products)
+        for i, state in enumerate(states):
+            alone = singular_values(state, center=center)
+            np.testing.assert_allclose(together[i], alone, rtol=1e-12)
+            assert np.isnan(alone).all() == (i == 1)
+
+
+def test_the_gram_matrix_is_that_of_the_smaller_side() -> None:
+    wide, tall, square = random(8, 12), random(12, 8), random(8, 8)
+    torch.testing.assert_close(gram(wide), wide.double() @ wide.double().mT)
+    torch.testing.assert_close(gram(tall), tall.double().mT @ tall.double())
+    torch.testing.assert_close(gram(square), square.double() @ square.double().mT)
+
+
+def test_large_matrices_are_solved_as_small_ones_are() -> None:
+    x = random(400, 390)
+    expected = np.linalg.svd(x.double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(singular_values(x), expected, rtol=1e-9)
 
 
 def test_centring_is_an_option() -> None:

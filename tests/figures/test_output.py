@@ -137,8 +137,8 @@ def test_draw_all_names_what_does_not_apply_and_why(mixed, tmp_path, quick):
     assert "not drawn: routers_plain, plain: it has no memory slots" in str(report)
     stems = [f.stem for f in report.files[::2]]
     assert [s.rpartition("-")[0] for s in stems[-2:]] == [
-        "fig1_org-deep-mesh-init",
-        "routers_org-deep-mesh-init",
+        "fig1_org-deep-mesh@init",
+        "routers_org-deep-mesh@init",
     ]
 
 
@@ -179,6 +179,72 @@ def test_draw_all_refuses_an_unknown_model(four, tmp_path):
     with pytest.raises(UnknownNameError, match="unknown model 'vanila'"):
         figures.draw_all(four, tmp_path, ["base", "vanila"])
     assert not list(tmp_path.iterdir())
+
+
+def names_in(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_untrained_twin_keeps_its_name_in_its_files(make, tmp_path, quick):
+    figures.draw_all(make("mesh@init", B=6), tmp_path, progress=None)
+    assert {"fig1_mesh@init.png", "routers_mesh@init.pdf"} <= names_in(tmp_path / "figures")
+
+
+def test_draw_all_removes_what_an_earlier_one_drew_and_this_one_does_not(four, tmp_path, quick):
+    figures.draw_all(four, tmp_path, ["base", "mesh"])
+    folder = tmp_path / "figures"
+    mine = ["fig1_mine.png", "notes.txt", "routers_mesh.svg"]
+    for name in mine:
+        (folder / name).write_text("mine")
+    report = figures.draw_all(four, tmp_path, ["base", "anchor"])
+    gone = {f"{stem}_mesh.{kind}" for stem in ("fig1", "routers") for kind in ("png", "pdf")}
+    assert {path.name for path in report.removed} == gone
+    assert "removed (of an earlier run): " in str(report)
+    assert names_in(folder) == {path.name for path in report.files} | set(mine)
+    assert names_in(tmp_path) == {"figures", ".figures.json"}
+    assert figures.draw_all(four, tmp_path, ["base", "anchor"]).removed == ()
+
+
+def test_draw_all_removes_no_figure_that_it_did_not_record(four, tmp_path, quick):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "fig1_mesh.png").write_text("mine")
+    (tmp_path / "fig1_base.png").write_text("mine")
+    (folder / "a.png").write_text("mine")
+    for record in ("{", "3", '{"a.png": 1}', '["../fig1_base.png", "a.png", 7, "fig1_x/y.png"]'):
+        (tmp_path / ".figures.json").write_text(record)
+        assert figures.draw_all(four, tmp_path, ["base"]).removed == ()
+    assert {"fig1_mesh.png", "a.png"} <= names_in(folder)
+    assert (tmp_path / "fig1_base.png").is_file()
+
+
+def test_a_drawing_that_fails_removes_nothing_and_records_what_it_wrote(
+    four, tmp_path, quick, monkeypatch
+):
+    from loopscope.figures import output
+
+    figures.draw_all(four, tmp_path, ["mesh"])
+
+    def fail(tables, model):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "routers", fail)
+        with pytest.raises(RuntimeError, match="no"):
+            figures.draw_all(four, tmp_path, ["base", "anchor", "mesh"])
+    folder = tmp_path / "figures"
+    assert {"fig1_mesh.png", "fig1_anchor.png"} <= names_in(folder)
+    report = figures.draw_all(four, tmp_path, ["base"])
+    assert names_in(folder) == {path.name for path in report.files}
+
+
+def test_a_stale_figure_that_cannot_be_removed_is_named(four, tmp_path, quick):
+    figures.draw_all(four, tmp_path, ["mesh"])
+    stale = tmp_path / "figures" / "fig1_mesh.png"
+    stale.unlink()
+    stale.mkdir()
+    with pytest.raises(InputError, match=r"cannot remove .*fig1_mesh\.png.*Remove it yourself"):
+        figures.draw_all(four, tmp_path, ["base"])
 
 
 def test_every_figure_draws_without_a_warning(mixed):

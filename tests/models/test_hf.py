@@ -115,6 +115,16 @@ def test_regrouping_layers_leaves_the_model_unchanged(tmp_path, ids, layout):
         assert torch.equal(plain(ids), grouped(ids))
 
 
+def test_regrouping_leaves_frozen_weights_frozen_and_shared(tmp_path):
+    hf_model().save_pretrained(tmp_path / "m")
+    model = load(tmp_path / "m")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    twin = model.with_layout("1+3+1")
+    assert not any(p.requires_grad for m in (model, twin) for p in m.parameters())
+    assert twin.core[0].mlp.up.weight is model.prelude[1].mlp.up.weight
+
+
 @pytest.mark.parametrize("layout", ["2+1+1", "1+2R2+0", "6"])
 def test_a_layout_that_does_not_fit_is_refused(tmp_path, layout):
     hf_model().save_pretrained(tmp_path / "m")

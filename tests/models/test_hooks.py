@@ -43,7 +43,7 @@ def test_aliases_of_an_iteration_are_the_virtual_layers(tokens):
     assert model.mod_dict["loop.2.layer.1.attn.hook_z"] is model.hook_dict["blocks.6.attn.hook_z"]
 
 
-def test_a_predicate_may_match_aliases_and_touches_each_point_once(tokens):
+def test_a_predicate_is_asked_about_canonical_names_and_touches_each_point_once(tokens):
     model = make_model("mesh")
     seen = []
     model.run_with_hooks(
@@ -51,10 +51,10 @@ def test_a_predicate_may_match_aliases_and_touches_each_point_once(tokens):
         fwd_hooks=[(lambda n: n.endswith("hook_mlp_out"), lambda x, hook: seen.append(hook.name))],
     )
     assert sorted(seen) == [f"blocks.{v}.hook_mlp_out" for v in range(8)]
-    _, cache = model.run_with_cache(
-        tokens, names_filter=lambda n: n.startswith("loop.1.layer") and n.endswith("resid_post")
-    )
-    assert sorted(cache.keys()) == ["blocks.3.hook_resid_post", "blocks.4.hook_resid_post"]
+    seen.clear()
+    outside = lambda n: not n.startswith("blocks.")  # noqa: E731
+    model.run_with_hooks(tokens, fwd_hooks=[(outside, lambda x, hook: seen.append(hook.name))])
+    assert seen and not any(name.startswith("blocks.") for name in seen)
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "vanilla"])
@@ -231,7 +231,7 @@ def test_a_filter_that_selects_nothing_is_refused(tokens):
 
 def test_the_cache_says_what_was_left_out_and_what_does_not_exist(tokens):
     _, cache = make_model("mesh").run_with_cache(tokens, names_filter="loop.0.hook_in")
-    with pytest.raises(KeyError, match="names_filter left it out"):
+    with pytest.raises(KeyError, match="the run did not keep it"):
         cache["loop.1.hook_in"]
     with pytest.raises(KeyError, match=r"did you mean loop\.0\.hook_in"):
         cache["loop.0.hook_im"]
@@ -289,3 +289,67 @@ def test_loss_is_the_next_token_cross_entropy(tokens):
     torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="at least 2 tokens"):
         model(tokens[:, :1], return_type="loss")
+
+
+def test_slicing_positions_cuts_positions_of_every_point(tokens):
+    model = make_model("mesh")
+    _, full = model.run_with_cache(tokens)
+    _, cut = model.run_with_cache(tokens, pos_slice=(2, 5))
+    assert set(cut.keys()) == set(full.keys())
+    for name in cut.keys():  # noqa: SIM118  (a cache iterates over its names as a dict does)
+        per_head = name.split(".")[-1] in {
+            "hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k",
+        }  # fmt: skip
+        axis = full[name].ndim - (3 if per_head else 2)
+        expected = full[name].narrow(axis, 2, 3)
+        torch.testing.assert_close(cut[name], expected, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_caching_everything_in_half_precision_does_not_overflow(dtype, tokens):
+    model = make_model("base").to(dtype)
+    with torch.no_grad():
+        model.embed.weight[:, 0] = 60.0  # 339 after scaling: its square is no float16
+        plain = model(tokens)
+        cached, _ = model.run_with_cache(tokens)
+    assert plain.abs().max() > 0.1
+    assert (cached - plain).abs().max() < 0.03 * plain.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "first_stop"),
+    [
+        ("hook_embed", 0),
+        ("transition.hook_in", 1),
+        ("loop.1.hook_in", 3),
+        ("loop.1.hook_out", 5),
+        ("loop.1.read.hook_weights", 5),
+        ("loop.1.layer.1.hook_mlp_out", 5),
+        ("coda.hook_in", 7),
+        ("hook_h_out", 8),
+    ],
+)
+def test_hooks_that_an_early_stop_never_reaches_are_refused(name, first_stop, tokens):
+    model = make_model("mesh")
+    _, cache = model.run_with_cache(tokens, names_filter=name, stop_at_layer=first_stop)
+    assert name in cache
+    seen = []
+    if first_stop:
+        early = {"stop_at_layer": first_stop - 1}
+        with pytest.raises(InputError, match="is not reached with stop_at_layer"):
+            model.run_with_cache(tokens, names_filter=[name], **early)
+        with pytest.raises(InputError, match="is not reached with stop_at_layer"):
+            model.run_with_hooks(
+                tokens, fwd_hooks=[(name, lambda x, hook: seen.append(1))], **early
+            )
+    assert not seen
+
+
+def test_gradients_in_a_cache_have_aliases_too(tokens):
+    model = make_model("mesh")
+    _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    assert cache["loop.0.layer.1.hook_resid_post_grad"] is cache["blocks.2.hook_resid_post_grad"]
+    assert cache["blocks.2.hook_resid_post_grad"].abs().max() > 0
+    assert 0 not in cache and None not in cache
+    with pytest.raises(InputError, match="indexed by a hook name"):
+        cache[0]

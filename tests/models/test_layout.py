@@ -21,7 +21,20 @@ def test_layout_counts_layers_of_parameters_and_of_compute():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "3+6R3", "3+6R0+3", "3+0R2+3", "1+2", "-1+2R2+1", "1+0+1", "0", "3+6R3+3+1", "1.5"],
+    [
+        "",
+        "x",
+        "3+6R3",
+        "3+6R0+3",
+        "3+0R2+3",
+        "1+2",
+        "-1+2R2+1",
+        "1+0+1",
+        "0",
+        "3+6R3+3+1",
+        "1.5",
+        "1 2",
+    ],
 )
 def test_nonsense_layouts_are_refused_with_the_allowed_forms(text):
     with pytest.raises(InputError, match="Allowed are"):
@@ -67,7 +80,11 @@ def test_slots_default_to_K_plus_3():
     [
         ({"n_heads": 3}, "must divide d_model"),
         ({"d_model": 0}, "positive integer"),
-        ({"slots": 0}, "at least 1"),
+        ({"slots": 0}, "slots must be a positive integer"),
+        ({"d_mlp": -3}, "d_mlp must be a positive integer"),
+        ({"rotary_base": 0.0}, "rotary_base must be a positive number"),
+        ({"init_std": -1.0}, "init_std must be a positive number"),
+        ({"d_model": 6, "n_heads": 2, "rotary_pct": 1.0}, "an odd number"),
         ({"variant": "base", "slots": 4}, "leave slots out"),
         ({"variant": "vanilla"}, "has no loop"),
         ({"layout": "4"}, "needs core iterations"),

@@ -161,3 +161,42 @@ def test_cache_slices_stay_loop_caches(tokens):
     assert torch.equal(one["loop.1.hook_in"], cache["loop.1.hook_in"][1])
     with pytest.raises(InputError, match="would cross"):
         one.decompose_resid()
+
+
+@pytest.mark.parametrize(("variant", "layout"), ADDITIVE)
+def test_direct_logit_attributions_sum_to_the_logits_less_the_final_norms_bias(
+    variant, layout, tokens
+):
+    model = make_model(variant, layout)
+    logits, cache = model.run_with_cache(tokens)
+    bias = model.ln_final.bias @ model.W_U
+    expected = (logits - bias)[..., 7]
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    found = cache.logit_attrs(cache.decompose_resid(), tokens=7).sum(0)
+    torch.testing.assert_close(found, expected, **close)
+    found = direct_logit_attribution(model, tokens, 7, pos=None)
+    torch.testing.assert_close(found.attribution.sum(0), expected, **close)
+    n = model.cfg.n_layers
+    whole = cache.get_full_resid_decomposition(
+        n, apply_ln=True, expand_neurons=True, project_output_onto=model.W_U[:, 7]
+    )
+    torch.testing.assert_close(whole.sum(0), expected, **close)
+
+
+@pytest.mark.parametrize("mlp_input", [False, True])
+def test_a_normed_decomposition_sums_to_what_the_layers_norm_gives(mlp_input, tokens):
+    model = make_model("vanilla", "4", parallel_residual=False)
+    _, cache = model.run_with_cache(tokens)
+    parts = cache.decompose_resid(2, apply_ln=True, mlp_input=mlp_input)
+    norm = "ln2" if mlp_input else "ln1"
+    expected = cache[f"blocks.2.{norm}.hook_normalized"]
+    expected = expected - getattr(model.blocks[2].weights, norm).bias
+    torch.testing.assert_close(parts.sum(0), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [-2, 9])
+def test_layers_that_do_not_exist_are_refused_by_decompositions(layer, tokens):
+    _, cache = make_model("base").run_with_cache(tokens)
+    for tool in (cache.decompose_resid, cache.accumulated_resid, cache.stack_head_results):
+        with pytest.raises(InputError, match="layer must be 0 … 8"):
+            tool(layer)
