@@ -133,6 +133,7 @@ def compare(
     """Put checkpoints side by side: figures, and one table of loss and signs of collapse."""
     from loopscope.analysis.collapse import signs
     from loopscope.output import prepare, write_csv
+    from loopscope.printing import print_signs
 
     if not models:
         _fail("compare needs checkpoints: loopscope compare A B …; zoo names work too (base mesh).")
@@ -148,7 +149,7 @@ def compare(
     _save(collected.tables, out)
     table = signs(collected.tables)
     write_csv(table, out / "tables" / "signs.csv")
-    _print_signs(table)
+    print_signs(table)
     _draw(collected.tables, out, None)
 
 
@@ -265,56 +266,24 @@ def train(
 
     `vanilla` among the variants gets the same compute without a loop.
     """
+    from loopscope.printing import progress_bar, training_bars
     from loopscope.training_run import run_training
 
-    with _progress() as bar:
+    with progress_bar() as bar:
         written = run_training(
             out, variants=variants.split(","), layout=layout, data=data, tokens=tokens,
             d_model=d_model, n_heads=heads, vocab=vocab, seq_len=seq_len, batch_size=batch_size,
-            lr=lr, seed=seed, device=device, dtype=dtype, half=half, progress=_train_bars(bar),
+            lr=lr, seed=seed, device=device, dtype=dtype, half=half, progress=training_bars(bar),
         )  # fmt: skip
     for folder, loss in written:
         print(f"{folder}  validation loss {loss:.4f} nats/token")
 
 
-# -- printing ------------------------------------------------------------------------------------
-
-
-def _progress() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _train_bars(bar: Any) -> Any:
-    tasks: dict[str, Any] = {}
-
-    def told(variant: str, step: int, steps: int, loss: float) -> None:
-        if variant not in tasks:
-            tasks[variant] = bar.add_task(variant, total=steps)
-        bar.update(tasks[variant], completed=step, description=f"{variant}  loss {loss:.3f}")
-
-    return told
-
-
 def _collect(models: list[str], **options: Any) -> "Comparison":
     from loopscope.analysis.compare import compare
+    from loopscope.printing import progress_bar
 
-    with _progress() as bar:
+    with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
         def told(name: str, n: int, total: int) -> None:
@@ -337,9 +306,10 @@ def _save(tables: "Tables", out: Path) -> None:
 
 def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     from loopscope.figures import draw_all, plan
+    from loopscope.printing import progress_bar
 
     jobs, _ = plan(tables, models)
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("draw", total=len(jobs))
         report = draw_all(tables, out, models, progress=lambda n: bar.advance(task, n))
     for item in report.not_drawn:
@@ -347,34 +317,6 @@ def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     pngs = [path for path in report.files if path.suffix == ".png"]
     print(f"{len(pngs)} figures (.png, .pdf) in {out / 'figures'}:")
     print("  " + "  ".join(path.stem for path in pngs))
-
-
-def _print_signs(table: Any) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from loopscope.analysis.collapse import SIGNS
-
-    shown = Table(
-        title="mean ± standard deviation over samples", title_justify="left", box=SIMPLE_HEAD
-    )
-    shown.add_column("", no_wrap=True)
-    for sign in SIGNS:
-        shown.add_column(sign.short, justify="right")
-    for model, rows in table.groupby("model", observed=True):
-        cells = []
-        for sign in SIGNS:
-            row = rows[rows["sign"].eq(sign.name)].iloc[0]
-            flagged = f" ({row['n_flagged']} out)" if row["n"] and row["n_flagged"] else ""
-            digits = 1 if sign.name in ("erank_0", "erank_K") else 3
-            spread = f" ±{row['std']:.{digits}f}" if row["n"] > 1 else ""
-            sound = f"{row['mean']:.{digits}f}{spread}{flagged}"
-            cells.append(sound if row["n"] else "–")
-        shown.add_row(str(model), *cells)
-    Console().print(shown)
-    for sign in SIGNS:
-        print(f"  {sign.short:<14}{sign.meaning}")
 
 
 def _fail(message: str) -> None:

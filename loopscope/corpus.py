@@ -286,7 +286,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, str]]:
                 )
             if not row["text"].isascii() and any("\ud800" <= c <= "\udfff" for c in row["text"]):
                 raise InputError(
-                    f"{where} has half of a surrogate pair, which is no Unicode text; mend the line."
+                    f"{where} has half of a surrogate pair, which is no Unicode text; mend it."
                 )
             yield f"{path.name}#{number}", row["text"]
 

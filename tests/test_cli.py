@@ -208,7 +208,7 @@ def test_data_may_be_text_lines_or_ids(run, checkpoints, tmp_path):
         (["train", "--out", "{tmp}/t", "--tokens", "0"], "at least 1"),
         (["train", "--out", "{tmp}/t", "--data", "{tmp}/no.txt"], "no.txt"),
         (["figures", "{mesh}", "--drop-first", "22", "--tokens", "24"], "at least 4"),
-        (["figures", "{mesh}", "--samples", "many"], "'many' is not a valid"),
+        (["figures", "{mesh}", "--samples", "many"], "Invalid value for '--samples'"),
         (["figures", "{mesh}", "--sample", "3"], "--samples"),
         (["figurs"], "No such command 'figurs'"),
         (["inspect"], "Missing argument"),
