@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -312,6 +313,8 @@ def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     with progress_bar() as bar:
         task = bar.add_task("draw", total=len(jobs))
         report = draw_all(tables, out, models, progress=lambda n: bar.advance(task, n))
+    if report.removed:
+        print(f"removed, of an earlier run: {', '.join(path.name for path in report.removed)}")
     for item in report.not_drawn:
         print(f"not drawn: {item}")
     pngs = [path for path in report.files if path.suffix == ".png"]
@@ -329,6 +332,8 @@ def main() -> None:
     """Entry point: errors of the user become one line on stderr and exit code 2."""
     from loopscope.errors import InputError
 
+    # idle OpenMP threads that spin slow everything down where cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # terminals without Unicode

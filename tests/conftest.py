@@ -1,5 +1,9 @@
 """Shared fixtures: small models made on the spot."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: cores may be shared
+
 import pytest
 import torch
 
