@@ -38,6 +38,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        samples, pos = self.tokens.shape
+        return f"Samples: {samples} × {pos} tokens from {self.source}"
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What to record beside every table measured on these samples."""
@@ -175,6 +179,8 @@ def _read_ids(path: Path, samples: int, tokens: int) -> np.ndarray:
 
 
 def _tokenizer_of(model: Any) -> Any:
+    if isinstance(model, str | Path):
+        raise InputError(f"give a model or a tokenizer, not a name: load_samples(load({model!r})).")
     tokenizer = model if hasattr(model, "encode") else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise InputError(

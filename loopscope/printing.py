@@ -58,7 +58,8 @@ def print_signs(table: Any) -> None:
             digits = 1 if sign.name in ("erank_0", "erank_K") else 3
             spread = f" ±{row['std']:.{digits}f}" if row["n"] > 1 else ""
             sound = f"{row['mean']:.{digits}f}{spread}{flagged}"
-            cells.append(sound if row["n"] else "–")
+            lost = f"– ({row['n_flagged']} out)" if sign.name == "loss" else "–"
+            cells.append(sound if row["n"] else lost)
         shown.add_row(str(model), *cells)
     Console().print(shown)
     for sign in SIGNS:

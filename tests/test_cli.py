@@ -80,7 +80,7 @@ def test_compare_prints_one_row_per_checkpoint(run, checkpoints, tmp_path):
     names = [checkpoints / f"my-{v}" for v in ("base", "mesh", "vanilla")]
     code, told, _ = run("compare", *names, "--out", out, *SMALL, draw=False)
     assert code == 0
-    for word in ("my-base", "my-mesh", "my-vanilla", "first loop", "CKA", "rank h(0)"):
+    for word in ("my-base", "my-mesh", "my-vanilla", "1st loop", "CKA deb.", "rank h(0)"):
         assert word in told
     signs = pd.read_csv(out / "tables" / "signs.csv")
     assert len(signs) == 3 * 7
@@ -103,8 +103,9 @@ def test_a_diverged_checkpoint_does_not_spoil_the_others(run, checkpoints, tmp_p
         model.embed.weight.fill_(float("nan"))
     save(model, tmp_path / "broken")
     names = [tmp_path / "broken", checkpoints / "my-mesh"]
-    code, _, err = run("compare", *names, "--out", tmp_path / "out", *SMALL)
+    code, told, err = run("compare", *names, "--out", tmp_path / "out", *SMALL)
     assert code == 0, err
+    assert "note: broken: NaN or infinite values in 6 samples of table loss" in told
     assert (tmp_path / "out" / "figures" / "fig5_spectrum.png").exists()
     signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["model", "sign"])
     assert signs.loc[("broken", "loss"), "n"] == 0

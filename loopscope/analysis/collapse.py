@@ -43,7 +43,7 @@ SIGNS = (
     Sign(
         name="first_share",
         title="share of the first loop",
-        short="first loop",
+        short="1st loop",
         meaning="relative update of the 1st core over the sum of all core iterations; 1/K if even",
     ),
     Sign(
@@ -55,7 +55,7 @@ SIGNS = (
     Sign(
         name="cka_debiased",
         title="CKA, debiased",
-        short="CKA debiased",
+        short="CKA deb.",
         meaning="the same by HSIC_1, which does not grow with the width",
     ),
     Sign(
@@ -73,8 +73,8 @@ SIGNS = (
     Sign(
         name="erank_ratio",
         title="effective rank, h(K) over h(0)",
-        short="h(K)/h(0)",
-        meaning="ratio of the two, per sample; below 1 where the loop loses dimensions",
+        short="ratio",
+        meaning="rank h(K) over rank h(0), per sample; below 1 where the loop loses dimensions",
     ),
 )
 

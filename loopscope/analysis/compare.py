@@ -39,6 +39,11 @@ class Comparison:
                 found.append(f"{name}: the text gave {len(samples)} windows of {wanted} asked for")
             provenance = self.tables.provenance["models"][name]
             found += [f"{name}: {note}" for note in provenance["notes"] if "n_ctx" in note]
+        for table, frame in self.tables.frames().items():
+            broken = frame[frame["flag"].eq("nonfinite")]
+            for model, rows in broken.groupby("model", observed=True):
+                count = rows["sample"].nunique()
+                found.append(f"{model}: NaN or infinite values in {count} samples of table {table}")
         if len({samples.sha256 for samples in self.samples.values()}) > 1:
             found.append(
                 "the models have different tokenizers, so their windows differ; losses per token "

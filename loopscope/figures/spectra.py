@@ -18,9 +18,13 @@ from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 
 SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
-BAND_NOTE = r"Lines: mean, bands: ±1 SD over samples, both of $\log_{10}(\sigma_i/\sigma_0)$."
+BAND_NOTE = (
+    r"Lines: mean, bands: ±1 SD over samples, both of $\log_{10}(\sigma_i/\sigma_0)$, "
+    "up to where 95 % of the samples have a value."
+)
 Look = dict[str, Any]
 _FLOOR = -16.0  # log10; float64 resolves nothing below
+_COMPLETE = 0.95  # share of the samples that must have a value
 
 
 def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
@@ -111,7 +115,9 @@ def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
     for state, rows in sorted(
         part.groupby(part["state"].astype(str), sort=False), key=lambda p: list(looks).index(p[0])
     ):
-        seen = rows[rows["n"] > 0].sort_values("i")
+        # past this, a mean over the few samples that still have a value would turn upwards
+        complete = rows["n"] >= max(1, _COMPLETE * rows["n"].max())
+        seen = rows[complete].sort_values("i")
         if seen.empty:
             continue
         i, mean = seen["i"].to_numpy(), seen["mean"].to_numpy()

@@ -132,8 +132,15 @@ def finish(model: LoopModel, folder: Path) -> None:
 def read_config(folder: Path) -> LoopConfig:
     """The configuration of a checkpoint folder, its format checked."""
     values = read_json(folder / "config.json")
-    if values.pop("format", None) != FORMAT:
-        raise InputError(f"{folder / 'config.json'} is no loopscope configuration (no format key).")
+    kind = values.pop("format", None)
+    if kind != FORMAT:
+        told = f"format {kind!r}" if kind is not None else "no format key"
+        if "model_type" in values:
+            told = f"a Hugging Face model of type {values['model_type']!r}"
+        raise InputError(
+            f"{folder / 'config.json'} is no loopscope configuration ({told}); loopscope folders "
+            "and Hugging Face folders of type 'gpt_neox' can be loaded."
+        )
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise InputError(

@@ -61,12 +61,15 @@ def config_from_hf(values: dict[str, Any], source: str) -> LoopConfig:
 
 
 def _translate_config(values: dict[str, Any], source: str) -> LoopConfig:
-    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(
-            f"{source} asks for rotary embeddings of type {kind!r}; only 'default' is supported."
-        )
+    given = [values.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    for one in given:
+        kind = one.get("rope_type", one.get("type", "default"))
+        if kind != "default":
+            raise InputError(
+                f"{source} asks for rotary embeddings of type {kind!r}; only 'default' is "
+                "supported."
+            )
+    rope = {**given[0], **given[1]}
     act = values.get("hidden_act", "gelu")
     if not isinstance(act, str) or act not in _ACTIVATIONS:
         raise InputError(

@@ -167,6 +167,10 @@ def test_code_in_a_pickle_is_never_run(tmp_path):
     [
         ({"hidden_act": "mish"}, "hidden_act 'mish'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        (
+            {"rope_scaling": {"type": "linear"}, "rope_parameters": {"rope_type": "default"}},
+            "'linear'",
+        ),
         ({"hidden_size": 0}, "d_model must be a positive"),
     ],
 )
