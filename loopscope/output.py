@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +31,25 @@ def prepare(folder: Path) -> None:
         ) from err
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file through a temporary one and a rename."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it if the block succeeds and removed if not."""
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
-    except OSError as err:
-        raise InputError(f"cannot write {path}: {err.strerror or err}.") from err
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"cannot write {path}: {err.strerror or err}.") from err
 
 
 def write_provenance(provenance: dict[str, Any], folder: Path) -> None:

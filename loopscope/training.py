@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from loopscope.models import checkpoint
 from loopscope.models.config import LoopConfig
 from loopscope.models.load import parse_device
 from loopscope.models.model import LoopModel
+from loopscope.output import prepare
 
 DTYPES = ("float32", "bfloat16")
 _PACKAGES = ("torch", "tokenizers", "numpy")
@@ -184,12 +184,7 @@ def train(
 def _check_target(out: Path) -> None:
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or remove it.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to {out.parent}: {error.strerror}.") from error
+    prepare(out.parent)
 
 
 def _steps(

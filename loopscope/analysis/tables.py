@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pandas.api.types import union_categoricals
 
 from loopscope.errors import InputError
+from loopscope.output import whole_file
 
 COMMON: dict[str, str] = {
     "model": "category",
@@ -126,12 +127,8 @@ class Tables:
             folder.mkdir(parents=True, exist_ok=True)
             for name, frame in self.frames().items():
                 path = folder / f"{name}.parquet"
-                partial = folder / f".{name}.parquet.partial"
-                try:
-                    pq.write_table(_to_arrow(frame, self.provenance), partial, compression="zstd")
-                    os.replace(partial, path)
-                finally:
-                    partial.unlink(missing_ok=True)
+                with whole_file(path) as part:
+                    pq.write_table(_to_arrow(frame, self.provenance), part, compression="zstd")
                 written.append(path)
             for name in SCHEMAS.keys() - self.frames().keys():
                 path = folder / f"{name}.parquet"

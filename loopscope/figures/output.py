@@ -1,7 +1,6 @@
 """From figures to files: one figure, or all that the tables allow."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from loopscope.figures.spectra import spectrum
 from loopscope.figures.style import Figure
 from loopscope.figures.summary import fig1
 from loopscope.figures.update_bars import update
-from loopscope.output import write_text
+from loopscope.output import whole_file, write_text
 
 DPI = 300
 SUFFIXES = (".png", ".pdf")
@@ -104,14 +103,8 @@ def save(fig: Figure, path_without_suffix: str | Path) -> tuple[Path, ...]:
 def _write(fig: Figure, path: Path, kind: str) -> None:
     # No date: the same table gives the same bytes.
     metadata = {"CreationDate": None} if kind == "pdf" else {}
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with part.open("wb") as file:
-            fig.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part, part.open("wb") as file:
+        fig.savefig(file, format=kind, dpi=DPI, metadata=metadata)
 
 
 def plan(
