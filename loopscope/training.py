@@ -51,6 +51,8 @@ class TrainConfig:
         data_seed: Of the order of the windows.
         device: Where to train.
         dtype: `float32`, or `bfloat16` autocast with float32 weights.
+        accumulate: Parts each batch is cut into, one forward and backward pass each.
+        compile: Compile the model with `torch.compile`.
         log_every: Steps between rows of the log.
         eval_every: Steps between validation losses (the last step always has one).
         eval_windows: Held-out windows the validation loss is taken over.
@@ -70,6 +72,8 @@ class TrainConfig:
     data_seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    accumulate: int = 1
+    compile: bool = False
     log_every: int = 10
     eval_every: int = 100
     eval_windows: int = 64

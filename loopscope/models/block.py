@@ -18,6 +18,8 @@ from loopscope.models.config import LoopConfig
 from loopscope.models.point import Point
 
 Rotary = tuple[Tensor, Tensor] | None
+SHORT = 512
+"""Longest sequence whose attention pattern is kept whole when training in bfloat16 on a CPU."""
 
 
 def rotary_tables(config: LoopConfig, n_pos: int, like: Tensor) -> Rotary:
@@ -87,6 +89,15 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor, at: NormHooks) -> Tensor:
     return at.hook_normalized(y)
 
 
+def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # Plain products: forward and backward of PyTorch's fused CPU kernel take twice as long.
+    pos = q.shape[-2]
+    mask = torch.full((pos, pos), -torch.inf, dtype=q.dtype).triu(1)
+    with torch.autocast("cpu", enabled=False):
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        return (scores + mask).softmax(dim=-1) @ v
+
+
 class Attention(nn.Module):
     """Causal self-attention with a fused projection, rows in Hugging Face's (head, qkv, d_head)."""
 
@@ -109,6 +120,8 @@ class Attention(nn.Module):
             wide = torch.promote_types(scores.dtype, torch.float32)
             pattern = at.hook_pattern(scores.softmax(dim=-1, dtype=wide).to(v.dtype))
             z = pattern @ v
+        elif self.training and pos <= SHORT and v.is_cpu and v.dtype == torch.bfloat16:
+            z = _short_attention(q.to(v.dtype), k.to(v.dtype), v)
         else:
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         z = at.hook_z(z.transpose(1, 2))
