@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def progress_bar() -> Any:
+def progress_bar(*, shown: bool = True) -> Any:
     """A rich progress display on stderr, with time elapsed and left."""
     from rich.console import Console
     from rich.progress import (
@@ -21,6 +21,7 @@ def progress_bar() -> Any:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
     )
 
 
@@ -28,10 +29,11 @@ def training_bars(bar: Any) -> Any:
     """A callback for `run_training` that shows one bar per variant."""
     tasks: dict[str, Any] = {}
 
-    def told(variant: str, step: int, steps: int, loss: float) -> None:
+    def told(variant: str, report: Any) -> None:
         if variant not in tasks:
-            tasks[variant] = bar.add_task(variant, total=steps)
-        bar.update(tasks[variant], completed=step, description=f"{variant}  loss {loss:.3f}")
+            tasks[variant] = bar.add_task(variant, total=report.steps, completed=report.step - 1)
+        text = f"{variant}  loss {report.loss:.3f}  {report.tokens_per_s:,.0f} tokens/s"
+        bar.update(tasks[variant], completed=report.step, description=text)
 
     return told
 

@@ -58,20 +58,45 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "loss": {"value": "float64"},
 }
 
+RUNS: dict[str, dict[str, str]] = {
+    "training": {
+        "model": "category",
+        "variant": "category",
+        "layout": "category",
+        "slots": "Int64",
+        "seed": "Int64",
+        "recipe": "category",
+        "K": "int64",
+        "d_model": "int64",
+        "params_total": "int64",
+        "params_non_embedding": "int64",
+        "step": "int64",
+        "tokens": "int64",
+        "steps_planned": "int64",
+        "train_loss": "float64",
+        "val_loss": "float64",
+        "lr": "float64",
+        "tokens_per_s": "float64",
+    },
+}
+"""Tables of training runs, one row per logged step; these are all their columns."""
+
+TABLES = (*SCHEMAS, *RUNS)
 METADATA_KEY = b"loopscope"
 
 
 def schema(table: str) -> dict[str, str]:
-    """Columns and dtypes of one table, the common columns first."""
-    return COMMON | SCHEMAS[table]
+    """Columns and dtypes of one table; those of measures have the common columns first."""
+    return RUNS[table] if table in RUNS else COMMON | SCHEMAS[table]
 
 
 @dataclass(kw_only=True)
 class Tables:
-    """The measures of one or more models, one row per item and sample.
+    """The measures of one or more models, one row per item and sample, or their training logs.
 
-    Each table starts with the columns model, step (null when not a series), sample, loop and flag
-    (null when sound); what follows is in `SCHEMAS`. A table that was not asked for is None.
+    Each table of measures starts with the columns model, step (null when not a series), sample,
+    loop and flag (null when sound); what follows is in `SCHEMAS`. The columns of `training` are in
+    `RUNS`. A table that was not asked for is None.
 
     Attributes:
         update: Relative update of each block.
@@ -81,6 +106,8 @@ class Tables:
         routing: Mean router weights and entropies, and α, each averaged over the tokens.
         tokens: Router weights of the first sample, token by token.
         loss: Mean next-token cross-entropy of each sample, in nats.
+        training: Logs of training runs, one row per logged step; losses in nats per token.
+            `recipe` is the same for runs that differ in nothing but their seed.
         provenance: `{"models": {name: {...}}}`: configuration, samples, options, versions.
     """
 
@@ -91,11 +118,12 @@ class Tables:
     routing: pd.DataFrame | None = None
     tokens: pd.DataFrame | None = None
     loss: pd.DataFrame | None = None
+    training: pd.DataFrame | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The tables that there are, by name."""
-        named = {name: getattr(self, name) for name in SCHEMAS}
+        named = {name: getattr(self, name) for name in TABLES}
         return {name: frame for name, frame in named.items() if frame is not None}
 
     @property
@@ -130,7 +158,7 @@ class Tables:
                 with whole_file(path) as part:
                     pq.write_table(_to_arrow(frame, self.provenance), part, compression="zstd")
                 written.append(path)
-            for name in SCHEMAS.keys() - self.frames().keys():
+            for name in set(TABLES) - self.frames().keys():
                 path = folder / f"{name}.parquet"
                 if path.is_file() and _provenance(path) is not None:
                     path.unlink()
@@ -156,13 +184,13 @@ class Tables:
                 those of the table, or the files come from different runs.
         """
         folder = Path(folder)
-        paths = {name: folder / f"{name}.parquet" for name in SCHEMAS}
+        paths = {name: folder / f"{name}.parquet" for name in TABLES}
         paths = {name: path for name, path in paths.items() if path.is_file()}
         if not paths:
             what = "holds no tables" if folder.is_dir() else "is not a folder"
             raise InputError(
                 f"{folder} {what}; expected at least one of "
-                f"{', '.join(f'{name}.parquet' for name in SCHEMAS)}, as `loopscope figures` "
+                f"{', '.join(f'{name}.parquet' for name in TABLES)}, as `loopscope figures` "
                 "and Tables.save write them."
             )
         provenances = {name: _provenance(path) for name, path in paths.items()}
@@ -209,7 +237,7 @@ class Tables:
             known = part.provenance.get("models", {})
             merged |= {name: known.get(name) for name in part.models}
         stacked = {}
-        for name in SCHEMAS:
+        for name in TABLES:
             frames = [frame for part in parts if (frame := part.frames().get(name)) is not None]
             if frames:
                 stacked[name] = _stack(frames)
@@ -218,8 +246,8 @@ class Tables:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in ("table", "rows", "samples", "flagged"))
         body = "".join(
-            f"<tr><td>{name}</td><td>{len(frame)}</td><td>{frame['sample'].nunique()}</td>"
-            f"<td>{int(frame['flag'].notna().sum())}</td></tr>"
+            f"<tr><td>{name}</td><td>{len(frame)}</td><td>{_samples(frame)}</td>"
+            f"<td>{_flagged(frame)}</td></tr>"
             for name, frame in self.frames().items()
         )
         models = escape(", ".join(self.models)) or "no models"
@@ -233,6 +261,14 @@ class Tables:
 def empty(table: str) -> pd.DataFrame:
     """A table without rows, with its columns and dtypes."""
     return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in schema(table).items()})
+
+
+def _samples(frame: pd.DataFrame) -> int | str:
+    return frame["sample"].nunique() if "sample" in frame else ""
+
+
+def _flagged(frame: pd.DataFrame) -> int | str:
+    return int(frame["flag"].notna().sum()) if "flag" in frame else ""
 
 
 def _check_columns(table: str, frame: pd.DataFrame, *, where: str) -> None:
@@ -277,4 +313,4 @@ def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-__all__ = ["COMMON", "SCHEMAS", "Tables", "empty", "schema"]
+__all__ = ["COMMON", "RUNS", "SCHEMAS", "TABLES", "Tables", "empty", "schema"]

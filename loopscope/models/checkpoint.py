@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,6 @@ def save(
     folder: str | Path,
     *,
     provenance: dict[str, Any] | None = None,
-    log: str | None = None,
     half: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -165,7 +166,6 @@ def save(
         model: The model; its tokenizer goes along.
         folder: Where to; must not exist unless `overwrite`.
         provenance: Where the weights come from; the model's own when not given.
-        log: Text of `log.csv`, the course of the training.
         half: Store floats in float16.
         overwrite: Replace an existing loopscope checkpoint (nothing else is ever replaced).
 
@@ -181,6 +181,64 @@ def save(
             f"{folder} exists already; choose another folder"
             + (" (it is no loopscope checkpoint, so it is left alone)." if overwrite else ".")
         )
+    with _written(model, folder.parent, folder.name, provenance, half) as temporary:
+        _swap(temporary, folder)
+    return folder
+
+
+def save_into(
+    model: LoopModel, folder: str | Path, *, provenance: dict[str, Any], half: bool = False
+) -> None:
+    """Write a checkpoint into a folder that holds other files too.
+
+    Each file is whole or absent; `config.json`, which makes the folder a checkpoint, comes last.
+
+    Raises:
+        InputError: as `save`.
+    """
+    folder = Path(folder)
+    with _written(model, folder, "checkpoint", provenance, half) as temporary:
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, folder / path.name)
+
+
+@contextmanager
+def _written(
+    model: LoopModel,
+    parent: Path,
+    name: str,
+    provenance: dict[str, Any] | None,
+    half: bool,
+) -> Iterator[Path]:
+    """The files of a checkpoint in a temporary folder, which is gone afterwards."""
+    tensors = _tensors(model, half)
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.config.to_dict()}
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+    except OSError as err:
+        raise InputError(f"cannot write to {parent}: {err.strerror or err}.") from err
+    try:
+        temporary.chmod(0o755)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(tensors, temporary / "model.safetensors")
+        if model.tokenizer is not None:
+            text = model.tokenizer.to_str(pretty=False)
+            (temporary / "tokenizer.json").write_text(text, encoding="utf-8")
+        origin = model.provenance if provenance is None else provenance
+        text = json.dumps(origin, indent=2, ensure_ascii=False)
+        (temporary / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
+        yield temporary
+    except (OSError, SafetensorError) as err:
+        reason = (err.strerror if isinstance(err, OSError) else None) or err
+        raise InputError(f"cannot write {parent / name}: {reason}.") from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tensors(model: LoopModel, half: bool) -> dict[str, Tensor]:
     state = model.state_dict()
     if model.config.tied_embeddings:
         state.pop("unembed.weight")
@@ -191,31 +249,7 @@ def save(
             if not tensor.isfinite().all() and full.isfinite().all():
                 raise InputError(f"{name} has weights beyond float16; save without half.")
         tensors[name] = tensor.detach().cpu().contiguous().clone()
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.config.to_dict()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as err:
-        raise InputError(f"cannot write to {folder.parent}: {err.strerror or err}.") from err
-    try:
-        temporary.chmod(0o755)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, temporary / "model.safetensors")
-        if model.tokenizer is not None:
-            model.tokenizer.save(str(temporary / "tokenizer.json"), pretty=False)
-        origin = model.provenance if provenance is None else provenance
-        text = json.dumps(origin, indent=2, ensure_ascii=False)
-        (temporary / "provenance.json").write_text(text + "\n", encoding="utf-8")
-        if log is not None:
-            (temporary / "log.csv").write_text(log)
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
-        _swap(temporary, folder)
-    except OSError as err:
-        raise InputError(f"cannot write {folder}: {err.strerror or err}.") from err
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return tensors
 
 
 def _is_replaceable(folder: Path) -> bool:

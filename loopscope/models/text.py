@@ -76,7 +76,7 @@ class TextMixin:
             tokens = tokens.unsqueeze(0)
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise InputError(f"tokens must be (batch, pos), given shape {tuple(tokens.shape)}.")
-        if tokens.device.type == "cpu":
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = (int(x) for x in tokens.aminmax())
             if low < 0 or high >= self.config.d_vocab:
                 raise InputError(

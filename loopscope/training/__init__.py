@@ -1,0 +1,42 @@
+"""Training: the paper's recipe at any size, resumable, every variant on identical batches."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopscope.training.batches import TrainingData
+    from loopscope.training.recipe import TrainConfig, plan_training, variant_config
+    from loopscope.training.run import run_training
+    from loopscope.training.trainer import StepReport, evaluate, train
+
+_HOMES = {
+    "StepReport": "trainer",
+    "TrainConfig": "recipe",
+    "TrainingData": "batches",
+    "evaluate": "trainer",
+    "plan_training": "recipe",
+    "run_training": "run",
+    "train": "trainer",
+    "variant_config": "recipe",
+}
+
+__all__ = [
+    "StepReport",
+    "TrainConfig",
+    "TrainingData",
+    "evaluate",
+    "plan_training",
+    "run_training",
+    "train",
+    "variant_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,141 @@
+"""The folder of one training: new, unfinished, finished, or somebody else's."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from loopscope.errors import InputError
+from loopscope.models import checkpoint
+from loopscope.models.model import LoopModel
+from loopscope.output import prepare, write_text
+from loopscope.training.recipe import TrainConfig
+from loopscope.training.state import drop_damaged
+
+RECIPE, LOCK, STATES = "run.json", "run.lock", "resume"
+
+
+class RunFolder:
+    """Where one training writes.
+
+    While it runs: `run.json` (the recipe), `run.lock`, `log.csv`, `resume/` (states) and, where
+    asked for, `step-000500/` and the like. When it is finished: a checkpoint with `log.csv`, and
+    the step checkpoints.
+
+    Attributes:
+        path: The folder.
+        states: Folder of the states to resume from.
+        told: Recipe and text, as recorded and compared.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, data: dict[str, Any]) -> None:
+        self.path, self.states = path, path / STATES
+        self.told = {"training": config.to_dict(), "data": data}
+
+    def step_folder(self, step: int) -> Path:
+        """Where the step checkpoint of a step is."""
+        return self.path / f"step-{step:06d}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return (self.path / "config.json").exists()
+
+    def check(self) -> None:
+        """Refuse a folder that is neither new nor this training's.
+
+        Raises:
+            InputError: saying what it is, or which settings differ.
+        """
+        if not self.path.exists() or self._is_new():
+            return
+        record = self.path / ("provenance.json" if self.finished else RECIPE)
+        before = checkpoint.read_json(record) if record.exists() else {}
+        if not isinstance(before.get("training"), dict):
+            raise InputError(
+                f"{self.path} exists already and is no training of loopscope; choose another "
+                "folder or remove it."
+            )
+        if differ := _differences(before, self.told):
+            raise InputError(
+                f"{self.path} holds a training with other settings ({'; '.join(differ)}); give "
+                "those to go on with it, or choose another folder."
+            )
+
+    def _is_new(self) -> bool:
+        return self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {LOCK}
+
+    @contextmanager
+    def claimed(self, tell: Callable[[str], Any]) -> Iterator[None]:
+        """Hold the folder, checked and rid of what a killed process left half-written.
+
+        Raises:
+            InputError: as `check`, or if another process trains in it, or it cannot be made.
+        """
+        self.check()
+        prepare(self.path)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"another process is training in {self.path}; wait for it or choose another folder."
+            ) from None
+        try:
+            self.check()
+            for part in [*self.path.glob(".*.tmp"), *self.path.glob(".checkpoint.*")]:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            for part in self.path.glob(".step-*"):
+                shutil.rmtree(part)
+            if self.finished:
+                self._clean()
+            else:
+                drop_damaged(self.states, tell)
+                write_text(json.dumps(self.told, indent=2) + "\n", self.path / RECIPE)
+            yield
+        finally:
+            if self.finished:
+                (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+    def shared(self) -> Any:
+        """The folder for a process that does not write."""
+        return nullcontext()
+
+    def finish(self, model: LoopModel, *, half: bool) -> None:
+        """Make the folder a checkpoint and remove what only resuming needed."""
+        checkpoint.save_into(model, self.path, provenance=model.provenance, half=half)
+        self._clean()
+
+    def _clean(self) -> None:
+        shutil.rmtree(self.states, ignore_errors=True)
+        (self.path / RECIPE).unlink(missing_ok=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that differ, in words; the device may."""
+    old, new = _flat(before["training"]), _flat(now["training"])
+    names = [name for name in {**old, **new} if name != "device"]
+    found = [
+        f"{name.removeprefix('model.')} {old.get(name)} there, {new.get(name)} given"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+    if before.get("data", {}).get("sha256") != now["data"].get("sha256"):
+        found.append("another text")
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

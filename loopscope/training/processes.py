@@ -1,0 +1,98 @@
+"""One process, or one of several that `accelerate launch` started."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from loopscope.errors import InputError
+from loopscope.models.load import parse_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which of the training processes this is, and how they work together.
+
+    Attributes:
+        rank: Number of this process, from 0; only process 0 writes files.
+        count: How many there are.
+        device: Where this one computes.
+        accelerator: accelerate's, when there are several.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+    accelerator: Any = None
+
+    @classmethod
+    def join(cls, device: str | torch.device | None) -> "Processes":
+        """The processes of this launch; without a launcher there is one.
+
+        Args:
+            device: Where to compute; with several processes each takes its own device of that kind.
+        """
+        place = parse_device(device)
+        if launched() == 1:
+            return cls(rank=0, count=1, device=place)
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=place.type == "cpu")
+        return cls(
+            rank=accelerator.process_index,
+            count=accelerator.num_processes,
+            device=accelerator.device,
+            accelerator=accelerator,
+        )
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def check(self, batch_size: int, accumulate: int) -> None:
+        """Refuse a batch that the processes cannot share evenly.
+
+        Raises:
+            InputError: naming the three numbers.
+        """
+        if batch_size % (self.count * accumulate):
+            raise InputError(
+                f"a batch of {batch_size} windows cannot be shared by {self.count} processes in "
+                f"{accumulate} parts each; give a batch size that {self.count * accumulate} divides."
+            )
+
+    def share(self, windows: Int64[Tensor, "batch pos"]) -> Int64[Tensor, "part pos"]:
+        """This process's part of some windows."""
+        return windows.tensor_split(self.count)[self.rank]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module to train: averages gradients over the processes."""
+        return model if self.accelerator is None else self.accelerator.prepare_model(model)
+
+    def local(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Backward passes in here leave the averaging of gradients to a later one."""
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(module)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over the processes."""
+        return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+def is_main() -> bool:
+    """Whether this process, of those that a launcher started, is the one that prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def launched() -> int:
+    """How many processes the launcher started, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,142 @@
+"""The state of an unfinished training: written whole, checked when read, two kept."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopscope.errors import InputError
+from loopscope.output import whole_file
+
+VERSION = 1
+KEPT = 2
+"""States on disk: the newest, and the one before in case the newest is damaged."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a training stands after `step` updates.
+
+    Attributes:
+        step: Updates done; the next batch is this one's (batches depend on the step alone).
+        model: Weights, float32.
+        optimizer: AdamW's moments and counters.
+        rows: The log so far.
+        losses: Losses since the log's last row.
+        seconds: Time spent in steps.
+        since: The same at the log's last row.
+        resumed: Steps at which the training was resumed before.
+        random: States of torch's generators.
+    """
+
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    rows: list[dict[str, Any]]
+    losses: list[float]
+    seconds: float
+    since: float
+    resumed: list[int]
+    random: dict[str, Any] = field(default_factory=dict)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put weights, moments and random states back."""
+        model.load_state_dict(self.model)
+        optimizer.load_state_dict(self.optimizer)
+        torch.set_rng_state(self.random["cpu"])
+        if self.random["cuda"] and torch.cuda.device_count() == len(self.random["cuda"]):
+            torch.cuda.set_rng_state_all(self.random["cuda"])
+
+
+def save_state(state: State, folder: Path) -> Path:
+    """Write `state-<step>.pt`, whole or not at all, and remove all but the two newest.
+
+    Raises:
+        InputError: The disk is full or the folder cannot be written to; older states stay.
+    """
+    state.random = {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    target = folder / f"state-{state.step:06d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as part, part.open("wb") as file:
+            torch.save({"version": VERSION, **vars(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for old in _files(folder)[KEPT:]:
+            old.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
+        reason = _reason(error)
+        raise InputError(
+            f"cannot save the state of the training at step {state.step} in {folder}: {reason}. "
+            "States saved before are kept; make room and give the same command to go on."
+        ) from error
+    return target
+
+
+def drop_damaged(folder: Path, tell: Callable[[str], Any]) -> None:
+    """Remove what a killed process left half-written, and states whose checksums do not hold.
+
+    Args:
+        folder: Where the states are.
+        tell: Given a sentence for each state that is removed.
+    """
+    for part in folder.glob(".*.tmp"):
+        part.unlink(missing_ok=True)
+    for path in _files(folder):
+        try:
+            with zipfile.ZipFile(path) as records:  # what torch.save writes, a CRC for each record
+                broken = records.testzip()
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            broken = str(error)
+        if broken is not None:
+            tell(f"{path} is damaged ({broken}) and removed; the state before it is used.")
+            path.unlink(missing_ok=True)
+
+
+def load_state(folder: Path, device: torch.device) -> State | None:
+    """The newest state, or None when there is none.
+
+    Raises:
+        InputError: It cannot be read, or another version of loopscope wrote it.
+    """
+    if not (files := _files(folder)):
+        return None
+    try:
+        values = torch.load(files[0], map_location=device, weights_only=True)
+        version = values.pop("version")
+        if version != VERSION:
+            raise InputError(
+                f"{files[0]} has version {version}, this loopscope reads {VERSION}; go on with the "
+                "loopscope that began the training, or train into another folder."
+            )
+        state = State(**values)
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{files[0]} cannot be read ({_reason(error)}); remove it to go on from the state before."
+        ) from error
+    state.random["cpu"] = state.random["cpu"].cpu()
+    state.random["cuda"] = [r.cpu() for r in state.random["cuda"]]
+    return state
+
+
+def _files(folder: Path) -> list[Path]:
+    """States, the newest first."""
+    found = [p for p in folder.glob("state-*.pt") if p.stem.removeprefix("state-").isdigit()]
+    return sorted(found, key=lambda p: int(p.stem.removeprefix("state-")), reverse=True)
+
+
+def _reason(error: BaseException) -> str:
+    # torch's writer hides the operating system's error behind one of its own
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

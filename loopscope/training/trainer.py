@@ -1,0 +1,366 @@
+"""The trainer: the paper's recipe (MeSH, Appendix B) at any size, resumable at any moment.
+
+Every variant sees the same batches: what a step trains on depends on the text, the data seed and
+the step alone.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loopscope.analysis.provenance import versions
+from loopscope.errors import InputError
+from loopscope.models import checkpoint
+from loopscope.models.model import LoopModel
+from loopscope.training.batches import TrainingData
+from loopscope.training.folder import RunFolder
+from loopscope.training.log import Log
+from loopscope.training.processes import Processes
+from loopscope.training.recipe import TrainConfig
+from loopscope.training.state import State, load_state, save_state
+
+Loss = Callable[[nn.Module, Int64[Tensor, "batch pos"], str], Float[Tensor, " target"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What the trainer tells after each step (losses in nats per token).
+
+    Attributes:
+        loss: Mean training loss since the log's last row.
+        val_loss: Validation loss, where this step has one.
+    """
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    val_loss: float | None
+    lr: float
+    tokens_per_s: float
+
+
+def train(
+    config: TrainConfig,
+    data: TrainingData,
+    out: str | Path,
+    *,
+    progress: Callable[[StepReport], None] | None = None,
+    tell: Callable[[str], Any] = warnings.warn,
+    provenance: dict[str, Any] | None = None,
+    half: bool = False,
+    keep_every: int | None = None,
+    save_seconds: float = 60.0,
+) -> LoopModel:
+    """Train one model into a folder: a checkpoint with its tokenizer, `log.csv`, `provenance.json`.
+
+    Killed at any moment, the same call goes on from the last saved state and ends as it would have:
+    on a CPU, with as many threads and processes, bit for bit. A folder whose training is finished
+    is loaded and returned.
+
+    Args:
+        config: Recipe and model.
+        data: Text, the same object for every variant.
+        out: Folder to write; new, empty, or an unfinished training of the same recipe.
+        progress: Called after every step.
+        tell: Given a sentence when a training is resumed or a damaged state passed over.
+        provenance: More to record in `provenance.json`.
+        half: Store the weights in float16.
+        keep_every: Keep `step-000000`, and a step checkpoint every so many steps and at the end.
+        save_seconds: Save the state for resuming when so many seconds have passed.
+
+    Returns:
+        The trained model, in evaluation mode, with its tokenizer.
+
+    Raises:
+        InputError: The folder is another training's or cannot be made, the vocabulary or the text
+            do not fit the configuration, the disk is full, or the loss or the gradient became NaN
+            or infinite (the message names the step; the last sound weights are kept).
+    """
+    if keep_every is not None and keep_every < 1:
+        raise InputError(f"keep_every must be at least 1, given {keep_every}.")
+    data.check(config.seq_len)
+    if data.tokenizer.get_vocab_size() > config.model.d_vocab:
+        raise InputError(
+            f"the tokenizer has {data.tokenizer.get_vocab_size()} ids but the model's d_vocab is "
+            f"{config.model.d_vocab}; make d_vocab as large."
+        )
+    processes = Processes.join(config.device)
+    processes.check(config.batch_size, config.accumulate)
+    run = RunFolder(Path(out), config, data.provenance)
+    with run.claimed(tell) if processes.main else run.shared():
+        processes.wait()
+        if run.finished:
+            return checkpoint.load_checkpoint(run.path).to(processes.device)
+        model = LoopModel(config.model, seed=config.seed, name=run.path.name)
+        model.tokenizer = data.tokenizer
+        model.to(processes.device)
+        trainer = _Trainer(model, config, data, run, processes, half, keep_every, save_seconds)
+        trainer.resume(tell)
+        for report in trainer.steps():
+            if progress is not None:
+                progress(report)
+        model.eval()
+        model.provenance = trainer.provenance(provenance or {})
+        if processes.main:
+            run.finish(model, half=half)
+        processes.wait()
+    return model
+
+
+class _Trainer:
+    """One training in one process."""
+
+    def __init__(
+        self,
+        model: LoopModel,
+        config: TrainConfig,
+        data: TrainingData,
+        run: RunFolder,
+        processes: Processes,
+        half: bool,
+        keep_every: int | None,
+        save_seconds: float,
+    ) -> None:
+        self.model, self.config, self.data = model, config, data
+        self.run, self.processes = run, processes
+        self.half, self.keep_every, self.save_seconds = half, keep_every, save_seconds
+        self.net = processes.wrap(model)
+        self.optimizer = make_optimizer(model, config)
+        self.loss: Loss = torch.compile(token_losses) if config.compile else token_losses
+        self.step, self.seconds, self.since = 0, 0.0, 0.0
+        self.losses: list[float] = []
+        self.resumed: list[int] = []
+        self.log: Log | None = None
+
+    def resume(self, tell: Callable[[str], Any]) -> None:
+        """Go to the newest saved state, if there is one."""
+        state = load_state(self.run.states, self.processes.device)
+        rows: list[dict[str, Any]] = []
+        if state is not None:
+            state.restore(self.model, self.optimizer)
+            self.step, self.losses = state.step, state.losses
+            self.seconds, self.since = state.seconds, state.since
+            self.resumed, rows = [*state.resumed, state.step], state.rows
+        self.processes.wait()  # all have read before anything is written
+        if self.processes.main:
+            if state is not None:
+                tell(f"{self.run.path.name} goes on from step {self.step} of {self.config.steps}.")
+            self.log = Log(self.run.path / "log.csv", rows)
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train to the end, a step at a time."""
+        config = self.config
+        held = self.data.validation(config.eval_windows, config.seq_len)
+        began, saved = self.step, time.monotonic()
+        if self.step == 0:
+            self._keep()
+        while self.step < config.steps:
+            start = time.perf_counter()
+            lr, loss = config.lr_at(self.step), self._backward()
+            self.seconds += time.perf_counter() - start
+            # The gradient is sound, so these weights are: the time to save them.
+            if self.step > began and time.monotonic() - saved >= self.save_seconds:
+                self._save()
+                saved = time.monotonic()
+            start = time.perf_counter()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.seconds += time.perf_counter() - start
+            self.step += 1
+            self.losses.append(loss)
+            last = self.step == config.steps
+            val_loss = None
+            if last or self.step % config.eval_every == 0:
+                val_loss = self._evaluate(held)
+            report = StepReport(
+                step=self.step,
+                steps=config.steps,
+                tokens=self.step * self._tokens_per_step,
+                loss=sum(self.losses) / len(self.losses),
+                val_loss=val_loss,
+                lr=lr,
+                tokens_per_s=(
+                    len(self.losses) * self._tokens_per_step / (self.seconds - self.since)
+                ),
+            )
+            if last or val_loss is not None or self.step % config.log_every == 0:
+                if self.log is not None:
+                    self.log.add({**asdict(report), "train_loss": report.loss})
+                self.losses, self.since = [], self.seconds
+            self._keep()
+            yield report
+
+    def _backward(self) -> float:
+        """Gradient of this step's mean loss, clipped; the loss over all processes."""
+        config = self.config
+        batch = self.data.batch(
+            self.step, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.data_seed
+        )
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.processes.device)
+        parts = self.processes.share(batch).chunk(config.accumulate)
+        for part in parts[:-1]:
+            with self.processes.local(self.net):
+                total += self._part(part)
+        total += self._part(parts[-1])
+        loss = (self.processes.total(total) / self.processes.count).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop(loss, norm)
+        return loss
+
+    def _part(self, windows: Int64[Tensor, "batch pos"]) -> Tensor:
+        loss = self.loss(self.net, windows.to(self.processes.device), self.config.dtype).mean()
+        loss = loss / self.config.accumulate
+        loss.backward()
+        return loss.detach()
+
+    def _stop(self, loss: float, norm: float) -> None:
+        what = f"loss became {loss}"
+        if math.isfinite(loss):
+            what = f"norm of the gradient became {norm}"
+        kept = "no state had been saved before"
+        if (state := load_state(self.run.states, self.processes.device)) is not None:
+            self.model.load_state_dict(state.model)
+            if self.processes.main:
+                self.step = state.step
+                self._write_step()
+            kept = f"the last sound weights are in {self.run.step_folder(state.step)}"
+        raise InputError(
+            f"the {what} at step {self.step + 1}; {kept}. Lower the learning rate (given "
+            f"{self.config.lr}) or check the text, and train into another folder."
+        )
+
+    def _evaluate(self, held: Int64[Tensor, "batch pos"]) -> float:
+        share = self.processes.share(held)
+        size = max(1, self.config.batch_size // (self.processes.count * self.config.accumulate))
+        found = torch.zeros((), device=self.processes.device, dtype=torch.float64)
+        if len(share):
+            found += _summed(self.model, share, size, self.config.dtype)
+        return self.processes.total(found).item() / (held.shape[0] * (held.shape[1] - 1))
+
+    def _save(self) -> None:
+        if self.processes.main and self.log is not None:
+            state = State(
+                step=self.step,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                rows=self.log.rows,
+                losses=self.losses,
+                seconds=self.seconds,
+                since=self.since,
+                resumed=self.resumed,
+            )
+            save_state(state, self.run.states)
+
+    def _keep(self) -> None:
+        if self.keep_every is None or not self.processes.main:
+            return
+        if self.step % self.keep_every == 0 or self.step == self.config.steps:
+            self._write_step()
+
+    def _write_step(self) -> None:
+        training = self.model.training
+        told = {**self.run.told, "step": self.step, "tokens": self.step * self._tokens_per_step}
+        folder = self.run.step_folder(self.step)
+        checkpoint.save(self.model, folder, provenance=told, half=self.half, overwrite=True)
+        self.model.train(training)
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.config.batch_size * self.config.seq_len
+
+    def provenance(self, more: dict[str, Any]) -> dict[str, Any]:
+        """What the finished checkpoint says about itself."""
+        config = self.config
+        rows = self.log.rows if self.log is not None else []
+        return {
+            **more,
+            **self.run.told,
+            "tokens": config.tokens,
+            "epochs": config.steps * config.batch_size / self.data.windows(config.seq_len),
+            "val_loss": rows[-1]["val_loss"] if rows else None,
+            "seconds": round(self.seconds, 1),
+            "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
+            "resumed": self.resumed,
+            "versions": versions(),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: LoopModel,
+    windows: Int64[Tensor, "batch pos"],
+    *,
+    batch_size: int = 32,
+    dtype: str = "float32",
+) -> float:
+    """Mean next-token cross-entropy.
+
+    Args:
+        model: The model.
+        windows: Ids; the last of each window is a target only.
+        batch_size: Windows at once.
+        dtype: `float32`, or `bfloat16` autocast.
+
+    Returns:
+        Nats per token.
+    """
+    found = _summed(model, windows, batch_size, dtype)
+    return found.item() / (windows.shape[0] * (windows.shape[1] - 1))
+
+
+@torch.no_grad()
+def _summed(
+    model: LoopModel, windows: Int64[Tensor, "batch pos"], batch_size: int, dtype: str
+) -> Float[Tensor, ""]:
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    parts = windows.split(batch_size)
+    losses = [token_losses(model, part.to(device), dtype).double().sum() for part in parts]
+    model.train(training)
+    return torch.stack(losses).sum()
+
+
+def token_losses(
+    model: nn.Module, windows: Int64[Tensor, "batch pos"], dtype: str
+) -> Float[Tensor, " target"]:
+    """Cross-entropy of each predicted token, (batch · (pos − 1)), nats.
+
+    Args:
+        model: Tokens to logits.
+        windows: Ids on the model's device; the last of each window is a target only.
+        dtype: `float32`, or `bfloat16` autocast.
+    """
+    with torch.autocast(windows.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        logits = model(windows[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+
+
+def make_optimizer(model: LoopModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices are decayed, biases, norms and scalars are not."""
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for parameter in model.parameters():
+        groups[parameter.ndim >= 2].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
