@@ -73,6 +73,9 @@ def figures(
         Path | None,
         typer.Option("--from-tables", help="Redraw from the tables in this folder; no model runs."),
     ] = None,
+    paper_extra: Annotated[
+        bool, typer.Option("--paper-extra", help="Draw Figs. 6 and 8 alone, from training logs.")
+    ] = False,
     layout: LayoutOption = None,
     data: Data = None,
     samples: Samples = 500,
@@ -87,18 +90,24 @@ def figures(
 ) -> None:
     """Draw the MeSH paper's diagnostic figures (1, 3, 4, 5) and router maps.
 
-    Without models: the paper's four panels (base, residual, anchor, mesh) from the shipped zoo.
+    Without models: the paper's four panels (base, residual, anchor, mesh) from the shipped zoo;
+    with --paper-extra its training logs. MODEL may then be a folder that is searched for runs.
     """
     from loopscope.output import prepare
 
-    if from_tables is not None:
+    if from_tables is not None or paper_extra:
+        from loopscope.analysis.runs import read_runs
         from loopscope.analysis.tables import Tables
 
-        given = [name for name, value in (("--layout", layout), ("--data", data)) if value]
-        if given:
-            _fail(f"--from-tables redraws what was measured; leave out {', '.join(given)}.")
-        inner = from_tables / "tables"
-        tables = Tables.load(inner if inner.is_dir() else from_tables)
+        unused = {"--layout": layout, "--data": data, "--paper-extra": from_tables and paper_extra}
+        if given := [name for name, value in unused.items() if value]:
+            _fail(f"tables or training logs are read, no model runs; leave out {', '.join(given)}.")
+        if from_tables is None:
+            tables, models = read_runs(models or ()), None
+            print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
+        else:
+            inner = from_tables / "tables"
+            tables = Tables.load(inner if inner.is_dir() else from_tables)
         prepare(out)
         _save(tables, out)
         _draw(tables, out, models or None)
@@ -332,19 +341,13 @@ def _save(tables: "Tables", out: Path) -> None:
 
 def _draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
     from loopscope.figures import draw_all, plan
-    from loopscope.printing import progress_bar
+    from loopscope.printing import print_drawn, progress_bar
 
     jobs, _ = plan(tables, models)
     with progress_bar() as bar:
         task = bar.add_task("draw", total=len(jobs))
         report = draw_all(tables, out, models, progress=lambda n: bar.advance(task, n))
-    if report.removed:
-        print(f"removed, of an earlier run: {', '.join(path.name for path in report.removed)}")
-    for item in report.not_drawn:
-        print(f"not drawn: {item}")
-    pngs = [path for path in report.files if path.suffix == ".png"]
-    print(f"{len(pngs)} figures (.png, .pdf) in {out / 'figures'}:")
-    print("  " + "  ".join(path.stem for path in pngs))
+    print_drawn(report, out / "figures")
 
 
 def _fail(message: str) -> None:

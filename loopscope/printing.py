@@ -38,6 +38,17 @@ def training_bars(bar: Any) -> Any:
     return told
 
 
+def print_drawn(report: Any, folder: Any) -> None:
+    """What `figures.draw_all` removed, could not draw, and wrote into a folder."""
+    if report.removed:
+        print(f"removed, of an earlier run: {', '.join(path.name for path in report.removed)}")
+    for item in report.not_drawn:
+        print(f"not drawn: {item}")
+    pngs = [path for path in report.files if path.suffix == ".png"]
+    print(f"{len(pngs)} figures (.png, .pdf) in {folder}:")
+    print("  " + "  ".join(path.stem for path in pngs))
+
+
 def print_signs(table: Any) -> None:
     """The table of `collapse.signs`: one row per checkpoint, then what the columns mean."""
     from rich.box import SIMPLE_HEAD

@@ -1,1 +1,0 @@
-from loopscope.training.recipe import plan_training, variant_config  # temporary

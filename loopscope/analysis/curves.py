@@ -1,7 +1,7 @@
 """Statistics over seeds of training runs: the table `training` in, one row per drawn point out.
 
-Runs with the same `recipe` differ in nothing but their seed and are averaged. Only runs that came
-to their end count where there is one; while all of a recipe's runs are unfinished, they all do.
+Runs with the same `recipe` differ in nothing but their seed. Those that came to their end are
+averaged; one that did not is never averaged in.
 """
 
 import numpy as np
@@ -15,44 +15,54 @@ def progress(training: pd.DataFrame) -> pd.DataFrame:
         training: `tables.training`.
 
     Returns:
-        One row per run, indexed by `model`, in the table's order: `recipe`, `step` and
-        `steps_planned`; `finished`: whether the last step planned is there with its validation
-        loss; `validated`: whether there is any validation loss; `counted`: whether the run is
-        among those that are averaged.
+        One row per run, in the table's order: `model`, `recipe`, `step` (the last logged),
+        `steps_planned`, `validated` (whether it has any validation loss) and `finished` (whether
+        the last step planned is there with its validation loss).
     """
-    runs = training.assign(model=training["model"].astype(str), recipe=_recipe(training))
-    runs["validated"] = runs["val_loss"].notna()
-    runs["finished"] = runs["validated"] & runs["step"].eq(runs["steps_planned"])
-    told = runs.groupby("model", sort=False).agg(
+    rows = _named(training)
+    rows["validated"] = rows["val_loss"].notna()
+    rows["finished"] = rows["validated"] & rows["step"].eq(rows["steps_planned"])
+    runs = rows.groupby("model", sort=False)
+    told = runs.agg(
         recipe=("recipe", "first"),
         step=("step", "max"),
         steps_planned=("steps_planned", "first"),
-        finished=("finished", "any"),
         validated=("validated", "any"),
+        finished=("finished", "any"),
     )
-    some_finished = told.groupby("recipe")["finished"].transform("any")
-    told["counted"] = told["finished"] | (told["validated"] & ~some_finished)
-    return told
+    return told.reset_index()
 
 
 def validation(training: pd.DataFrame) -> pd.DataFrame:
-    """Average the validation loss over seeds.
+    """Average the validation loss of the finished runs over seeds.
 
     Args:
         training: `tables.training`.
 
     Returns:
-        Columns `recipe`, `step`, `tokens`, `mean`, `low`, `high` (nats per token, least and
-        greatest of the seeds) and `n`: runs averaged. A recipe has those steps at which all of
-        its counted runs have a validation loss, so `n` is the same along a line.
+        Columns `recipe`, `step`, `tokens`, `mean`, `low`, `high` (nats per token; least and
+        greatest of the seeds) and `n` (runs averaged). A recipe has the steps at which all its
+        finished runs have a validation loss, so `n` is the same along a line.
     """
-    told = progress(training)
-    rows = training.assign(model=training["model"].astype(str), recipe=_recipe(training))
-    rows = rows[rows["val_loss"].notna() & rows["model"].isin(told.index[told["counted"]])]
+    rows = _validated(training, finished=True)
     points = rows.groupby(["recipe", "step", "tokens"], sort=False)["val_loss"]
     stats = points.agg(mean="mean", low="min", high="max", n="count").reset_index()
     runs = rows.groupby("recipe")["model"].nunique()
     return stats[stats["n"].eq(stats["recipe"].map(runs))].reset_index(drop=True)
+
+
+def unfinished(training: pd.DataFrame) -> pd.DataFrame:
+    """Select the validation losses of the runs that did not come to their end.
+
+    Args:
+        training: `tables.training`.
+
+    Returns:
+        Columns `recipe`, `model`, `step`, `steps_planned`, `tokens`, `val_loss`.
+    """
+    rows = _validated(training, finished=False)
+    kept = ["recipe", "model", "step", "steps_planned", "tokens", "val_loss"]
+    return rows[kept].reset_index(drop=True)
 
 
 def final_perplexity(training: pd.DataFrame) -> pd.DataFrame:
@@ -63,22 +73,28 @@ def final_perplexity(training: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per recipe that has a finished run: `recipe`, `params` (non-embedding), `mean`,
-        `low`, `high` of the perplexities, and `n`: finished runs.
+        `low`, `high` (of the perplexities) and `n` (finished runs).
     """
-    told = progress(training)
-    rows = training.assign(model=training["model"].astype(str), recipe=_recipe(training))
+    rows = _validated(training, finished=True)
     ends = rows[rows["step"].eq(rows["steps_planned"])]
-    ends = ends[ends["model"].isin(told.index[told["finished"]])]
-    ends = ends.assign(perplexity=np.exp(ends["val_loss"]))
-    recipes = ends.groupby("recipe", sort=False)
-    return recipes.agg(
+    recipes = ends.assign(perplexity=np.exp(ends["val_loss"])).groupby("recipe", sort=False)
+    stats = recipes.agg(
         params=("params_non_embedding", "first"),
         mean=("perplexity", "mean"),
         low=("perplexity", "min"),
         high=("perplexity", "max"),
         n=("perplexity", "count"),
-    ).reset_index()
+    )
+    return stats.reset_index()
 
 
-def _recipe(training: pd.DataFrame) -> pd.Series:
-    return training["recipe"].astype(str)
+def _named(training: pd.DataFrame) -> pd.DataFrame:
+    """With strings for categories: those that do not occur must not become empty groups."""
+    return training.astype({"model": object, "recipe": object})
+
+
+def _validated(training: pd.DataFrame, *, finished: bool) -> pd.DataFrame:
+    """Rows with a validation loss, of the runs that are finished or of the others."""
+    told, rows = progress(training), _named(training)
+    models = told["model"][told["finished"].eq(finished)]
+    return rows[rows["val_loss"].notna() & rows["model"].isin(models)]

@@ -1,4 +1,4 @@
-"""Training logs → the table `training`: which runs there are, what each of them trained, its log."""
+"""Training logs → the table `training`: which runs there are, what each trained, and its log."""
 
 import json
 import math
@@ -183,7 +183,7 @@ def read_log(path: Path, *, whole: bool) -> pd.DataFrame:
     header = lines[0].split(",") if lines else list(LOGGED)
     if missing := [name for name in LOGGED if name not in header]:
         raise InputError(f"{path}, line 1 names no column {', '.join(missing)}; {_AGAIN}")
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split(",")
         if len(fields) != len(header):
@@ -202,15 +202,15 @@ def read_log(path: Path, *, whole: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(LOGGED)).astype(types)
 
 
-def _number(text: str, column: str, path: Path, line: int) -> float:
+def _number(text: str, column: str, path: Path, line: int) -> int | float:
     if column == "val_loss" and not text:
         return math.nan
     whole = column in _COUNTS
     try:
-        value = int(text) if whole else float(text)
+        value: int | float = int(text) if whole else float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or whole and value < 1:
+    if not math.isfinite(value) or (whole and not 1 <= value < 2**63):
         wanted = "a positive integer" if whole else "a finite number"
         raise InputError(f"{path}, line {line}: {column} must be {wanted}, is {text!r}; {_AGAIN}")
     return value

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopscope.figures.cka_maps import cka
+    from loopscope.figures.layer_distribution import layers
     from loopscope.figures.output import DrawReport, draw_all, plan, save
     from loopscope.figures.rank_lines import rank
     from loopscope.figures.router_maps import routers
     from loopscope.figures.spectra import spectrum
     from loopscope.figures.summary import fig1
+    from loopscope.figures.training_curves import training
     from loopscope.figures.update_bars import update
 
 _HOMES = {
@@ -20,11 +22,13 @@ _HOMES = {
     "cka": "cka_maps",
     "draw_all": "output",
     "fig1": "summary",
+    "layers": "layer_distribution",
     "plan": "output",
     "rank": "rank_lines",
     "routers": "router_maps",
     "save": "output",
     "spectrum": "spectra",
+    "training": "training_curves",
     "update": "update_bars",
 }
 
@@ -33,11 +37,13 @@ __all__ = [
     "cka",
     "draw_all",
     "fig1",
+    "layers",
     "plan",
     "rank",
     "routers",
     "save",
     "spectrum",
+    "training",
     "update",
 ]
 

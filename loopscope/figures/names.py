@@ -80,6 +80,39 @@ def model_label(name: str) -> str:
     return _MODELS.get(name, printable(name))
 
 
+def variant_label(variant: str, *, shared: bool = True) -> str:
+    """Write a variant as the paper does: +mesh, +anchor*, +residual+anchor.
+
+    Args:
+        variant: Its name in a configuration.
+        shared: Whether the core iterations of its layout share their layers.
+
+    Returns:
+        The label; a memory between layers that are not shared is the paper's vanilla+mesh.
+    """
+    if variant == "mesh" and not shared:
+        return "vanilla+mesh"
+    terms = variant.split("+")
+    label = "".join(_MODELS.get(term, term) for term in terms)
+    label = label if len(terms) == 1 else "+" + label.lstrip("+")
+    return printable(label) + ("" if shared or variant == "vanilla" else " (unshared)")
+
+
+def short_count(value: float) -> str:
+    """Write a number of tokens or parameters: 0, 20k, 1.25M, 250B.
+
+    Args:
+        value: The number, not negative.
+
+    Returns:
+        At most six digits, with the largest unit below it.
+    """
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 def ordinal(number: int) -> str:
     """Write 1st, 2nd, 3rd, 4th, 11th, 21st.
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loopscope.analysis import curves
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.cka_maps import cka
+from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.names import file_names
 from loopscope.figures.panels import all_models, choose, need
 from loopscope.figures.router_maps import routers
 from loopscope.figures.spectra import spectrum
 from loopscope.figures.style import Figure
 from loopscope.figures.summary import fig1
+from loopscope.figures.training_curves import training
 from loopscope.figures.update_bars import update
 from loopscope.output import whole_file, write_text
 
@@ -24,7 +27,8 @@ SUFFIXES = (".png", ".pdf")
 DRAWN = ".figures.json"
 """The list, beside the folder `figures`, of the files in it that `draw_all` wrote."""
 
-_STEMS = ("fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum")
+_LOSS, _LAYERS = "fig6_training", "fig8_layers"
+_STEMS = ("fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum", _LOSS, _LAYERS)
 _PREFIXES = ("fig1_", "routers_")
 
 
@@ -112,8 +116,11 @@ def plan(
 ) -> tuple[tuple[Job, ...], tuple[NotDrawn, ...]]:
     """List the figures that the tables allow, and what does not apply and why.
 
+    Figures of measured states are listed where there are tables of measures, those of training
+    logs where there is the table `training`.
+
     Args:
-        tables: What was measured.
+        tables: What was measured or read.
         models: Names in the order of the panels; None takes all.
 
     Returns:
@@ -122,7 +129,9 @@ def plan(
     Raises:
         UnknownNameError: if no table holds a model asked for.
     """
-    there = all_models(tables)
+    measured = all_models(tables)
+    runs = [] if _no_table(tables, "training") else sorted(_models_of(tables, "training"))
+    there = list(dict.fromkeys([*measured, *runs]))
     wanted = there if models is None else list(dict.fromkeys(models))
     for model in wanted:
         if model not in there:
@@ -131,6 +140,36 @@ def plan(
             )
     jobs: list[Job] = []
     missing: list[NotDrawn] = []
+    if (some := [m for m in wanted if m in measured]) or not runs:
+        _plan_measured(tables, some, jobs, missing)
+    if some := [m for m in wanted if m in runs]:
+        _plan_training(tables, some, jobs, missing)
+    return tuple(jobs), tuple(missing)
+
+
+def _plan_training(
+    tables: Tables, wanted: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+) -> None:
+    frame = need(tables, "training")
+    frame = frame[frame["model"].isin(wanted)]
+    told = curves.progress(frame)
+    for run in told[~told["validated"]].itertuples():
+        text = f"it has no validation loss yet (step {run.step:,} of {run.steps_planned:,})"
+        missing.append(NotDrawn(figure=_LOSS, model=str(run.model), reason=text))
+    if told["validated"].any():
+        jobs.append(Job(name=_LOSS, make=partial(training, tables, wanted)))
+    for run in told[~told["finished"]].itertuples():
+        text = f"its training is unfinished (step {run.step:,} of {run.steps_planned:,})"
+        missing.append(NotDrawn(figure=_LAYERS, model=str(run.model), reason=text))
+    if reason := why_no_layers(frame):
+        missing.append(NotDrawn(figure=_LAYERS, model=None, reason=reason))
+    else:
+        jobs.append(Job(name=_LAYERS, make=partial(layers, tables, wanted)))
+
+
+def _plan_measured(
+    tables: Tables, wanted: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+) -> None:
     for name, table, draw in (
         ("fig3_update", "update", update),
         ("fig4_cka", "cka", cka),
@@ -161,7 +200,6 @@ def plan(
                 missing.append(NotDrawn(figure=name, model=model, reason=reason))
             else:
                 jobs.append(Job(name=name, make=partial(draw_one, tables, model)))
-    return tuple(jobs), tuple(missing)
 
 
 def draw_all(

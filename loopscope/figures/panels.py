@@ -10,12 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from loopscope.analysis import aggregate
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import SCHEMAS, TABLES, Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label
 from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure
-
-TABLES = ("update", "cka", "spectrum", "rank", "routing", "tokens", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def need(tables: Tables, name: str) -> pd.DataFrame:
 
 
 def all_models(tables: Tables) -> list[str]:
-    """List every model that any table holds, in order of first appearance.
+    """List every model that any table of measures holds, in order of first appearance.
 
     Args:
         tables: What was measured.
@@ -74,7 +72,7 @@ def all_models(tables: Tables) -> list[str]:
     Returns:
         The names.
     """
-    frames = [f for n in TABLES if (f := getattr(tables, n)) is not None]
+    frames = [f for n in SCHEMAS if (f := getattr(tables, n)) is not None]
     return list(dict.fromkeys(str(m) for f in frames for m in f["model"].unique()))
 
 

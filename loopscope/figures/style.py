@@ -28,6 +28,27 @@ LINES = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":")
 
+BROWN = "#7A4B1E"
+
+_VARIANTS = {
+    "vanilla": (BLACK, "o"),
+    "base": (BLUE, "s"),
+    "residual": (GREEN, "^"),
+    "anchor": (ORANGE, "D"),
+    "anchor_emb": (SKY, "v"),
+    "residual+anchor": (GREEN, "<"),
+    "residual+anchor_emb": (SKY, ">"),
+    "anchor+anchor_emb": (ORANGE, "p"),
+    "residual+anchor+anchor_emb": (BLUE, "d"),
+    "static": (PURPLE, "X"),
+    "dynamic": (BROWN, "h"),
+    "mesh": (VERMILLION, "P"),
+}
+"""Colour and marker of each variant, in the order of a legend."""
+
+_PATTERNS = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+_MORE_MARKERS = ("*", "H")
+
 HEAT = "viridis"
 """Perceptually uniform and readable in grey and by the colour-blind."""
 
@@ -98,6 +119,35 @@ class Figure(MatplotlibFigure):
         buffer = BytesIO()
         self.savefig(buffer, format="png", dpi=150)
         return buffer.getvalue()
+
+
+def variant_look(variant: str, number: int = 0) -> dict[str, Any]:
+    """Give a variant its line, the same in every figure.
+
+    Args:
+        variant: Its name in a configuration.
+        number: Which of several lines of this variant (slots, recipes); they share its colour and
+            differ in dashes and markers.
+
+    Returns:
+        Keywords of `Axes.plot`.
+    """
+    color, marker = _VARIANTS.get(variant, (GREY, "."))
+    if number > 1:
+        marker = _MORE_MARKERS[number // 2 % len(_MORE_MARKERS)]
+    # sums take the colour of a term: their dashes begin one later
+    number += "+" in variant
+    return {
+        "color": color,
+        "marker": marker,
+        "linestyle": _PATTERNS[number % len(_PATTERNS)],
+        "markerfacecolor": "white" if number % 2 else color,
+    }
+
+
+def variant_rank(variant: str) -> int:
+    """Place of a variant in a legend; unknown ones come last."""
+    return [*_VARIANTS, variant].index(variant)
 
 
 def new_figure(width: float, height: float) -> Figure:

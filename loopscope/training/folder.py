@@ -1,7 +1,6 @@
 """The folder of one training: new, unfinished, finished, or somebody else's."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

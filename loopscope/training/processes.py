@@ -63,7 +63,7 @@ class Processes:
         if batch_size % (self.count * accumulate):
             raise InputError(
                 f"a batch of {batch_size} windows cannot be shared by {self.count} processes in "
-                f"{accumulate} parts each; give a batch size that {self.count * accumulate} divides."
+                f"{accumulate} parts each; give a multiple of {self.count * accumulate}."
             )
 
     def share(self, windows: Int64[Tensor, "batch pos"]) -> Int64[Tensor, "part pos"]:

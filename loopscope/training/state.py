@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def load_state(folder: Path, device: torch.device) -> State | None:
         state = State(**values)
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{files[0]} cannot be read ({_reason(error)}); remove it to go on from the state before."
+            f"{files[0]} cannot be read ({_reason(error)}); remove it to go on from the one before."
         ) from error
     state.random["cpu"] = state.random["cpu"].cpu()
     state.random["cuda"] = [r.cpu() for r in state.random["cuda"]]

@@ -231,7 +231,7 @@ class _Trainer:
         what = f"loss became {loss}"
         if math.isfinite(loss):
             what = f"norm of the gradient became {norm}"
-        kept = "no state had been saved before"
+        at, kept = self.step + 1, "no state had been saved before"
         if (state := load_state(self.run.states, self.processes.device)) is not None:
             self.model.load_state_dict(state.model)
             if self.processes.main:
@@ -239,7 +239,7 @@ class _Trainer:
                 self._write_step()
             kept = f"the last sound weights are in {self.run.step_folder(state.step)}"
         raise InputError(
-            f"the {what} at step {self.step + 1}; {kept}. Lower the learning rate (given "
+            f"the {what} at step {at}; {kept}. Lower the learning rate (given "
             f"{self.config.lr}) or check the text, and train into another folder."
         )
 

@@ -1,0 +1,150 @@
+"""Accumulated, compiled or shared among processes, a step is the same step."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from loopscope.errors import InputError
+from loopscope.models.block import SHORT
+from loopscope.models.checkpoint import load_checkpoint
+from loopscope.models.model import LoopModel
+from loopscope.training import train
+from loopscope.training.processes import Processes
+from loopscope.training.trainer import token_losses
+from tests.training.conftest import T, make_config
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data, tmp_path):
+    found = [
+        weights(train(make_config("mesh", accumulate=n), data, tmp_path / str(n))) for n in (1, 3)
+    ]
+    assert not torch.equal(*found)  # other roundings
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_processes_share_the_windows_and_refuse_uneven_batches():
+    windows = torch.arange(12).view(6, 2)
+    members = [Processes(rank=r, count=3, device=torch.device("cpu")) for r in range(3)]
+    parts = [member.share(windows) for member in members]
+    assert torch.equal(torch.cat(parts), windows)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert [member.main for member in members] == [True, False, False]
+    members[0].check(12, 2)
+    with pytest.raises(InputError, match="batch of 9 windows cannot be shared by 3 processes in 2"):
+        members[0].check(9, 2)
+
+
+SMALL = [
+    "train",
+    "--variants",
+    "base,mesh",
+    "--layout",
+    "1+1R2+1",
+    "--d-model",
+    "16",
+    "--heads",
+    "2",
+    "--vocab",
+    "280",
+    "--seq-len",
+    "8",
+    "--tokens",
+    "2560",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+    "--save-seconds",
+    "0",
+]
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(f"x{i} = {i * i}" for i in range(3000)))
+    command = ["-m", "loopscope.cli", *SMALL, "--data", str(text), "--out"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines"]
+    launch += ["1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for start, out in (([sys.executable], "one"), (launch, "two")):
+        done = subprocess.run(
+            [*start, *command, str(tmp_path / out)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("validation loss") == 2  # one process prints
+    for variant in ("base", "mesh"):
+        one, two = (load_checkpoint(tmp_path / out / variant) for out in ("one", "two"))
+        assert [m.provenance["processes"] for m in (one, two)] == [1, 2]
+        # Not the weights: keys' biases have no gradient but rounding, which Adam makes steps of.
+        tokens = torch.arange(1, 9)[None]
+        assert torch.allclose(one(tokens), two(tokens), atol=1e-4)
+        assert two.provenance["val_loss"] == pytest.approx(one.provenance["val_loss"], abs=1e-5)
+        untrained = weights(LoopModel(one.config, seed=0))
+        assert (weights(one) - untrained).abs().max() > 0.01
+
+
+COMPILED = """
+import sys, torch
+from pathlib import Path
+from loopscope.corpus import Corpus, Document
+from loopscope.models.config import LoopConfig
+from loopscope.models.model import LoopModel
+from loopscope.training import TrainConfig, TrainingData, train
+from loopscope.training.trainer import token_losses
+
+text = tuple(Document(f"{i}.py", f"def f{i}(x): return x + {i}" * 9) for i in range(40))
+data = TrainingData.from_corpus(
+    Corpus(source="", train=text[:32], heldout=text[32:], sha256=""), vocab=280
+)
+for variant in ("dynamic", "mesh"):
+    config = LoopConfig(variant=variant, layout="0+1R2+0", d_model=16, n_heads=2, d_vocab=280)
+    model = LoopModel(config).train()
+    batch = data.batch(0, batch_size=3, seq_len=16, seed=0)
+    graph = torch.compile(token_losses, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(
+        graph(model, batch, "float32"), token_losses(model, batch, "float32"), atol=1e-5, rtol=0
+    )
+if sys.argv[2] == "compiler":
+    torch._dynamo.reset()
+    ends = []
+    for compile in (False, True):
+        recipe = TrainConfig(model=config, steps=3, batch_size=3, seq_len=16, compile=compile)
+        ends.append(train(recipe, data, Path(sys.argv[1]) / str(compile)).state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=1e-4, rtol=0)
+"""
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "graph",
+        pytest.param(
+            "compiler",
+            marks=pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler (g++)"),
+        ),
+    ],
+)
+def test_the_loss_compiles_as_one_graph_and_trains_alike(tmp_path, backend):
+    # in a process of its own: the run-time type checks of these tests cannot be compiled
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path), backend], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_short_attention_in_bfloat16_training_is_nearly_that_of_evaluation(data):
+    model = LoopModel(make_config("mesh").model)
+    batch = data.batch(0, batch_size=3, seq_len=T, seed=0)
+    assert batch.shape[1] <= SHORT
+    found = [token_losses(model.train(mode), batch, "bfloat16") for mode in (True, False)]
+    assert not torch.equal(*found)
+    assert torch.allclose(*found, atol=0.02)
