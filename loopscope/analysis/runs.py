@@ -210,7 +210,7 @@ def _number(text: str, column: str, path: Path, line: int) -> int | float:
         value: int | float = int(text) if whole else float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or (whole and not 1 <= value < 2**63):
+    if not (1 <= value < 2**63 if whole else math.isfinite(value)):
         wanted = "a positive integer" if whole else "a finite number"
         raise InputError(f"{path}, line {line}: {column} must be {wanted}, is {text!r}; {_AGAIN}")
     return value

@@ -115,7 +115,7 @@ def _places(
     own = Bbox.union([taken[i] for i in members])
     others = [box for i, box in enumerate(taken) if i not in members]
     anchor = ((own.x0 + own.x1) / 2, (own.y0 + own.y1) / 2)
-    frame = ax.get_window_extent()
+    frame = ax.get_window_extent().frozen()
     for number, gap in enumerate(_GAPS):
         for order, (right, up) in enumerate(_SIDES):
             if not up and own.height > 4 * _MARK * unit:

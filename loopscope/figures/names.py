@@ -98,7 +98,7 @@ def variant_label(variant: str, *, shared: bool = True) -> str:
     return printable(label) + ("" if shared or variant == "vanilla" else " (unshared)")
 
 
-def short_count(value: float) -> str:
+def short_count(value: int | float) -> str:
     """Write a number of tokens or parameters: 0, 20k, 1.25M, 250B.
 
     Args:

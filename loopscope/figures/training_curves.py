@@ -181,7 +181,7 @@ def _frame(axes: Sequence[Axes], means: pd.DataFrame, single: pd.DataFrame) -> b
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(lambda value, _: short_count(value))
         ax.grid(axis="y")
-    return max(highest) > high + room
+    return bool(max(highest) > high + room)
 
 
 def _legends(axes: Sequence[Axes]) -> None:

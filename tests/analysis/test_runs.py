@@ -176,6 +176,11 @@ def test_a_finished_log_may_lack_its_last_line_break_or_have_those_of_windows(ru
         ("\n200,", "\n200,7,", r"log.csv, line 21 has 7 fields instead of 6"),
         ("\n200,25600", "\n200,x", r"line 21: tokens must be a positive integer, is 'x'"),
         ("\n200,", "\n-200,", r"line 21: step must be a positive integer, is '-200'"),
+        (
+            "\n200,25600",
+            "\n200," + "9" * 400,
+            r"tokens must be a positive integer, is '99",
+        ),
         (",3.5,", ",nan,", r"line 21: val_loss must be a finite number, is 'nan'"),
         (",3.5,", ",3.5.1,", r"line 21: val_loss must be a finite number, is '3.5.1'"),
         (",1200.0\n", ",\n", r"line 21: tokens_per_s must be a finite number, is ''"),
