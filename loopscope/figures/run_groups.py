@@ -139,7 +139,11 @@ def looks(groups: Sequence[Group], labels: Mapping[str, str]) -> dict[str, dict[
     """
     found: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
-    for g in sorted(groups, key=lambda g: (variant_rank(g.variant), not g.shared, g.slots or 0)):
+
+    def place(g: Group) -> tuple[int, bool, int, str]:
+        return variant_rank(g.variant), not g.shared, g.slots or 0, labels[g.recipe]
+
+    for g in sorted(groups, key=place):
         label = labels[g.recipe]
         if label not in found:
             number = used.get(g.variant, 0)

@@ -1,0 +1,185 @@
+"""The small-scale study of docs/REPRODUCTION.md: 60 trainings, three seeds each, and its tables.
+
+    python studies/small_scale.py train RUNS             # resumes; about an hour on two cores
+    python studies/small_scale.py train RUNS --part 1/2  # every second training, for two processes
+    python studies/small_scale.py tables RUNS            # prints the tables as Markdown
+
+All trainings see the same text, and those of one seed the same batches. Compute is matched: every
+layout unrolls to five layers.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from loopscope.analysis.collapse import per_sample
+from loopscope.analysis.measure import measure
+from loopscope.corpus import load_corpus
+from loopscope.data import load_samples
+from loopscope.models.load import load
+from loopscope.training import TrainingData, plan_training, train
+
+SEEDS = (0, 1, 2)
+LAYOUT = "1+1R3+1"
+VARIANTS = ("vanilla", "base", "residual", "anchor", "anchor_emb", "mesh")
+COMBINED = (
+    "residual+anchor", "anchor+anchor_emb", "residual+anchor+anchor_emb", "static", "dynamic",
+)  # fmt: skip
+SLOTS = (4, 5, 7)  # 6 = K + 3 is among the variants
+LAYOUTS = ("0+1R5+0", "0+1R4+1", "2+1R2+1")
+RECIPE = {
+    "d_model": 64, "n_heads": 2, "vocab": 2048, "seq_len": 128, "batch_size": 8,
+    "tokens": 1_000_000, "lr": 3e-3, "dtype": "bfloat16",
+}  # fmt: skip
+SERIES = ("base", "mesh")  # their runs of seed 0 keep a checkpoint every 100 steps
+SIGNS = {
+    "first_share": "share of the first loop",
+    "cka_biased": "CKA of consecutive states",
+    "cka_debiased": "debiased",
+    "erank_0": "effective rank of h(0)",
+    "erank_K": "of h(K)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of the study."""
+
+    variant: str
+    seed: int
+    layout: str = LAYOUT
+    slots: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where it goes below RUNS."""
+        kind = f"{self.layout}-B{self.slots}" if self.slots else self.layout
+        return f"seed-{self.seed}/{kind}/{self.variant}"
+
+
+def runs() -> Iterator[Run]:
+    """All trainings, those that matter most first."""
+    for seed in SEEDS:
+        yield from (Run(variant=v, seed=seed) for v in VARIANTS)
+    for seed in SEEDS:
+        yield from (Run(variant="mesh", seed=seed, slots=slots) for slots in SLOTS)
+        yield from (Run(variant=v, seed=seed) for v in COMBINED)
+    for seed in SEEDS:
+        for layout in LAYOUTS:
+            yield from (Run(variant=v, seed=seed, layout=layout) for v in ("base", "mesh"))
+
+
+def train_all(out: Path, part: str) -> None:
+    """Train what is not trained yet."""
+    first, count = (int(number) for number in part.split("/"))
+    text = TrainingData.from_corpus(load_corpus(), vocab=RECIPE["vocab"])
+    for run in list(runs())[first - 1 :: count]:
+        config = plan_training(
+            [run.variant], layout=run.layout, slots=run.slots, seed=run.seed, **RECIPE
+        )[run.variant]
+        keep = 100 if run.variant in SERIES and run == Run(variant=run.variant, seed=0) else None
+        command = f"python studies/small_scale.py train RUNS ({run.folder})"
+        model = train(
+            config, text, out / run.folder, half=True, keep_every=keep, tell=print,
+            provenance={"command": command, "seed": run.seed},
+        )  # fmt: skip
+        print(f"{run.folder}  {model.provenance['val_loss']:.4f}", flush=True)
+
+
+def results(out: Path) -> pd.DataFrame:
+    """Validation loss and parameters of every finished training."""
+    rows = []
+    for run in runs():
+        if not (out / run.folder / "config.json").exists():
+            print(f"not trained: {run.folder}", file=sys.stderr)
+            continue
+        log = pd.read_csv(out / run.folder / "log.csv")
+        rows.append({**vars(run), "loss": log["val_loss"].iloc[-1]})
+    return pd.DataFrame(rows)
+
+
+def spread(values: pd.Series, digits: int = 3) -> str:
+    """Mean and range over the seeds."""
+    return f"{values.mean():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
+
+
+def loss_table(frame: pd.DataFrame, key: str) -> None:
+    """Loss, perplexity and the difference to base of the same seed."""
+    print(f"| {key} | loss, nats | perplexity | loss − base, same seed | seeds |")
+    print("|---|---|---|---|---|")
+    base = frame[frame["variant"].eq("base")].set_index("seed")["loss"]
+    order = frame.groupby(key)["loss"].mean().sort_values().index
+    for name in order:
+        loss = frame[frame[key].eq(name)].set_index("seed")["loss"]
+        beside = spread(loss - base.reindex(loss.index)) if len(base) else "–"
+        print(f"| {name} | {spread(loss)} | {spread(np.exp(loss), 2)} | {beside} | {len(loss)} |")
+
+
+def sign_values(out: Path, samples: int) -> pd.DataFrame:
+    """Signs of collapse, mean over samples, of each variant and seed, trained and untrained."""
+    rows = []
+    for seed in SEEDS:
+        for variant in VARIANTS:
+            folder = out / Run(variant=variant, seed=seed).folder
+            for twin in ("", "@init"):
+                model = load(f"{folder}{twin}", seed=seed)
+                windows = load_samples(model, samples=samples, tokens=RECIPE["seq_len"])
+                tables = measure(model, windows, measures=["update", "cka", "rank", "loss"])
+                means = per_sample(tables)[["loss", *SIGNS]].mean()
+                rows.append({"variant": variant + twin, "seed": seed, **means})
+    return pd.DataFrame(rows)
+
+
+def sign_table(frame: pd.DataFrame) -> None:
+    """Each sign, mean and range over the seeds."""
+    print("| variant | " + " | ".join(SIGNS.values()) + " |")
+    print("|---" * (len(SIGNS) + 1) + "|")
+    for variant in [name + twin for name in VARIANTS for twin in ("", "@init")]:
+        own = frame[frame["variant"].eq(variant)]
+        cells = [spread(own[s], 1 if s.startswith("erank") else 3) for s in SIGNS]
+        print(f"| {variant} | " + " | ".join(cells) + " |")
+
+
+def tables(out: Path, samples: int) -> None:
+    """Print everything as Markdown."""
+    found = results(out)
+    main = found[found["layout"].eq(LAYOUT) & found["slots"].isna()]
+    print("### Variants\n")
+    loss_table(main[main["variant"].isin(VARIANTS)], "variant")
+    print("\n### Table 3, slots\n")
+    mesh = found[found["layout"].eq(LAYOUT) & found["variant"].eq("mesh")].copy()
+    mesh["B"] = mesh["slots"].fillna(6).astype(int)
+    loss_table(mesh, "B")
+    print("\n### Table 4, combinations\n")
+    loss_table(main[~main["variant"].eq("vanilla")], "variant")
+    print("\n### Layouts\n")
+    some = found[found["variant"].isin(("base", "mesh")) & found["slots"].isna()].copy()
+    some["model"] = some["variant"] + " " + some["layout"]
+    loss_table(some, "model")
+    print("\n### Signs\n")
+    sign_table(sign_values(out, samples))
+
+
+def main() -> None:
+    """Train, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("train", "tables"))
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--samples", type=int, default=100)
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # small models; several processes are faster
+    if given.what == "train":
+        train_all(given.runs, given.part)
+    else:
+        tables(given.runs, given.samples)
+
+
+if __name__ == "__main__":
+    main()
