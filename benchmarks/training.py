@@ -3,7 +3,7 @@
     python benchmarks/training.py [--device cuda] [--threads 2]
 
 Prints a markdown table: tokens per second of forward, backward, clipping and AdamW against the same
-model of Hugging Face (GPTNeoXForCausalLM, sdpa; same data, loss and optimiser), MeSH's time and peak
+model of Hugging Face (GPTNeoXForCausalLM, sdpa; same data, loss, optimiser), MeSH's time and peak
 memory over base, and on a GPU the model FLOPs utilisation.
 """
 

@@ -4,10 +4,28 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from loopscope.options import (
+    BatchSize,
+    Center,
+    Data,
+    Device,
+    DropFirst,
+    Dtype,
+    Json,
+    LayoutOption,
+    Models,
+    NormalizeRows,
+    Out,
+    Samples,
+    Seed,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from loopscope.analysis.compare import Comparison
@@ -23,46 +41,6 @@ app = typer.Typer(
 )
 
 PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
-
-Models = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[MODEL]...",
-        help="Zoo names (vanilla, base, residual, anchor, anchor_emb, mesh), checkpoint folders, "
-        "GPT-NeoX folders saved by Hugging Face; with @init the untrained twin of any of them.",
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for figures, tables, provenance.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help=".txt, .jsonl or .parquet (column `text`), or integer .npy (samples × tokens). "
-        "Default: the shipped held-out samples.",
-    ),
-]
-Samples = Annotated[int, typer.Option("--samples", help="Windows of text to measure.")]
-Tokens = Annotated[int, typer.Option("--tokens", help="Tokens per window.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32 (default), float64, bfloat16, float16.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Windows per forward pass.")]
-Seed = Annotated[int, typer.Option("--seed", help="Chooses windows and @init weights.")]
-LayoutOption = Annotated[
-    str | None,
-    typer.Option("--layout", help="Groups a vanilla model's layers into blocks, e.g. 4+8+8+4."),
-]
-Center = Annotated[
-    bool, typer.Option("--center", help="Centre the states before spectra and ranks.")
-]
-DropFirst = Annotated[
-    int, typer.Option("--drop-first", help="Leave out each window's first tokens (sinks).")
-]
-NormalizeRows = Annotated[
-    bool, typer.Option("--normalize-rows", help="Scale each token's state to norm 1 first.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -275,6 +253,15 @@ def train(
         int, typer.Option("--accumulate", help="Parts each batch is cut into, to save memory.")
     ] = 1,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 3e-3,
+    warmup: Annotated[
+        float, typer.Option("--warmup", help="Share of the steps that warm up.")
+    ] = 0.01,
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", help="Of AdamW, on matrices.")
+    ] = 0.01,
+    grad_clip: Annotated[
+        float, typer.Option("--grad-clip", help="Largest norm of the gradient.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Weights and order of batches.")] = 0,
     eval_every: Annotated[
         int, typer.Option("--eval-every", help="Steps between validation losses.")
@@ -294,8 +281,8 @@ def train(
     """Train variants with the paper's recipe, on identical batches.
 
     Stopped at any moment, the same command goes on and ends as it would have. `vanilla` among the
-    variants gets the same compute without a loop. Several processes or GPUs: accelerate launch
-    -m loopscope.cli train ...
+    variants gets the same compute without a loop. Several GPUs or processes: accelerate launch
+    --multi_gpu --num_processes N -m loopscope.cli train ...
     """
     from loopscope.printing import progress_bar, training_bars
     from loopscope.training import run_training
@@ -307,7 +294,9 @@ def train(
             d_model=d_model, n_heads=heads, vocab=vocab, slots=slots, seq_len=seq_len,
             batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, eval_every=eval_every,
             device=device, dtype=dtype, compile=compile, half=half, keep_every=keep_every,
-            save_seconds=save_seconds, progress=training_bars(bar), tell=bar.console.print,
+            save_seconds=save_seconds, warmup=warmup, weight_decay=weight_decay,
+            grad_clip=grad_clip, progress=training_bars(bar),
+            tell=partial(bar.console.print, markup=False),
         )  # fmt: skip
     if is_main():
         for folder, loss in written:

@@ -309,7 +309,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise InputError(f"column 'text' of {path} holds {kind}; it must hold strings.")
         row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            for text in batch.column(0).to_pylist():
+        batches = file.iter_batches(batch_size=1024, columns=["text"])
+        while True:
+            try:
+                batch = next(batches, None)
+                texts = batch.column(0).to_pylist() if batch is not None else []
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"{path} cannot be read after row {row} ({error}); it is damaged."
+                ) from error
+            if batch is None:
+                return
+            for text in texts:
                 row += 1
                 yield f"{path.name}#{row}", text or ""

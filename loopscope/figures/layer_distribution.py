@@ -13,16 +13,7 @@ from loopscope.errors import InputError
 from loopscope.figures.labels import Tag, place_tags
 from loopscope.figures.names import short_count
 from loopscope.figures.notes import note
-from loopscope.figures.run_groups import (
-    TEXT,
-    Group,
-    differing,
-    group_labels,
-    looks,
-    run_groups,
-    setting_name,
-    text_note,
-)
+from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import Figure, new_figure, style
 
 _ROOM = 0.18  # around the points, as a share of what they span
@@ -95,7 +86,7 @@ def layers(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         ax.grid(axis="y")
         fig.legend(loc="outside right center", handlelength=2.4)
         moved = "Variants are moved sideways a little, to show all whiskers." if step else ""
-        note(fig, *_sentences(frame, groups, ends, labels), moved, text_note(groups))
+        note(fig, *_sentences(frame, groups, ends, labels), moved, settings_note(groups))
         place_tags(fig, ax, tags)
     return fig
 
@@ -149,13 +140,6 @@ def _sentences(
         told[0] += f": markers mean, whiskers least to greatest; {seeds} seeds per point."
     if len(set(labels.values())) < len(groups):
         told.append("Lines join the layouts of a variant.")
-    changed: set[str] = set()
-    for label in dict.fromkeys(labels.values()):
-        own = differing([g for g in groups if labels[g.recipe] == label])
-        changed |= {name for name in own - TEXT if not name.startswith("model.")}
-    if changed:
-        names = ", ".join(sorted(setting_name(name) for name in changed))
-        told.append(f"Points of one line differ in {names} too.")
     runs = curves.progress(frame)
     if left := int((~runs["finished"]).sum()):
         told.append(f"Left out: {left} unfinished run{'' if left == 1 else 's'}.")

@@ -14,9 +14,15 @@ from loopscope.figures.names import variant_label
 from loopscope.figures.panels import need
 from loopscope.figures.style import variant_look, variant_rank
 
-_NAMES = {"model.d_model": "D", "model.slots": "B", "batch_size": "batch", "data": "text"}
-TEXT = {"data", "heldout_share"}
-"""Settings that say what was trained and validated on."""
+_NAMES = {
+    "model.d_model": "D",
+    "model.d_vocab": "vocabulary",
+    "model.slots": "B",
+    "batch_size": "batch",
+    "data": "text",
+}
+TEXT = {"data", "heldout_share", "model.d_vocab"}
+"""Settings that say what was trained and validated on; losses compare where they are equal."""
 
 _MANY = 2
 
@@ -101,7 +107,7 @@ def group_labels(groups: Sequence[Group], *, rule: bool = False) -> dict[str, st
     """Name groups: the variant, its slots where they differ, and what else tells two apart.
 
     One name stands for one variant in all layouts and widths. Settings are written where two
-    groups of a name have the same layout and width, or other texts.
+    groups of a name have the same layout and width, or another text or vocabulary.
 
     Args:
         groups: The groups of the figure.
@@ -177,17 +183,21 @@ def setting_name(setting: str) -> str:
     return _NAMES.get(setting, setting.removeprefix("model.").replace("_", " "))
 
 
-def text_note(groups: Sequence[Group]) -> str:
-    """Warn where runs were trained and validated on different texts.
+def settings_note(groups: Sequence[Group]) -> str:
+    """Tell how the runs differ besides their models: those differences are in what is compared.
 
     Args:
         groups: What is drawn.
 
     Returns:
-        A sentence, empty where the text is the same.
+        Sentences, empty where all were trained in the same way on the same text.
     """
-    differ = differing(groups) & TEXT
-    return "Runs differ in their text; their losses do not compare." if differ else ""
+    differ = differing(groups)
+    names = sorted(n for n in differ - TEXT - {"recipe"} if not n.startswith("model."))
+    told = [f"Runs differ in {', '.join(map(setting_name, names))}."] if names else []
+    if differ & TEXT:
+        told.append("Runs differ in text or vocabulary: their losses do not compare.")
+    return " ".join(told)
 
 
 def _settings(tables: Tables, model: str, key: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError
 from loopscope.figures.names import printable, short_count
 from loopscope.figures.notes import note
-from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, text_note
+from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
 from loopscope.models.layout import Layout
 
@@ -73,7 +73,7 @@ def training(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             _legends(axes[: len(panels)])
         else:
             _one_legend(fig, axes[: len(panels)], list(look))
-        note(fig, *_sentences(frame, groups, means, single, cut=cut), text_note(groups))
+        note(fig, *_sentences(frame, groups, means, single, cut=cut), settings_note(groups))
     return fig
 
 

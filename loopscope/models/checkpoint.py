@@ -197,7 +197,7 @@ def save_into(
         InputError: as `save`.
     """
     folder = Path(folder)
-    with _written(model, folder, "checkpoint", provenance, half) as temporary:
+    with _written(model, folder, ".", provenance, half) as temporary:
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
 
@@ -215,7 +215,8 @@ def _written(
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.config.to_dict()}
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+        prefix = ".checkpoint." if name == "." else f".{name}."
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     except OSError as err:
         raise InputError(f"cannot write to {parent}: {err.strerror or err}.") from err
     try:
@@ -230,6 +231,8 @@ def _written(
         (temporary / "provenance.json").write_text(text + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         yield temporary
     except (OSError, SafetensorError) as err:
         reason = (err.strerror if isinstance(err, OSError) else None) or err

@@ -1,5 +1,6 @@
 """A corpus as batches: what each training step sees, the same for every variant."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,12 @@ class TrainingData:
             tokenizer=tokenizer,
             provenance=corpus.provenance,
         )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the text was, and a hash of what made ids of it."""
+        made = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return {**self.provenance, "tokenizer_sha256": made}
 
     def windows(self, seq_len: int) -> int:
         """Number of training windows: T inputs each and, shifted by one, T targets."""

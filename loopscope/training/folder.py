@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,23 @@ class RunFolder:
                 f"{self.path} exists already and is no training of loopscope; choose another "
                 "folder or remove it."
             )
-        if differ := _differences(before, self.told):
+        differ = _differences(before, self.told)
+        if differ and (self.finished or self._has_weights()):
             raise InputError(
                 f"{self.path} holds a training with other settings ({'; '.join(differ)}); give "
-                "those to go on with it, or choose another folder."
+                "those to go on with it, choose another folder, or remove this one."
             )
 
     def _is_new(self) -> bool:
-        return self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {LOCK}
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir()}
+        return all(n == LOCK or (n.startswith(f".{RECIPE}.") and n.endswith(".tmp")) for n in names)
+
+    def _has_weights(self) -> bool:
+        """Whether anything was saved that another training would lose."""
+        steps = {path.name for path in self.path.glob("step-*")} - {self.step_folder(0).name}
+        return bool(steps) or any(self.states.glob("state-*.pt*"))
 
     @contextmanager
     def claimed(self, tell: Callable[[str], Any]) -> Iterator[None]:
@@ -94,6 +104,9 @@ class RunFolder:
             if self.finished:
                 self._clean()
             else:
+                record = self.path / RECIPE
+                if record.exists() and _differences(checkpoint.read_json(record), self.told):
+                    shutil.rmtree(self.step_folder(0), ignore_errors=True)  # of other settings
                 drop_damaged(self.states, tell)
                 write_text(json.dumps(self.told, indent=2) + "\n", self.path / RECIPE)
             yield
@@ -117,16 +130,19 @@ class RunFolder:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that differ, in words; the device may."""
+    """Settings that differ, in words; the device may, and what an older version did not record."""
+    usual = {field.name: field.default for field in fields(TrainConfig)}
     old, new = _flat(before["training"]), _flat(now["training"])
-    names = [name for name in {**old, **new} if name != "device"]
-    found = [
-        f"{name.removeprefix('model.')} {old.get(name)} there, {new.get(name)} given"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
-    if before.get("data", {}).get("sha256") != now["data"].get("sha256"):
+    found = []
+    for name in sorted({*old, *new} - {"device"}):
+        there, given = old.get(name, usual.get(name)), new.get(name)
+        if there != given:
+            found.append(f"{name.removeprefix('model.')} {there} there, {given} given")
+    texts = [told.get("data", {}) for told in (before, now)]
+    if texts[0].get("sha256") != texts[1].get("sha256"):
         found.append("another text")
+    if len({text.get("tokenizer_sha256", "") for text in texts} - {""}) > 1:
+        found.append("another tokenizer")
     return found
 
 

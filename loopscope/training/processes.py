@@ -41,7 +41,16 @@ class Processes:
             return cls(rank=0, count=1, device=place)
         from accelerate import Accelerator
 
-        accelerator = Accelerator(cpu=place.type == "cpu")
+        # The recipe says what is computed, not the launcher's configuration.
+        accelerator = Accelerator(
+            cpu=place.type == "cpu", mixed_precision="no", dynamo_backend="no"
+        )
+        kind = str(accelerator.distributed_type.value)
+        if kind not in ("MULTI_CPU", "MULTI_GPU"):
+            raise InputError(
+                f"accelerate was configured for {kind}; the trainer copies the model to every "
+                "process (MULTI_GPU or MULTI_CPU): run `accelerate config` or give --multi_gpu."
+            )
         return cls(
             rank=accelerator.process_index,
             count=accelerator.num_processes,
@@ -78,9 +87,12 @@ class Processes:
         """Backward passes in here leave the averaging of gradients to a later one."""
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(module)
 
-    def total(self, value: Tensor) -> Tensor:
+    def total(self, value: float) -> float:
         """Sum over the processes."""
-        return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
+        if self.accelerator is None:
+            return value
+        own = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(own, "sum").item())
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.config import LoopConfig, parse_variant
 from loopscope.models.layout import Layout
@@ -116,7 +118,7 @@ def variant_config(variant: str, layout: str | Layout, **widths: Any) -> LoopCon
 
 
 def plan_training(
-    variants: Sequence[str],
+    variants: Sequence[str] | str,
     *,
     layout: str = "1+2R3+1",
     tokens: int = 2_000_000,
@@ -133,11 +135,12 @@ def plan_training(
     device: str | None = "cpu",
     dtype: str = "float32",
     compile: bool = False,
+    **settings: Any,
 ) -> dict[str, TrainConfig]:
     """The recipe of each variant; only the recurrence differs between them.
 
     Args:
-        variants: Names of variants.
+        variants: Names of variants; a string is split at commas.
         layout: Layout of the looped variants; `vanilla` unrolls it.
         tokens: Training tokens, rounded up to whole steps.
         d_model: Width D.
@@ -153,6 +156,7 @@ def plan_training(
         device: Where to train; None takes a GPU if there is one.
         dtype: `float32`, or `bfloat16` autocast.
         compile: Use `torch.compile`.
+        **settings: Further fields of `TrainConfig`: `warmup`, `weight_decay`, `grad_clip` …
 
     Raises:
         InputError: for settings that cannot be, or a variant given twice.
@@ -163,11 +167,19 @@ def plan_training(
             f"{batch_size}, {seq_len}."
         )
     check_seed(seed)
+    if isinstance(variants, str):
+        variants = variants.split(",")
     names = [parse_variant(variant) for variant in variants]
+    if not names:
+        raise InputError("no variant was given; name at least one, such as base,mesh.")
+    if unknown := sorted(set(settings) - set(TrainConfig.__dataclass_fields__)):
+        raise unknown_name("setting", unknown[0], TrainConfig.__dataclass_fields__)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{','.join(variants)} names {', '.join(twice)} twice; name each once.")
     if slots is not None and "mesh" not in names:
         raise InputError(f"slots={slots} is for mesh only, given {', '.join(names)}.")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     place = str(parse_device(device))
     return {
         name: TrainConfig(
@@ -191,6 +203,7 @@ def plan_training(
             accumulate=accumulate,
             compile=compile,
             eval_every=eval_every,
+            **settings,
         )
         for name in names
     }

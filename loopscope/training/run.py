@@ -7,6 +7,7 @@ from typing import Any
 from loopscope.corpus import load_corpus
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
+from loopscope.training.processes import is_main
 from loopscope.training.recipe import plan_training
 from loopscope.training.trainer import StepReport, train
 
@@ -14,7 +15,7 @@ from loopscope.training.trainer import StepReport, train
 def run_training(
     out: str | Path,
     *,
-    variants: Sequence[str],
+    variants: Sequence[str] | str,
     data: str | Path | None = None,
     half: bool = False,
     keep_every: int | None = None,
@@ -47,14 +48,17 @@ def run_training(
             training (all looked at before the first variant is trained), a full disk, or a loss
             that is not finite.
     """
+    if isinstance(variants, str):
+        variants = variants.split(",")
     configs = plan_training(variants, **recipe)
     first = next(iter(configs.values()))
     text = TrainingData.from_corpus(load_corpus(data), vocab=first.model.d_vocab)
     text.check(first.seq_len)
-    folders = {name: Path(out) / name for name in configs}
-    runs = [RunFolder(folders[name], config, text.provenance) for name, config in configs.items()]
-    for run in runs:
-        run.check()
+    folders = {name: Path(out).expanduser() / name for name in configs}
+    runs = {n: RunFolder(folders[n], config, text.fingerprint) for n, config in configs.items()}
+    if is_main():
+        for run in runs.values():
+            run.check()
     command = _command(variants, {"data": data, **recipe}, half, keep_every)
     written = []
     for name, config in configs.items():
@@ -63,7 +67,7 @@ def run_training(
             if progress is not None:
                 progress(name, report)
 
-        if RunFolder(folders[name], config, text.provenance).finished:
+        if is_main() and runs[name].finished:
             tell(f"{folders[name]} is trained already.")
         trained = train(
             config, text, folders[name], progress=told, tell=tell, half=half,

@@ -53,15 +53,20 @@ class State:
             torch.cuda.set_rng_state_all(self.random["cuda"])
 
 
-def save_state(state: State, folder: Path) -> Path:
+def save_state(state: State, folder: Path, *, cuda: bool = False) -> Path:
     """Write `state-<step>.pt`, whole or not at all, and remove all but the two newest.
+
+    Args:
+        state: What to write; its random states are taken here.
+        folder: Where to.
+        cuda: Take the random states of the GPUs too.
 
     Raises:
         InputError: The disk is full or the folder cannot be written to; older states stay.
     """
     state.random = {
         "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if cuda else [],
     }
     target = folder / f"state-{state.step:06d}.pt"
     try:
@@ -73,6 +78,8 @@ def save_state(state: State, folder: Path) -> Path:
         for old in _files(folder)[KEPT:]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+            raise
         reason = _reason(error)
         raise InputError(
             f"cannot save the state of the training at step {state.step} in {folder}: {reason}. "
@@ -82,27 +89,41 @@ def save_state(state: State, folder: Path) -> Path:
 
 
 def drop_damaged(folder: Path, tell: Callable[[str], Any]) -> None:
-    """Remove what a killed process left half-written, and states whose checksums do not hold.
+    """Remove what a killed process left half-written; set states aside that do not read.
 
     Args:
         folder: Where the states are.
-        tell: Given a sentence for each state that is removed.
+        tell: Given a sentence for each state that is renamed to `….damaged`.
+
+    Raises:
+        InputError: A state cannot be read for a reason that may pass, such as a missing right.
     """
     for part in folder.glob(".*.tmp"):
         part.unlink(missing_ok=True)
     for path in _files(folder):
-        try:
-            with zipfile.ZipFile(path) as records:  # what torch.save writes, a CRC for each record
-                broken = records.testzip()
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            broken = str(error)
-        if broken is not None:
-            tell(f"{path} is damaged ({broken}) and removed; the state before it is used.")
-            path.unlink(missing_ok=True)
+        if (broken := _damage(path)) is not None:
+            tell(f"{path} is damaged ({broken}) and set aside; the state before it is used.")
+            path.rename(path.with_name(f"{path.name}.damaged"))
 
 
-def load_state(folder: Path, device: torch.device) -> State | None:
-    """The newest state, or None when there is none.
+def _damage(path: Path) -> str | None:
+    """What is wrong with a state, if anything."""
+    try:
+        with zipfile.ZipFile(path) as records:  # what torch.save writes, a CRC for each record
+            if (record := records.testzip()) is not None:
+                return f"checksum of {record}"
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({_reason(error)}); nothing was changed, try again."
+        ) from error
+    except Exception as error:  # a damaged file can raise anything
+        return _reason(error)
+    return None
+
+
+def load_state(folder: Path) -> State | None:
+    """The newest state, in the CPU's memory, or None when there is none.
 
     Raises:
         InputError: It cannot be read, or another version of loopscope wrote it.
@@ -110,21 +131,18 @@ def load_state(folder: Path, device: torch.device) -> State | None:
     if not (files := _files(folder)):
         return None
     try:
-        values = torch.load(files[0], map_location=device, weights_only=True)
+        values = torch.load(files[0], map_location="cpu", weights_only=True)
         version = values.pop("version")
         if version != VERSION:
             raise InputError(
                 f"{files[0]} has version {version}, this loopscope reads {VERSION}; go on with the "
                 "loopscope that began the training, or train into another folder."
             )
-        state = State(**values)
+        return State(**values)
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{files[0]} cannot be read ({_reason(error)}); remove it to go on from the one before."
         ) from error
-    state.random["cpu"] = state.random["cpu"].cpu()
-    state.random["cuda"] = [r.cpu() for r in state.random["cuda"]]
-    return state
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int64
@@ -64,8 +64,8 @@ def train(
     """Train one model into a folder: a checkpoint with its tokenizer, `log.csv`, `provenance.json`.
 
     Killed at any moment, the same call goes on from the last saved state and ends as it would have:
-    on a CPU, with as many threads and processes, bit for bit. A folder whose training is finished
-    is loaded and returned.
+    on a CPU, with as many threads and at most two processes, bit for bit. A folder whose training
+    is finished is loaded and returned.
 
     Args:
         config: Recipe and model.
@@ -96,9 +96,9 @@ def train(
         )
     processes = Processes.join(config.device)
     processes.check(config.batch_size, config.accumulate)
-    run = RunFolder(Path(out), config, data.provenance)
+    run = RunFolder(Path(out).expanduser(), config, data.fingerprint)
     with run.claimed(tell) if processes.main else run.shared():
-        processes.wait()
+        processes.wait()  # process 0 has checked the folder
         if run.finished:
             return checkpoint.load_checkpoint(run.path).to(processes.device)
         model = LoopModel(config.model, seed=config.seed, name=run.path.name)
@@ -136,7 +136,10 @@ class _Trainer:
         self.half, self.keep_every, self.save_seconds = half, keep_every, save_seconds
         self.net = processes.wrap(model)
         self.optimizer = make_optimizer(model, config)
-        self.loss: Loss = torch.compile(token_losses) if config.compile else token_losses
+        self.loss: Loss = token_losses
+        if config.compile:
+            torch.compiler.reset()  # what other models compiled counts against this one's limit
+            self.loss = torch.compile(token_losses)
         self.step, self.seconds, self.since = 0, 0.0, 0.0
         self.losses: list[float] = []
         self.resumed: list[int] = []
@@ -144,13 +147,18 @@ class _Trainer:
 
     def resume(self, tell: Callable[[str], Any]) -> None:
         """Go to the newest saved state, if there is one."""
-        state = load_state(self.run.states, self.processes.device)
+        state = load_state(self.run.states)
         rows: list[dict[str, Any]] = []
         if state is not None:
             state.restore(self.model, self.optimizer)
             self.step, self.losses = state.step, state.losses
             self.seconds, self.since = state.seconds, state.since
             self.resumed, rows = [*state.resumed, state.step], state.rows
+        if self.processes.total(float(self.step)) != self.step * self.processes.count:
+            raise InputError(
+                f"the processes found different states in {self.run.path}; all of them must see "
+                "the same folder, on a file system that the machines share."
+            )
         self.processes.wait()  # all have read before anything is written
         if self.processes.main:
             if state is not None:
@@ -183,6 +191,8 @@ class _Trainer:
             val_loss = None
             if last or self.step % config.eval_every == 0:
                 val_loss = self._evaluate(held)
+                if not math.isfinite(val_loss):
+                    self._stop(f"validation loss became {val_loss}", self.step)
             report = StepReport(
                 step=self.step,
                 steps=config.steps,
@@ -209,47 +219,46 @@ class _Trainer:
         )
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.processes.device)
+        total = 0.0
         parts = self.processes.share(batch).chunk(config.accumulate)
         for part in parts[:-1]:
             with self.processes.local(self.net):
                 total += self._part(part)
         total += self._part(parts[-1])
-        loss = (self.processes.total(total) / self.processes.count).item()
+        loss = self.processes.total(total) / self.processes.count
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop(loss, norm)
+        if not math.isfinite(loss):
+            self._stop(f"loss became {loss}", self.step + 1)
+        if not math.isfinite(norm):
+            self._stop(f"norm of the gradient became {norm}", self.step + 1)
         return loss
 
-    def _part(self, windows: Int64[Tensor, "batch pos"]) -> Tensor:
+    def _part(self, windows: Int64[Tensor, "batch pos"]) -> float:
         loss = self.loss(self.net, windows.to(self.processes.device), self.config.dtype).mean()
         loss = loss / self.config.accumulate
         loss.backward()
-        return loss.detach()
+        return loss.item()
 
-    def _stop(self, loss: float, norm: float) -> None:
-        what = f"loss became {loss}"
-        if math.isfinite(loss):
-            what = f"norm of the gradient became {norm}"
-        at, kept = self.step + 1, "no state had been saved before"
-        if (state := load_state(self.run.states, self.processes.device)) is not None:
-            self.model.load_state_dict(state.model)
+    def _stop(self, what: str, step: int) -> NoReturn:
+        """End a training that has gone wrong, with the last sound weights on disk."""
+        kept = "no state had been saved before"
+        if (state := load_state(self.run.states)) is not None:
             if self.processes.main:
+                self.model.load_state_dict(state.model)
                 self.step = state.step
                 self._write_step()
             kept = f"the last sound weights are in {self.run.step_folder(state.step)}"
+        self.processes.wait()  # a process that leaves takes the others along
         raise InputError(
-            f"the {what} at step {at}; {kept}. Lower the learning rate (given "
-            f"{self.config.lr}) or check the text, and train into another folder."
+            f"the {what} at step {step}; {kept}. Lower the learning rate (given {self.config.lr}) "
+            "or check the text, and train into another folder."
         )
 
     def _evaluate(self, held: Int64[Tensor, "batch pos"]) -> float:
         share = self.processes.share(held)
         size = max(1, self.config.batch_size // (self.processes.count * self.config.accumulate))
-        found = torch.zeros((), device=self.processes.device, dtype=torch.float64)
-        if len(share):
-            found += _summed(self.model, share, size, self.config.dtype)
-        return self.processes.total(found).item() / (held.shape[0] * (held.shape[1] - 1))
+        found = _summed(self.model, share, size, self.config.dtype) if len(share) else 0.0
+        return self.processes.total(found) / (held.shape[0] * (held.shape[1] - 1))
 
     def _save(self) -> None:
         if self.processes.main and self.log is not None:
@@ -263,7 +272,7 @@ class _Trainer:
                 since=self.since,
                 resumed=self.resumed,
             )
-            save_state(state, self.run.states)
+            save_state(state, self.run.states, cuda=self.processes.device.type == "cuda")
 
     def _keep(self) -> None:
         if self.keep_every is None or not self.processes.main:
@@ -320,19 +329,19 @@ def evaluate(
         Nats per token.
     """
     found = _summed(model, windows, batch_size, dtype)
-    return found.item() / (windows.shape[0] * (windows.shape[1] - 1))
+    return found / (windows.shape[0] * (windows.shape[1] - 1))
 
 
 @torch.no_grad()
 def _summed(
     model: LoopModel, windows: Int64[Tensor, "batch pos"], batch_size: int, dtype: str
-) -> Float[Tensor, ""]:
+) -> float:
     training, device = model.training, next(model.parameters()).device
     model.eval()
     parts = windows.split(batch_size)
-    losses = [token_losses(model, part.to(device), dtype).double().sum() for part in parts]
+    losses = [token_losses(model, part.to(device), dtype).cpu().double().sum() for part in parts]
     model.train(training)
-    return torch.stack(losses).sum()
+    return float(sum(losses))
 
 
 def token_losses(

@@ -155,7 +155,10 @@ def test_recipes_of_one_variant_are_told_apart_by_what_differs(tmp_path):
     assert labels["c"].startswith("+mesh, recipe ") and labels["d"].startswith("+mesh, recipe ")
     assert labels["c"] != labels["d"] and labels["e"] == "+anchor"
     fig = figures.training(tables)
-    assert "Runs differ in their text; their losses do not compare." in note_of(fig)
+    assert "Runs differ in dtype, lr, steps. Runs differ in text or vocabulary:" in note_of(fig)
+    same = figures.training(tables, ["e", "a"])
+    assert "Runs differ in lr." in note_of(same) and "text" not in note_of(same)
+    assert list(lines_of(same.axes[0])) != list(lines_of(fig.axes[0]))
     looks = {
         (line.get_color(), line.get_linestyle(), line.get_markerfacecolor())
         for line in fig.axes[0].get_lines()
@@ -321,7 +324,7 @@ def test_widely_different_sizes_get_a_logarithmic_axis_and_their_width(tmp_path)
         "1+2R3+1, $D=32$", "1+2R3+1, $D=128$"
     }  # fmt: skip
     assert list(bars(fig)) == ["base"]
-    assert "Points of one line differ in lr too." in note_of(fig)
+    assert "Runs differ in lr." in note_of(fig)
 
 
 def test_runs_on_different_texts_are_never_joined(tmp_path):
@@ -329,7 +332,10 @@ def test_runs_on_different_texts_are_never_joined(tmp_path):
     add(tmp_path, "b", "base", "1+3R3+1", text="b" * 64)
     fig = figures.layers(read_runs([tmp_path]))
     assert list(bars(fig)) == ["base, text=aaaaaa", "base, text=bbbbbb"]
-    assert "Runs differ in their text" in note_of(fig)
+    assert note_of(fig).endswith("differ in text or vocabulary: their losses do not compare.")
+    add(tmp_path / "c", "c", "mesh", widths={"d_vocab": 128}, text="a" * 64)
+    fig = figures.training(read_runs([tmp_path / "a", tmp_path / "c"]))
+    assert "differ in text or vocabulary" in note_of(fig)
 
 
 def test_the_layer_figure_needs_two_parameter_counts(tables):

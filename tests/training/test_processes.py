@@ -1,5 +1,6 @@
 """Accumulated, compiled or shared among processes, a step is the same step."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -42,51 +43,59 @@ def test_processes_share_the_windows_and_refuse_uneven_batches():
         members[0].check(9, 2)
 
 
-SMALL = [
-    "train",
-    "--variants",
-    "base,mesh",
-    "--layout",
-    "1+1R2+1",
-    "--d-model",
-    "16",
-    "--heads",
-    "2",
-    "--vocab",
-    "280",
-    "--seq-len",
-    "8",
-    "--tokens",
-    "2560",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-    "--save-seconds",
-    "0",
-]
+SMALL = {
+    "layout": "1+1R2+1", "d_model": 16, "n_heads": 2, "vocab": 280, "seq_len": 8, "tokens": 1280,
+    "batch_size": 4, "accumulate": 2,
+}  # fmt: skip
+PROGRAM = """
+import json, os, sys
+from loopscope.training import run_training
+
+out, text, stop, recipe = sys.argv[1:]
+
+def progress(variant, report):
+    if report.step == int(stop):
+        os._exit(3)  # as if killed: nothing is cleaned up
+
+run_training(
+    out, variants=["base", "mesh"], data=text, progress=progress, save_seconds=0.0,
+    tell=lambda sentence: print(sentence, flush=True), **json.loads(recipe),
+)
+"""
 
 
-def test_two_processes_train_what_one_trains(tmp_path):
-    text = tmp_path / "a.txt"
+def test_two_processes_train_and_resume_what_one_trains(tmp_path):
+    text, program = tmp_path / "a.txt", tmp_path / "program.py"
     text.write_text("\n".join(f"x{i} = {i * i}" for i in range(3000)))
-    command = ["-m", "loopscope.cli", *SMALL, "--data", str(text), "--out"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines"]
-    launch += ["1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for start, out in (([sys.executable], "one"), (launch, "two")):
-        done = subprocess.run(
-            [*start, *command, str(tmp_path / out)], env=environment, capture_output=True, text=True
-        )
+    program.write_text(PROGRAM)
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines"]
+    # the launcher's precision must not change the recipe's
+    two += ["1", "--num_processes", "2", "--mixed_precision", "bf16", "--dynamo_backend", "no"]
+
+    def run(launcher, out, stop=0):
+        words = [str(program), str(tmp_path / out), str(text), str(stop), json.dumps(SMALL)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*launcher, *words], env=environment, capture_output=True, text=True
+        )  # fmt: skip
+
+    for launcher, out in (([sys.executable], "one"), (two, "two")):
+        done = run(launcher, out)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("validation loss") == 2  # one process prints
+    assert run(two, "killed", stop=30).returncode != 0
+    assert not (tmp_path / "killed" / "base" / "config.json").exists()
+    done = run(two, "killed")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("base goes on from step 29 of 40.") == 1
     for variant in ("base", "mesh"):
-        one, two = (load_checkpoint(tmp_path / out / variant) for out in ("one", "two"))
-        assert [m.provenance["processes"] for m in (one, two)] == [1, 2]
+        models = [load_checkpoint(tmp_path / out / variant) for out in ("one", "two", "killed")]
+        one, both, resumed = models
+        assert [m.provenance["processes"] for m in models] == [1, 2, 2]
         # Not the weights: keys' biases have no gradient but rounding, which Adam makes steps of.
         tokens = torch.arange(1, 9)[None]
-        assert torch.allclose(one(tokens), two(tokens), atol=1e-4)
-        assert two.provenance["val_loss"] == pytest.approx(one.provenance["val_loss"], abs=1e-5)
+        assert torch.allclose(one(tokens), both(tokens), atol=1e-4)
+        assert both.provenance["val_loss"] == pytest.approx(one.provenance["val_loss"], abs=1e-5)
+        assert torch.equal(weights(both), weights(resumed))
         untrained = weights(LoopModel(one.config, seed=0))
         assert (weights(one) - untrained).abs().max() > 0.01
 

@@ -1,6 +1,7 @@
 """Stopped at any moment, a training goes on and ends as it would have."""
 
 import csv
+import json
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from loopscope.corpus import train_tokenizer
 from loopscope.errors import InputError
 from loopscope.models import checkpoint
 from loopscope.models.checkpoint import load_checkpoint
@@ -20,7 +22,6 @@ from loopscope.training.state import State, drop_damaged, load_state, save_state
 from loopscope.training.trainer import make_optimizer
 from tests.training.conftest import make_config
 
-CPU = torch.device("cpu")
 RECIPE = make_config("mesh", steps=9, lr=1e-2, log_every=2, eval_every=4)
 
 
@@ -101,6 +102,15 @@ def test_a_training_stopped_twice_ends_bit_equal(data, whole, tmp_path):
     assert_equal_trainings(tmp_path / "m", whole)
 
 
+def test_a_process_killed_while_it_claims_the_folder_is_no_obstacle(data, whole, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "run.lock").touch()
+    (folder / ".run.json.77.tmp").write_text("{")
+    go_on(data, folder)
+    assert_equal_trainings(folder, whole)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -111,11 +121,17 @@ def flip(path):
     path.write_bytes(content)
 
 
+def flip_directory(path):
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] ^= 0xFF  # the compression method of one record
+    path.write_bytes(content)
+
+
 def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty])
+@pytest.mark.parametrize("damage", [cut, flip, flip_directory, empty])
 def test_a_damaged_state_falls_back_to_the_one_before(data, whole, tmp_path, damage):
     start(data, tmp_path / "m", 6)
     states = sorted((tmp_path / "m" / "resume").iterdir())
@@ -126,6 +142,21 @@ def test_a_damaged_state_falls_back_to_the_one_before(data, whole, tmp_path, dam
     assert "state-000005.pt is damaged" in told[0]
     assert told[1] == "m goes on from step 4 of 9."
     assert_equal_trainings(tmp_path / "m", whole)
+
+
+def test_a_state_that_cannot_be_read_for_now_is_left_alone(data, tmp_path, monkeypatch):
+    start(data, tmp_path / "m", 6)
+    before = sorted(path.name for path in (tmp_path / "m" / "resume").iterdir())
+
+    def stale(*given, **options):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("zipfile.ZipFile", stale)
+    with pytest.raises(
+        InputError, match=r"cannot be read \(Stale file handle\); nothing was changed"
+    ):
+        train(RECIPE, data, tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m" / "resume").iterdir()) == before
 
 
 def test_without_a_sound_state_the_training_begins_again(data, whole, tmp_path):
@@ -184,7 +215,28 @@ def test_other_settings_or_another_text_are_refused_and_named(data, whole, tmp_p
         other = replace(data, provenance={**data.provenance, "sha256": "cd" * 32})
         with pytest.raises(InputError, match="another text"):
             train(RECIPE, other, folder)
+        tokenizer = replace(data, tokenizer=train_tokenizer(["other text"], 270))
+        with pytest.raises(InputError, match="another tokenizer"):
+            train(RECIPE, tokenizer, folder)
         assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_other_settings_may_take_over_what_has_saved_nothing_yet(data, whole, tmp_path):
+    with pytest.raises(Killed):
+        train(replace(RECIPE, lr=2e-2), data, tmp_path / "m", keep_every=3, progress=stop_at(2))
+    go_on(data, tmp_path / "m")
+    assert_equal_trainings(tmp_path / "m", whole)
+
+
+def test_settings_that_an_older_version_did_not_record_count_as_usual(data, tmp_path):
+    start(data, tmp_path / "m", 3)
+    record = tmp_path / "m" / "run.json"
+    told = json.loads(record.read_text())
+    del told["training"]["accumulate"]
+    record.write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"accumulate 1 there, 3 given"):
+        train(replace(RECIPE, accumulate=3), data, tmp_path / "m")
+    go_on(data, tmp_path / "m")
 
 
 def test_two_trainings_in_one_folder_are_refused(data, tmp_path):
@@ -210,7 +262,7 @@ def test_a_state_holds_random_states_moments_and_pending_losses(tmp_path):
     torch.manual_seed(5)
     save_state(make_state(), tmp_path)
     wanted = torch.rand(4)
-    state = load_state(tmp_path, CPU)
+    state = load_state(tmp_path)
     assert (state.step, state.losses, state.since) == (3, [2.5], 0.5)
     model = LoopModel(RECIPE.model, seed=9)
     optimizer = make_optimizer(model, RECIPE)
@@ -238,7 +290,7 @@ def test_a_full_disk_is_told_and_leaves_the_state_before(tmp_path, small_disk):
         save_state(make_state(4), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["state-000003.pt"]
     drop_damaged(tmp_path, pytest.fail)
-    assert load_state(tmp_path, CPU).step == 3
+    assert load_state(tmp_path).step == 3
 
 
 def test_a_full_disk_leaves_no_half_written_checkpoint(tmp_path, small_disk):
@@ -255,10 +307,10 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     values = torch.load(path, weights_only=True)
     torch.save({**values, "version": 99}, path)
     with pytest.raises(InputError, match="has version 99, this loopscope reads 1"):
-        load_state(tmp_path, CPU)
+        load_state(tmp_path)
     torch.save({"version": 1, "step": 4}, path)
     with pytest.raises(InputError, match="cannot be read"):
-        load_state(tmp_path, CPU)
+        load_state(tmp_path)
 
 
 def test_a_process_killed_by_signal_resumes_to_an_equal_end():
