@@ -1,0 +1,91 @@
+"""The tables of docs/REPRODUCTION.md and docs/ZOO.md on the shipped checkpoints.
+
+    python studies/zoo_signs.py            # each variant beside its untrained twin, 500 samples
+    python studies/zoo_signs.py --series RUNS/seed-0/1+1R3+1/base RUNS/seed-0/1+1R3+1/mesh
+
+Every number is a mean over samples with its 95 % bootstrap interval (scipy, 9999 resamples, BCa).
+With --series: the step checkpoints of a run, means alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from loopscope.analysis.collapse import per_sample
+from loopscope.analysis.measure import measure
+from loopscope.data import load_samples
+from loopscope.models.load import load
+
+VARIANTS = ("vanilla", "base", "residual", "anchor", "anchor_emb", "mesh")
+MEASURES = ["update", "cka", "rank", "loss"]
+COLUMNS = {
+    "loss": ("loss, nats", 3),
+    "first_share": ("share of the first loop", 3),
+    "cka_biased": ("CKA of consecutive states", 3),
+    "cka_debiased": ("debiased", 3),
+    "erank_0": ("effective rank of h(0)", 1),
+    "erank_K": ("of h(K)", 1),
+}
+
+
+def interval(values: pd.Series, digits: int) -> str:
+    """Mean and 95 % bootstrap interval."""
+    sound = values.dropna().to_numpy()
+    if not len(sound):
+        return "–"
+    found = bootstrap((sound,), np.mean, random_state=0, batch=1000).confidence_interval
+    return f"{sound.mean():.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def signs_of(target: str, samples: int, tokens: int) -> pd.DataFrame:
+    """Signs of collapse, one row per sample."""
+    model = load(target)
+    windows = load_samples(model, samples=samples, tokens=tokens)
+    return per_sample(measure(model, windows, measures=MEASURES))
+
+
+def zoo(samples: int) -> None:
+    """The shipped checkpoints and their twins; paired differences of loss to base."""
+    print("| model | " + " | ".join(title for title, _ in COLUMNS.values()) + " |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    losses = {}
+    for name in VARIANTS:
+        for target in (name, f"{name}@init"):
+            found = signs_of(target, samples, 256)
+            losses[target] = found.set_index("sample")["loss"]
+            cells = [interval(found[sign], digits) for sign, (_, digits) in COLUMNS.items()]
+            print(f"| {target} | " + " | ".join(cells) + " |", flush=True)
+    print("\nloss − base, same samples:")
+    for name in VARIANTS:
+        print(f"| {name} | {interval(losses[name] - losses['base'], 3)} |")
+
+
+def series(runs: list[Path], samples: int) -> None:
+    """The step checkpoints of some runs."""
+    print("| model | step | " + " | ".join(title for title, _ in COLUMNS.values()) + " |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for run in runs:
+        for folder in sorted(run.glob("step-*")):
+            means = signs_of(str(folder), samples, 128)[list(COLUMNS)].mean()
+            cells = [f"{means[sign]:.{digits}f}" for sign, (_, digits) in COLUMNS.items()]
+            step = int(folder.name.removeprefix("step-"))
+            print(f"| {run.name} | {step} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--series", type=Path, nargs="+")
+    parser.add_argument("--samples", type=int, default=500)
+    given = parser.parse_args()
+    if given.series:
+        series(given.series, min(given.samples, 100))
+    else:
+        zoo(given.samples)
+
+
+if __name__ == "__main__":
+    main()
