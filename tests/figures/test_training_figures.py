@@ -20,6 +20,7 @@ from loopscope.analysis.runs import read_runs
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import names, style
+from loopscope.figures.labels import Tag, place_tags
 from loopscope.figures.run_groups import group_labels, run_groups
 from tests.training_runs import write_run
 
@@ -313,6 +314,32 @@ def test_names_of_points_cover_neither_each_other_nor_markers(tmp_path):
         assert not any(box.contains(*xy) for xy in markers)
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+def placed(xy: list[tuple[float, float]]) -> tuple[list, object]:
+    """Name points on a small page of 0 … 1; the boxes of the names and of the axes."""
+    with style.style():
+        fig = style.new_figure(3, 2.5)
+        ax = fig.subplots()
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        tags = [Tag(text=f"1+{i}R3+1", x=x, y=y, low=y, high=y) for i, (x, y) in enumerate(xy)]
+        place_tags(fig, ax, tags)
+    fig.draw_without_rendering()
+    texts = sorted(ax.texts, key=lambda text: text.get_text())
+    return [text.get_window_extent() for text in texts], ax.get_window_extent()
+
+
+def test_names_at_the_edge_stay_inside():
+    corners = [(0.01, 0.01), (0.99, 0.99), (0.5, 0.99), (0.99, 0.5), (0.5, 0.01), (0.01, 0.5)]
+    boxes, frame = placed(corners)
+    for box in boxes:
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+def test_names_in_a_crowd_do_not_cover_each_other():
+    boxes, _ = placed([(0.5 + 0.04 * (i % 3), 0.5 + 0.04 * (i // 3)) for i in range(9)])
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_widely_different_sizes_get_a_logarithmic_axis_and_their_width(tmp_path):
