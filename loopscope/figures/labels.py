@@ -15,7 +15,7 @@ from loopscope.figures.style import GREY, INK, TINY, Figure
 _NEAR = 8.0  # points: closer in x than this, the points of one text stand above each other
 _MARK = 3.2  # points: half the size of a marker with its edge
 _CLEAR = 1.5  # points: a name is nearer to its own point than to another by at least this
-_GAPS = (2.0, 8.0, 15.0, 24.0)
+_GAPS = (2.0, 8.0, 15.0, 24.0, 36.0)
 _SIDES = np.array([[0, 1], [0, -1], [1, 0], [-1, 0], [1, 1], [-1, 1], [1, -1], [-1, -1]])
 
 Box = Float[np.ndarray, "4"]
@@ -61,7 +61,8 @@ def place_tags(fig: Figure, ax: Axes, tags: Sequence[Tag]) -> None:
         ax: Where the points are.
         tags: What to write.
     """
-    fig.draw_without_rendering()
+    for _ in range(2):  # the layout settles when it has seen the ticks that it leads to
+        fig.draw_without_rendering()
     unit = fig.dpi / 72
     points = np.array([_around(ax, tag, unit) for tag in tags])
     taken, lines = points, _lines(ax, unit)
