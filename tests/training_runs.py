@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from loopscope.analysis.runs import read_runs
+from loopscope.analysis.tables import Tables
 from loopscope.models.config import LoopConfig
 from loopscope.models.layout import Layout
 from loopscope.training import TrainConfig
@@ -68,3 +70,39 @@ def write_run(
     if stop is None:
         (folder / "config.json").write_text("{}")
     return folder
+
+
+BASE = [{100: 5.0, 200: 4.0, 300: 3.0}, {100: 5.5, 200: 4.3, 300: 3.6}, {200: 4.1, 300: 3.3}]
+MESH = {100: 4.5, 200: 3.5, 300: 2.75}
+DEEP = {100: 4.4, 200: 3.4, 300: 2.5}
+
+
+def add(folder: Path, name: str, variant: str, layout: str = "1+2R3+1", **given) -> None:
+    """Write a short run under a name."""
+    write_run(folder / name, variant, layout, **({"steps": 300} | given))
+
+
+def example(folder: Path) -> Tables:
+    """base with three seeds and one unfinished, mesh, vanilla, and a deeper base."""
+    for seed, losses in enumerate(BASE):
+        add(folder, f"base-{seed}", "base", losses=losses, seed=seed)
+    add(folder, "base-going", "base", losses={100: 9.0, 200: 8.0, 300: 7.0}, seed=3, stop=210)
+    add(folder, "mesh", "mesh", losses=MESH)
+    add(folder, "vanilla", "vanilla", losses={100: 4.25, 300: 2.0})
+    add(folder, "deep", "base", "1+3R2+2", losses=DEEP)
+    return read_runs([folder])
+
+
+def lines_of(ax) -> dict:
+    """The lines of a panel by their names."""
+    return {str(line.get_label()): line for line in ax.get_lines()}
+
+
+def points(line) -> list[list[float]]:
+    """Data of a line, not what is shown of it."""
+    return np.asarray(line.get_xydata(), float).tolist()
+
+
+def note_of(fig) -> str:
+    """The small print, without its line breaks."""
+    return " ".join(fig._supxlabel.get_text().split())

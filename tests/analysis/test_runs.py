@@ -14,6 +14,8 @@ from loopscope.analysis import curves
 from loopscope.analysis.runs import read_log, read_runs
 from loopscope.analysis.tables import RUNS, Tables, empty, schema
 from loopscope.errors import InputError, UnknownNameError
+from loopscope.models.layout import Layout
+from loopscope.models.load import zoo_folder
 from tests.training_runs import HEADER, write_run
 
 LOSSES = {100: 4.0, 200: 3.5, 250: 3.25}
@@ -71,8 +73,12 @@ def test_the_whole_zoo_is_read_when_nothing_is_named() -> None:
     assert set(tables.models) >= {"vanilla", "base", "residual", "anchor", "anchor_emb", "mesh"}
     base = rows_of(tables, "base")
     assert base["slots"].isna().all()
-    assert base["params_total"].iloc[0] == 1_892_800
-    assert tables.provenance["models"]["base"]["training"]["data"]["sha256"].startswith("6a6cc1")
+    shipped = {name: zoo_folder() / "base" / name for name in ("config.json", "provenance.json")}
+    told = {name: json.loads(path.read_text()) for name, path in shipped.items()}
+    D, V = told["config.json"]["d_model"], told["config.json"]["d_vocab"]
+    layers = Layout.parse(told["config.json"]["layout"]).n_param_layers
+    assert base["params_total"].iloc[0] == layers * (12 * D**2 + 13 * D) + 2 * D + 2 * V * D
+    assert tables.provenance["models"]["base"]["training"] == told["provenance.json"]
 
 
 def test_provenance_tells_where_each_run_came_from(run: Path) -> None:
