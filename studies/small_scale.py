@@ -109,15 +109,14 @@ def spread(values: pd.Series, digits: int = 3) -> str:
     return f"{values.mean():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
 
 
-def loss_table(frame: pd.DataFrame, key: str) -> None:
-    """Loss, perplexity and the difference to base of the same seed."""
-    print(f"| {key} | loss, nats | perplexity | loss − base, same seed | seeds |")
+def loss_table(frame: pd.DataFrame, key: str, base: pd.Series) -> None:
+    """Loss, perplexity and the difference to base (loss by seed, the study's main layout)."""
+    print(f"| {key} | loss, nats | perplexity | loss − base {LAYOUT}, same seed | seeds |")
     print("|---|---|---|---|---|")
-    base = frame[frame["variant"].eq("base")].set_index("seed")["loss"]
     order = frame.groupby(key)["loss"].mean().sort_values().index
     for name in order:
         loss = frame[frame[key].eq(name)].set_index("seed")["loss"]
-        beside = spread(loss - base.reindex(loss.index)) if len(base) else "–"
+        beside = spread(loss - base.reindex(loss.index))
         print(f"| {name} | {spread(loss)} | {spread(np.exp(loss), 2)} | {beside} | {len(loss)} |")
 
 
@@ -150,18 +149,19 @@ def tables(out: Path, samples: int) -> None:
     """Print everything as Markdown."""
     found = results(out)
     main = found[found["layout"].eq(LAYOUT) & found["slots"].isna()]
+    base = main[main["variant"].eq("base")].set_index("seed")["loss"]
     print("### Variants\n")
-    loss_table(main[main["variant"].isin(VARIANTS)], "variant")
+    loss_table(main[main["variant"].isin(VARIANTS)], "variant", base)
     print("\n### Table 3, slots\n")
     mesh = found[found["layout"].eq(LAYOUT) & found["variant"].eq("mesh")].copy()
     mesh["B"] = mesh["slots"].fillna(6).astype(int)
-    loss_table(mesh, "B")
+    loss_table(mesh, "B", base)
     print("\n### Table 4, combinations\n")
-    loss_table(main[~main["variant"].eq("vanilla")], "variant")
+    loss_table(main[~main["variant"].eq("vanilla")], "variant", base)
     print("\n### Layouts\n")
     some = found[found["variant"].isin(("base", "mesh")) & found["slots"].isna()].copy()
     some["model"] = some["variant"] + " " + some["layout"]
-    loss_table(some, "model")
+    loss_table(some, "model", base)
     print("\n### Signs\n")
     sign_table(sign_values(out, samples))
 
