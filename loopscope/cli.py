@@ -364,7 +364,8 @@ def main() -> None:
     except OSError as error:
         message = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        resumes = "; the same command goes on" if sys.argv[1:2] == ["train"] else ""
+        print(f"interrupted{resumes}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         # click's usage errors; typer brings its own click or uses the installed one
