@@ -179,6 +179,9 @@ def test_what_a_killed_process_left_half_written_is_removed(data, whole, tmp_pat
     (folder / ".step-000006.abc" / "config.json").write_text("{}")
     with (folder / "log.csv").open("a") as log:
         log.write("6,288,5.0,,0.00")  # a line cut short
+    drop_damaged(folder / "resume", pytest.fail)
+    kept = sorted(path.name for path in (folder / "resume").iterdir())
+    assert kept == ["state-000004.pt", "state-000005.pt"]
     go_on(data, folder)
     assert_equal_trainings(folder, whole)
 
