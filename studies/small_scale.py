@@ -1,6 +1,6 @@
 """The small-scale study of docs/REPRODUCTION.md: 60 trainings, three seeds each, and its tables.
 
-    python studies/small_scale.py train RUNS             # resumes; about an hour on two cores
+    python studies/small_scale.py train RUNS             # resumes; about an hour of one core
     python studies/small_scale.py train RUNS --part 1/2  # every second training, for two processes
     python studies/small_scale.py tables RUNS            # prints the tables as Markdown
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loopscope.errors import InputError
-from loopscope.models.block import SHORT
+from loopscope.models.block import SHORT, _short_attention
 from loopscope.models.checkpoint import load_checkpoint
 from loopscope.models.model import LoopModel
 from loopscope.training import train
@@ -161,6 +161,20 @@ def test_the_loss_compiles_as_one_graph_and_trains_alike(tmp_path, backend):
         [sys.executable, "-c", COMPILED, str(tmp_path), backend], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_short_attention_is_the_fused_one_up_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (2 * torch.randn(2, 3, 40, 8, generator=generator) for _ in range(3))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    found = _short_attention(*(x.bfloat16() for x in (q, k, v))).float()
+    assert (found - wanted).abs().mean() < 0.02  # bfloat16 scores up to 20 err by 0.06
+    assert wanted.abs().mean() > 0.5
+    later = v.clone()
+    later[:, :, 25:] += 9
+    moved = _short_attention(q.bfloat16(), k.bfloat16(), later.bfloat16()).float() - found
+    assert moved[:, :, :25].abs().max() == 0
+    assert moved[:, :, 25:].abs().max() > 1
 
 
 def test_short_attention_in_bfloat16_training_is_nearly_that_of_evaluation(data):

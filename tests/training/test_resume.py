@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -204,6 +205,20 @@ def test_the_end_of_a_training_may_be_cut_short_too(data, whole, tmp_path, monke
     monkeypatch.undo()
     go_on(data, folder)
     assert_equal_trainings(folder, whole)
+
+
+def test_the_file_that_makes_a_folder_a_checkpoint_is_written_last(tmp_path, monkeypatch):
+    replaced = []
+    replace_file = os.replace
+
+    def noted(source, target):
+        replaced.append(Path(target).name)
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    checkpoint.save_into(LoopModel(RECIPE.model), tmp_path, provenance={})
+    assert replaced[-1] == "config.json"
+    assert sorted(replaced) == ["config.json", "model.safetensors", "provenance.json"]
 
 
 def test_other_settings_or_another_text_are_refused_and_named(data, whole, tmp_path):
