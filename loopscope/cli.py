@@ -290,7 +290,7 @@ def train(
 
     with progress_bar(shown=is_main()) as bar:
         written = run_training(
-            out, variants=variants.split(","), layout=layout, data=data, tokens=tokens,
+            out, variants=variants, layout=layout, data=data, tokens=tokens,
             d_model=d_model, n_heads=heads, vocab=vocab, slots=slots, seq_len=seq_len,
             batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, eval_every=eval_every,
             device=device, dtype=dtype, compile=compile, half=half, keep_every=keep_every,

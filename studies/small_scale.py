@@ -17,12 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from zoo_signs import signs_of
 
-from loopscope.analysis.collapse import per_sample
-from loopscope.analysis.measure import measure
 from loopscope.corpus import load_corpus
-from loopscope.data import load_samples
-from loopscope.models.load import load
 from loopscope.training import TrainingData, plan_training, train
 
 SEEDS = (0, 1, 2)
@@ -127,10 +124,8 @@ def sign_values(out: Path, samples: int) -> pd.DataFrame:
         for variant in VARIANTS:
             folder = out / Run(variant=variant, seed=seed).folder
             for twin in ("", "@init"):
-                model = load(f"{folder}{twin}", seed=seed)
-                windows = load_samples(model, samples=samples, tokens=RECIPE["seq_len"])
-                tables = measure(model, windows, measures=["update", "cka", "rank", "loss"])
-                means = per_sample(tables)[["loss", *SIGNS]].mean()
+                found = signs_of(f"{folder}{twin}", samples, RECIPE["seq_len"], seed)
+                means = found[["loss", *SIGNS]].mean()
                 rows.append({"variant": variant + twin, "seed": seed, **means})
     return pd.DataFrame(rows)
 

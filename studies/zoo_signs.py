@@ -40,9 +40,9 @@ def interval(values: pd.Series, digits: int) -> str:
     return f"{sound.mean():.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def signs_of(target: str, samples: int, tokens: int) -> pd.DataFrame:
-    """Signs of collapse, one row per sample."""
-    model = load(target)
+def signs_of(target: str, samples: int, tokens: int, seed: int = 0) -> pd.DataFrame:
+    """Signs of collapse, one row per sample; `seed` is that of an untrained twin."""
+    model = load(target, seed=seed)
     windows = load_samples(model, samples=samples, tokens=tokens)
     return per_sample(measure(model, windows, measures=MEASURES))
 

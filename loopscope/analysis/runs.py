@@ -16,12 +16,12 @@ from loopscope.analysis.provenance import commit, versions
 from loopscope.analysis.tables import RUNS, Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.config import LoopConfig
+from loopscope.training.log import COLUMNS as LOGGED
+from loopscope.training.log import LOG, RECIPE
 
-LOG = "log.csv"
-RECORDS = ("provenance.json", "run.json")
+RECORDS = ("provenance.json", RECIPE)
 """Where a run's recipe is: of a finished one, of one that is still going or was stopped."""
 
-LOGGED = ("step", "tokens", "train_loss", "val_loss", "lr", "tokens_per_s")
 _COUNTS = ("step", "tokens")
 _WHAT = (
     f"a run is a folder with {LOG} and {RECORDS[0]} (or {RECORDS[1]} while it is trained), as "

@@ -3,8 +3,9 @@
 Nothing here imports torch; every figure can be redrawn from its saved table alone.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.figures.cka_maps import cka
@@ -47,12 +48,4 @@ __all__ = [
     "update",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -181,7 +181,7 @@ def save(
             f"{folder} exists already; choose another folder"
             + (" (it is no loopscope checkpoint, so it is left alone)." if overwrite else ".")
         )
-    with _written(model, folder.parent, folder.name, provenance, half) as temporary:
+    with _written(model, folder, folder.parent, provenance, half) as temporary:
         _swap(temporary, folder)
     return folder
 
@@ -197,7 +197,7 @@ def save_into(
         InputError: as `save`.
     """
     folder = Path(folder)
-    with _written(model, folder, ".", provenance, half) as temporary:
+    with _written(model, folder, folder, provenance, half) as temporary:
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
 
@@ -205,18 +205,17 @@ def save_into(
 @contextmanager
 def _written(
     model: LoopModel,
+    target: Path,
     parent: Path,
-    name: str,
     provenance: dict[str, Any] | None,
     half: bool,
 ) -> Iterator[Path]:
-    """The files of a checkpoint in a temporary folder, which is gone afterwards."""
+    """The files of a checkpoint for `target` in a temporary folder of `parent`, gone afterwards."""
     tensors = _tensors(model, half)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.config.to_dict()}
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        prefix = ".checkpoint." if name == "." else f".{name}."
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".checkpoint.", dir=parent))
     except OSError as err:
         raise InputError(f"cannot write to {parent}: {err.strerror or err}.") from err
     try:
@@ -236,7 +235,7 @@ def _written(
         yield temporary
     except (OSError, SafetensorError) as err:
         reason = (err.strerror if isinstance(err, OSError) else None) or err
-        raise InputError(f"cannot write {parent / name}: {reason}.") from err
+        raise InputError(f"cannot write {target}: {reason}.") from err
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

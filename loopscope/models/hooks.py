@@ -146,7 +146,7 @@ class NamedHooks(HookedRootModule):
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
         """Whether a run with this `stop_at_layer` gets to a hook (canonical name)."""
-        raise NotImplementedError
+        raise NotImplementedError  # only a model knows the order in which its hooks are reached
 
     def run_with_hooks(
         self, *model_args: Any, fwd_hooks: Any = (), bwd_hooks: Any = (), **kwargs: Any

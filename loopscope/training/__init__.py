@@ -1,7 +1,8 @@
 """Training: the paper's recipe at any size, resumable, every variant on identical batches."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.training.batches import TrainingData
@@ -31,12 +32,4 @@ __all__ = [
     "variant_config",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from loopscope.errors import InputError
 from loopscope.models import checkpoint
 from loopscope.models.model import LoopModel
 from loopscope.output import prepare, write_text
+from loopscope.training.log import RECIPE
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import drop_damaged
 
-RECIPE, LOCK, STATES = "run.json", "run.lock", "resume"
+LOCK, STATES = "run.lock", "resume"
 
 
 class RunFolder:
@@ -97,10 +98,9 @@ class RunFolder:
             ) from None
         try:
             self.check()
-            for part in [*self.path.glob(".*.tmp"), *self.path.glob(".checkpoint.*")]:
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
-            for part in self.path.glob(".step-*"):
-                shutil.rmtree(part)
+            for pattern in (".*.tmp", ".checkpoint.*", ".step-*"):
+                for part in self.path.glob(pattern):
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
             if self.finished:
                 self._clean()
             else:
@@ -114,10 +114,6 @@ class RunFolder:
             if self.finished:
                 (self.path / LOCK).unlink(missing_ok=True)
             lock.release()
-
-    def shared(self) -> Any:
-        """The folder for a process that does not write."""
-        return nullcontext()
 
     def finish(self, model: LoopModel, *, half: bool) -> None:
         """Make the folder a checkpoint and remove what only resuming needed."""

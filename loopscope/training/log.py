@@ -1,4 +1,4 @@
-"""`log.csv`: the course of a training, a line at a time."""
+"""`log.csv`: the course of a training, a line at a time (needs no torch)."""
 
 import csv
 import io
@@ -10,6 +10,8 @@ from typing import Any
 from loopscope.errors import InputError
 from loopscope.output import write_text
 
+LOG, RECIPE = "log.csv", "run.json"
+"""Files of a training: its log, and its recipe while it is not finished."""
 COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "tokens_per_s")
 
 

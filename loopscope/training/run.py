@@ -48,18 +48,15 @@ def run_training(
             training (all looked at before the first variant is trained), a full disk, or a loss
             that is not finite.
     """
-    if isinstance(variants, str):
-        variants = variants.split(",")
     configs = plan_training(variants, **recipe)
     first = next(iter(configs.values()))
     text = TrainingData.from_corpus(load_corpus(data), vocab=first.model.d_vocab)
-    text.check(first.seq_len)
     folders = {name: Path(out).expanduser() / name for name in configs}
     runs = {n: RunFolder(folders[n], config, text.fingerprint) for n, config in configs.items()}
     if is_main():
         for run in runs.values():
             run.check()
-    command = _command(variants, {"data": data, **recipe}, half, keep_every)
+    command = _command(list(configs), {"data": data, **recipe}, half, keep_every)
     written = []
     for name, config in configs.items():
 

@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from loopscope.models import checkpoint
 from loopscope.models.model import LoopModel
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
-from loopscope.training.log import Log
+from loopscope.training.log import LOG, Log
 from loopscope.training.processes import Processes
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import State, load_state, save_state
@@ -97,7 +98,7 @@ def train(
     processes = Processes.join(config.device)
     processes.check(config.batch_size, config.accumulate)
     run = RunFolder(Path(out).expanduser(), config, data.fingerprint)
-    with run.claimed(tell) if processes.main else run.shared():
+    with run.claimed(tell) if processes.main else nullcontext():
         processes.wait()  # process 0 has checked the folder
         if run.finished:
             return checkpoint.load_checkpoint(run.path).to(processes.device)
@@ -163,7 +164,7 @@ class _Trainer:
         if self.processes.main:
             if state is not None:
                 tell(f"{self.run.path.name} goes on from step {self.step} of {self.config.steps}.")
-            self.log = Log(self.run.path / "log.csv", rows)
+            self.log = Log(self.run.path / LOG, rows)
 
     def steps(self) -> Iterator[StepReport]:
         """Train to the end, a step at a time."""
@@ -281,11 +282,9 @@ class _Trainer:
             self._write_step()
 
     def _write_step(self) -> None:
-        training = self.model.training
         told = {**self.run.told, "step": self.step, "tokens": self.step * self._tokens_per_step}
         folder = self.run.step_folder(self.step)
         checkpoint.save(self.model, folder, provenance=told, half=self.half, overwrite=True)
-        self.model.train(training)
 
     @property
     def _tokens_per_step(self) -> int:

@@ -52,7 +52,10 @@ def test_a_predicate_is_asked_about_canonical_names_and_touches_each_point_once(
     )
     assert sorted(seen) == [f"blocks.{v}.hook_mlp_out" for v in range(8)]
     seen.clear()
-    outside = lambda n: not n.startswith("blocks.")  # noqa: E731
+
+    def outside(name):
+        return not name.startswith("blocks.")
+
     model.run_with_hooks(tokens, fwd_hooks=[(outside, lambda x, hook: seen.append(hook.name))])
     assert seen and not any(name.startswith("blocks.") for name in seen)
 
