@@ -50,7 +50,7 @@ def print_drawn(report: Any, folder: Any) -> None:
 
 
 def print_signs(table: Any) -> None:
-    """The table of `collapse.signs`: one row per checkpoint, then what the columns mean."""
+    """The table of `collapse.signs`: a row per checkpoint and loop, then what the columns mean."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -67,12 +67,11 @@ def print_signs(table: Any) -> None:
         cells = []
         for sign in SIGNS:
             row = rows[rows["sign"].eq(sign.name)].iloc[0]
-            flagged = f" ({row['n_flagged']} out)" if row["n"] and row["n_flagged"] else ""
+            out = f" ({row['n_flagged']} out)" if row["n_flagged"] else ""
             digits = 1 if sign.name in ("erank_0", "erank_K") else 3
             spread = f" ±{row['std']:.{digits}f}" if row["n"] > 1 else ""
-            sound = f"{row['mean']:.{digits}f}{spread}{flagged}"
-            lost = f"– ({row['n_flagged']} out)" if sign.name == "loss" else "–"
-            cells.append(sound if row["n"] else lost)
+            sound = f"{row['mean']:.{digits}f}{spread}{out}"
+            cells.append(sound if row["n"] else f"–{out if sign.name == 'loss' else ''}")
         shown.add_row(str(model), *cells)
     Console().print(shown)
     for sign in SIGNS:

@@ -1,4 +1,4 @@
-"""Signs of loop collapse, one row per checkpoint: tables → table (needs no torch).
+"""Signs of loop collapse, one row per checkpoint and loop: tables → table (needs no torch).
 
 Small steps or a high CKA alone are no failure: a model trained to converge has both. So the loss
 stands beside them.
@@ -87,7 +87,8 @@ def per_sample(tables: Tables) -> pd.DataFrame:
 
     Returns:
         Columns model, sample and one per sign; NaN where a flagged value would enter, or where a
-        model has no iterations.
+        model has no iterations. A model with several loops stands there once for each, as
+        `model, loop`; its loss is the same in all.
 
     Raises:
         InputError: if a table is missing.
@@ -99,8 +100,19 @@ def per_sample(tables: Tables) -> pd.DataFrame:
             f"the table of signs needs {', '.join(missing)}, which was not measured; measure with "
             f"{', '.join(NEEDED)}."
         )
-    found = [_of_model(frames, model) for model in tables.models]
+    found = [_of_loop(frames, *case) for case in _cases(tables)]
     return pd.concat(found, ignore_index=True)
+
+
+def _cases(tables: Tables) -> list[tuple[str, str, str]]:
+    """Model, loop, and what their row is called."""
+    assert tables.rank is not None
+    pairs = tables.rank[["model", "loop"]].drop_duplicates().astype(str)
+    cases = []
+    for model in tables.models:
+        loops = pairs["loop"][pairs["model"].eq(model)].tolist()
+        cases += [(model, loop, model if len(loops) == 1 else f"{model}, {loop}") for loop in loops]
+    return cases
 
 
 def _wide(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -111,8 +123,9 @@ def _wide(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return values.pivot(index="sample", columns=columns, values="value")
 
 
-def _of_model(frames: dict[str, pd.DataFrame], model: str) -> pd.DataFrame:
-    own = {name: frame[frame["model"].eq(model)] for name, frame in frames.items()}
+def _of_loop(frames: dict[str, pd.DataFrame], model: str, loop: str, name: str) -> pd.DataFrame:
+    own = {table: frame[frame["model"].eq(model)] for table, frame in frames.items()}
+    own |= {table: own[table][own[table]["loop"].eq(loop)] for table in NEEDED}
     out = pd.DataFrame(index=pd.Index(sorted(own["rank"]["sample"].unique()), name="sample"))
     update = _wide(own["update"], ["block"])
     cores = [c for c in update.columns if str(c).startswith("core")]
@@ -136,24 +149,33 @@ def _of_model(frames: dict[str, pd.DataFrame], model: str) -> pd.DataFrame:
     erank = _wide(rank, ["state"])
     out["erank_0"], out["erank_K"] = erank["h0"], erank[f"h{K}"]
     out["erank_ratio"] = out["erank_K"] / out["erank_0"] if K else nothing
-    return out.reset_index().assign(model=model)[["model", "sample", *(s.name for s in SIGNS)]]
+    return out.reset_index().assign(model=name)[["model", "sample", *(s.name for s in SIGNS)]]
 
 
 def signs(tables: Tables) -> pd.DataFrame:
-    """Mean and standard deviation over samples of each sign, one row per model and sign.
+    """Mean and standard deviation over samples of each sign, one row per model, loop and sign.
 
     Args:
         tables: Needs update, cka and rank; loss where it was measured.
 
     Returns:
-        model, sign, mean, std (ddof = 1), n (samples averaged), n_flagged (samples left out);
-        models and signs in order.
+        model (`model, loop` where it has several), sign, mean, std (ddof = 1), n (samples
+        averaged), n_flagged (samples left out; none of a loss that was not measured); models and
+        signs in order.
     """
     values = per_sample(tables)
+    cases = _cases(tables)
     long = values.melt(id_vars=["model", "sample"], var_name="sign", value_name="value")
-    for column, order in (("model", tables.models), ("sign", [s.name for s in SIGNS])):
+    for column, order in (
+        ("model", [name for *_, name in cases]),
+        ("sign", [s.name for s in SIGNS]),
+    ):
         long[column] = pd.Categorical(long[column], categories=order, ordered=True)
     groups = long.groupby(["model", "sign"], observed=True)["value"]
     table = groups.agg(["mean", "std", "count", "size"]).reset_index()
     table["n_flagged"] = table["size"] - table["count"]
+    loss = tables.loss
+    known = set() if loss is None else set(loss["model"].astype(str))
+    unknown = [name for model, _, name in cases if model not in known]
+    table.loc[table["sign"].eq("loss") & table["model"].isin(unknown), "n_flagged"] = 0
     return table.rename(columns={"count": "n"}).drop(columns="size")

@@ -13,7 +13,7 @@ from loopscope.analysis.samples import checked_tokens, samples_provenance
 from loopscope.analysis.tables import Tables
 from loopscope.analysis.threads import one_thread_per_sample
 from loopscope.errors import InputError, unknown_name
-from loopscope.probes.capture import capture
+from loopscope.probes.capture import Trajectory, capture
 
 MEASURES = ("update", "cka", "spectrum", "rank", "routing", "loss")
 
@@ -39,7 +39,7 @@ def measure(
     torch is set to use, each of them computing on its own; results do not depend on their number.
 
     Args:
-        model: A native model.
+        model: A native model, or a wrapped one.
         samples: Token ids (samples × tokens) as an integer tensor or array, or what
             `loopscope.data.load_samples` returns.
         measures: Any of `MEASURES`; `routing` fills the table `tokens` too.
@@ -53,10 +53,14 @@ def measure(
         progress: Called with the number of samples done since the last call.
 
     Returns:
-        One table per measure, the others None; routing has no rows for a model without slots.
+        One table per measure, the others None. A model with several loops has rows for each, told
+        apart by the column `loop`; the loss, one per sample, stands with the main loop. Routing
+        has no rows for a model without routers and gates, loss none for one that predicts no next
+        token; `notes` in the provenance says why.
 
     Raises:
-        InputError: On unknown measures or kernels, or samples that cannot be measured.
+        InputError: On unknown measures or kernels, samples that cannot be measured, or a model
+            whose number of iterations changes between batches.
     """
     wanted = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
     for one in wanted:
@@ -78,24 +82,27 @@ def measure(
     name = model.name if name is None else name
 
     recorder: Recorder | None = None
+    no_loss = _sees_ahead(model) if "loss" in wanted else ""
     with one_thread_per_sample() as each:
         for start in range(0, len(tokens), batch_size):
             batch = tokens[start : start + batch_size]
-            trajectory = capture(model, batch, memory=False, logits="loss" in wanted)
+            logits = "loss" in wanted and not no_loss
+            trajectory = capture(model, batch, memory=False, logits=logits)
             if recorder is None:
-                recorder = Recorder(trajectory, len(tokens), options)
+                if logits:
+                    no_loss = _no_logits(trajectory, tokens, model)
+                recorder = Recorder(trajectory, len(tokens), options, loss=not no_loss)
                 recorder.token_table(name, trajectory, _strings(model, batch[0]))
             recorder.add(start, trajectory, each)
             del trajectory
             if progress is not None:
                 progress(len(batch))
     assert recorder is not None
-    return Tables(
-        **recorder.frames(name),
-        provenance={
-            "models": {name: _provenance(model, samples, tokens, options, recorder.has_slots)}
-        },
-    )
+    notes = [f"loss: {no_loss}, so the table has no rows"] if no_loss else []
+    if "routing" in wanted and not recorder.has_routing:
+        notes.insert(0, f"routing: {_no_routing(model)}, so its table has no rows")
+    told = _provenance(model, samples, tokens, options, notes)
+    return Tables(**recorder.frames(name), provenance={"models": {name: told}})
 
 
 def _check(tokens: Tensor, options: Options, batch_size: int) -> None:
@@ -123,22 +130,52 @@ def _strings(model: Any, tokens: Tensor) -> list[str]:
     return [tokenizer.decode([i], skip_special_tokens=False) for i in tokens.tolist()]
 
 
+def _sees_ahead(model: Any) -> str:
+    """Why a model that was wrapped predicts no next token; empty where it does."""
+    found = getattr(model, "map", None)
+    if found is None or found.causal:
+        return ""
+    if found.causal is None:
+        return "the model returns no logits for each token"
+    return "the model looks at later tokens, so it predicts no next token"
+
+
+def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Any) -> str:
+    """Why what a model returns cannot be logits of next tokens; empty where it can."""
+    logits, ids = trajectory.logits, trajectory.tokens
+    if logits is None or ids is None or logits.shape[:-1] != ids.shape:
+        return "the model returns no logits for each token"
+    vocabulary = getattr(model.config, "d_vocab", None) or int(tokens.max()) + 1
+    if logits.shape[-1] < vocabulary:
+        return (
+            f"the model returns {logits.shape[-1]} numbers for each token, fewer than the "
+            f"{vocabulary} of its vocabulary"
+        )
+    return ""
+
+
+def _no_routing(model: Any) -> str:
+    if hasattr(model, "map"):
+        return "no routers and no gates were found in the model or named in its spec"
+    return "the model has no memory slots"
+
+
 def _provenance(
-    model: Any, samples: Any, tokens: Tensor, options: Options, has_slots: bool
+    model: Any, samples: Any, tokens: Tensor, options: Options, notes: list[str]
 ) -> dict[str, Any]:
     """Everything needed to tell two measurements apart, as JSON values."""
     config = model.config
     trained = getattr(config, "n_ctx", None)
-    notes = []
-    if "routing" in options.measures and not has_slots:
-        notes.append("routing: the model has no memory slots, so its table has no rows")
     if trained is not None and tokens.shape[1] > trained:
-        notes.append(f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}")
+        notes = [*notes, f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}"]
     origin = getattr(model, "provenance", None) or {}
+    first = next(model.parameters())  # of a model spread over devices, one stands for all
+    mapped = {"map": model.map.to_dict()} if hasattr(model, "map") else {}
     return {
         "config": config.to_dict() if hasattr(config, "to_dict") else None,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "device": next(model.parameters()).device.type,
+        **mapped,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": first.device.type,
         "training": origin,
         "samples": samples_provenance(samples, tokens),
         "options": asdict(options),

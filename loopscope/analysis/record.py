@@ -1,9 +1,8 @@
 """Recorder: turns the trajectories of one model into rows, batch by batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,9 @@ from torch import Tensor
 
 from loopscope.analysis import tables
 from loopscope.analysis.cka import ESTIMATORS, cka
-from loopscope.analysis.flags import Flag, flagged
-from loopscope.analysis.routing import (
-    alpha_exists,
-    alpha_sources,
-    alpha_statistics,
-    router_statistics,
-)
-from loopscope.analysis.rows import Rows
+from loopscope.analysis.flags import flagged
+from loopscope.analysis.routing_rows import RoutingKeys
+from loopscope.analysis.rows import Rows, columns
 from loopscope.analysis.spectrum import (
     RANK_MEASURES,
     SPECTRUM_LENGTH,
@@ -31,6 +25,7 @@ from loopscope.analysis.spectrum import (
 )
 from loopscope.analysis.threads import Each
 from loopscope.analysis.update import relative_update
+from loopscope.errors import InputError
 from loopscope.probes.capture import Trajectory
 
 
@@ -58,21 +53,29 @@ class Options:
 class Recorder:
     """The tables of one model while it runs: rows of fixed number, no activations."""
 
-    def __init__(self, first: Trajectory, samples: int, options: Options) -> None:
+    def __init__(
+        self, first: Trajectory, samples: int, options: Options, *, loss: bool = True
+    ) -> None:
         """Set aside all rows.
 
         Args:
-            first: A trajectory of the model, for the names of its states, blocks and slots.
+            first: A trajectory of the model, for the names of its loops, states, blocks, slots
+                and gates.
             samples: Number of samples.
             options: How to measure.
+            loss: Whether the model predicts next tokens; if not, the table `loss` has no rows.
         """
         self.options = options
-        self.has_slots = first.w_write is not None and first.transition is not None
         self.tokens: pd.DataFrame | None = None
-        keys = _row_keys(first, options)
-        if not self.has_slots:
-            keys.pop("routing", None)
-        self.rows = {name: Rows(name, samples, columns) for name, columns in keys.items()}
+        self.loops = {n: _LoopRows(one, samples, options) for n, one in first.loops.items()}
+        measured = "loss" in options.measures and loss
+        # one loss per sample, whatever the number of loops: it is the model's
+        self.loss = (first.loop, Rows("loss", samples, {})) if measured else None
+
+    @property
+    def has_routing(self) -> bool:
+        """Whether any loop has routers or gates."""
+        return any(one.routing.all for one in self.loops.values())
 
     def add(self, start: int, trajectory: Trajectory, each: Each) -> None:
         """Measure one batch.
@@ -81,81 +84,33 @@ class Recorder:
             start: Number of its first sample.
             trajectory: Its trajectory.
             each: Applies a function to each sample's number; `map`, or a pool's.
+
+        Raises:
+            InputError: if it has not the first batch's loops and iterations.
         """
         batch, drop = len(trajectory.h_emb), self.options.drop_first
         here = slice(start, start + batch)
-        if (rows := self.rows.get("update")) is not None:
-            for column, (h, f_h) in enumerate(trajectory.blocks.values()):
-                value, flag = relative_update(h[:, drop:], f_h[:, drop:])
-                rows.values["value"][here, column] = value
-                rows.flag[here, column] = flag
-        if "routing" in self.rows:
-            self._routing(here, trajectory, drop)
-        if self.rows.keys() & {"cka", "spectrum", "rank"}:
-            states = [state[:, drop:] for state in trajectory.states.values()]
+        loops = trajectory.loops
+        self._check(loops)
+        for name, one in self.loops.items():
+            one.add(here, loops[name], drop)
+        if set(self.options.measures) & {"cka", "spectrum", "rank"}:
+            # loops share h_emb and h_out: what depends on a state alone is computed once
+            home = trajectory.h_emb.device
+            places = {n: [id(x) for x in one.states.values()] for n, one in loops.items()}
+            states = {
+                id(state): state[:, drop:].to(home)
+                for one in loops.values()
+                for state in one.states.values()
+            }
 
             def geometry(i: int) -> None:
-                self._geometry(start + i, [state[i] for state in states])
+                self._geometry(start + i, {key: x[i] for key, x in states.items()}, places)
 
             list(each(geometry, range(batch)))
-        if (rows := self.rows.get("loss")) is not None:
+        if self.loss is not None:
+            rows = self.loss[1]
             rows.values["value"][here, 0], rows.flag[here, 0] = flagged(_losses(trajectory))
-
-    def frames(self, model: str) -> dict[str, pd.DataFrame]:
-        """The tables, complete once every batch was added."""
-        frames = {name: rows.frame(model) for name, rows in self.rows.items()}
-        if "routing" in self.options.measures:
-            frames.setdefault("routing", tables.empty("routing"))
-            frames["tokens"] = tables.empty("tokens") if self.tokens is None else self.tokens
-        return frames
-
-    def _geometry(self, sample: int, states: list[Tensor]) -> None:
-        """CKA, spectra and ranks of one sample."""
-        options = self.options
-        if options.normalize_rows:
-            states = [_unit_rows(state) for state in states]
-        spectral = bool(self.rows.keys() & {"spectrum", "rank"})
-        products = [gram(state, center=options.center) for state in states] if spectral else []
-        if (rows := self.rows.get("cka")) is not None:
-            pos = states[0].shape[0]
-            shared = spectral and all(len(p) == pos for p in products)
-            found = cka(
-                states,
-                kernels=options.kernels,
-                bandwidth=options.bandwidth,
-                grams=products if shared else None,
-            )
-            pairs = [getattr(found[k], e) for k in options.kernels for e in ESTIMATORS]
-            a, b = np.triu_indices(len(states))
-            rows.values["value"][sample] = np.concatenate([pair.value[a, b] for pair in pairs])
-            rows.flag[sample] = np.concatenate([pair.flag[a, b] for pair in pairs])
-        if not spectral:
-            return
-        sigmas = singular_values_of_grams(products)
-        if (rows := self.rows.get("spectrum")) is not None:
-            lines = [spectrum(sigma) for sigma in sigmas]
-            for column in ("sigma_rel", "log10_sigma_rel"):
-                rows.values[column][sample] = np.concatenate([getattr(x, column) for x in lines])
-            rows.flag[sample] = np.concatenate([line.flag for line in lines])
-        if (rows := self.rows.get("rank")) is not None:
-            found_ranks = [ranks(sigma) for sigma in sigmas]
-            rows.values["value"][sample] = np.concatenate([rank.value for rank in found_ranks])
-            rows.flag[sample] = np.concatenate([rank.flag for rank in found_ranks])
-
-    def _routing(self, here: slice, trajectory: Trajectory, drop: int) -> None:
-        """Means and entropies of all routers, then α."""
-        rows, column = self.rows["routing"], 0
-        cycles = _cycles(trajectory)
-        for w in (router[:, drop:] for kind in cycles for router in cycles[kind].unbind(2)):
-            mean, entropy = router_statistics(w)
-            columns = slice(column, column := column + w.shape[-1])
-            rows.values["mean"][here, columns] = mean.value
-            rows.values["entropy"][here, columns] = entropy.value[:, None]
-            rows.flag[here, columns] = np.maximum(mean.flag, entropy.flag[:, None])
-        alpha = alpha_statistics(cycles["write"][:, drop:], cycles["read"][:, drop:])
-        exists = alpha_exists(trajectory.K)
-        rows.values["mean"][here, column:] = alpha.value[:, exists]
-        rows.flag[here, column:] = alpha.flag[:, exists]
 
     def token_table(self, model: str, trajectory: Trajectory, tokens: Sequence[str]) -> None:
         """Router weights of the first sample, token by token (nothing without routers).
@@ -165,60 +120,125 @@ class Recorder:
             trajectory: The first batch.
             tokens: The first sample's tokens as strings.
         """
-        if "routing" not in self.rows:
+        if "routing" not in self.options.measures:
             return
-        cycles = {kind: w[0] for kind, w in _cycles(trajectory).items()}  # (pos, cycle, slot)
-        pos, steps, slots = cycles["write"].shape
-        keys = list(
-            product(cycles, range(-1, steps - 1), [f"m{b}" for b in range(slots)], range(pos))
-        )
-        columns = _columns(("kind", "t", "target", "pos"), keys)
-        columns["token"] = np.array(tokens, dtype=object)[columns["pos"]]
-        rows = Rows("tokens", 1, columns)
-        values = [w.permute(1, 2, 0).reshape(-1).float().cpu().numpy() for w in cycles.values()]
-        rows.values["value"][0] = np.concatenate(values)
-        rows.flag[0, ~np.isfinite(rows.values["value"][0])] = Flag.NONFINITE
-        self.tokens = rows.frame(model)
+        parts = [
+            self.loops[name].routing.token_table(model, one, tokens)
+            for name, one in trajectory.loops.items()
+        ]
+        there = [part for part in parts if part is not None]
+        self.tokens = _stacked(there) if there else None
+
+    def frames(self, model: str) -> dict[str, pd.DataFrame]:
+        """The tables, complete once every batch was added."""
+        frames: dict[str, pd.DataFrame] = {}
+        for name in self.options.measures:
+            if name == "loss":
+                parts = [] if self.loss is None else [self.loss[1].frame(model, self.loss[0])]
+            else:
+                found = [(loop, one.rows.get(name)) for loop, one in self.loops.items()]
+                parts = [rows.frame(model, loop) for loop, rows in found if rows is not None]
+            frames[name] = _stacked(parts) if parts else tables.empty(name)
+        if "routing" in frames:
+            frames["tokens"] = tables.empty("tokens") if self.tokens is None else self.tokens
+        return frames
+
+    def _check(self, loops: dict[str, Trajectory]) -> None:
+        before = {name: one.K for name, one in self.loops.items()}
+        now = {name: one.K for name, one in loops.items()}
+        if now != before:
+            raise InputError(
+                f"the first batch ran {_counts(before)} and a later one {_counts(now)}: the number "
+                "of iterations depends on the text. Fix it, with loops=n or in the model's "
+                "configuration; or measure texts of one number of iterations at a time."
+            )
+
+    def _geometry(
+        self, sample: int, states: dict[int, Tensor], places: dict[str, list[int]]
+    ) -> None:
+        """CKA, spectra and ranks of one sample."""
+        options = self.options
+        if options.normalize_rows:
+            states = {key: _unit_rows(state) for key, state in states.items()}
+        products: dict[int, Tensor] = {}
+        sigmas: dict[int, np.ndarray] = {}
+        if spectral := bool(set(options.measures) & {"spectrum", "rank"}):
+            products = {key: gram(state, center=options.center) for key, state in states.items()}
+        if "cka" in options.measures:
+            for name, keys in places.items():
+                pos = states[keys[0]].shape[0]
+                shared = spectral and all(len(products[key]) == pos for key in keys)
+                found = cka(
+                    [states[key] for key in keys],
+                    kernels=options.kernels,
+                    bandwidth=options.bandwidth,
+                    grams=[products[key] for key in keys] if shared else None,
+                )
+                rows = self.loops[name].rows["cka"]
+                pairs = [getattr(found[k], e) for k in options.kernels for e in ESTIMATORS]
+                a, b = np.triu_indices(len(keys))
+                rows.values["value"][sample] = np.concatenate([pair.value[a, b] for pair in pairs])
+                rows.flag[sample] = np.concatenate([pair.flag[a, b] for pair in pairs])
+        if spectral:
+            values = singular_values_of_grams(list(products.values()))
+            sigmas = dict(zip(products, values, strict=True))
+            for name, keys in places.items():
+                self.loops[name].add_spectra(sample, [sigmas[key] for key in keys])
 
 
-def _row_keys(first: Trajectory, options: Options) -> dict[str, dict[str, np.ndarray]]:
-    """What tells the rows of one sample apart, for each table asked for."""
-    states, steps = list(first.states), range(-1, first.K)
-    step = {"prelude": -1, "coda": first.K} | {f"core{t + 1}": t for t in range(first.K)}
-    cka_keys = [
-        (*pair, *how)
-        for how in product(options.kernels, ESTIMATORS)
-        for pair in combinations_with_replacement(states, 2)
-    ]
-    exists = alpha_exists(first.K)
-    sources = alpha_sources(first.K)
-    slots = range(first.w_write[0].shape[-1]) if first.w_write else ()
-    routing_keys = [
-        (kind, t, f"m{b}") for kind in ("write", "read") for t in steps for b in slots
-    ] + [("alpha", int(row) - 1, sources[source]) for row, source in np.argwhere(exists)]
-    keys = {
-        "update": _columns(("block", "t"), [(name, step[name]) for name in first.blocks]),
-        "cka": _columns(("state_a", "state_b", "kernel", "estimator"), cka_keys),
-        "spectrum": _columns(("state", "i"), product(states, range(SPECTRUM_LENGTH))),
-        "rank": _columns(("state", "measure"), product(states, RANK_MEASURES)),
-        "routing": _columns(("kind", "t", "target"), routing_keys),
-        "loss": {},
-    }
-    return {name: keys[name] for name in options.measures}
+class _LoopRows:
+    """The rows of one loop, but those of the loss."""
+
+    def __init__(self, first: Trajectory, samples: int, options: Options) -> None:
+        self.K = first.K
+        self.routing = RoutingKeys.of(first)
+        states = list(first.states)
+        step = {"prelude": -1, "coda": first.K} | {f"core{t + 1}": t for t in range(first.K)}
+        pairs = [
+            (*pair, *how)
+            for how in product(options.kernels, ESTIMATORS)
+            for pair in combinations_with_replacement(states, 2)
+        ]
+        keys = {
+            "update": columns(("block", "t"), [(name, step[name]) for name in first.blocks]),
+            "cka": columns(("state_a", "state_b", "kernel", "estimator"), pairs),
+            "spectrum": columns(("state", "i"), product(states, range(SPECTRUM_LENGTH))),
+            "rank": columns(("state", "measure"), product(states, RANK_MEASURES)),
+        }
+        if self.routing.all:
+            keys["routing"] = columns(("kind", "t", "target"), self.routing.all)
+        asked = [name for name in options.measures if name in keys]
+        self.rows = {name: Rows(name, samples, keys[name]) for name in asked}
+
+    def add(self, here: slice, trajectory: Trajectory, drop: int) -> None:
+        """Updates and routing of one batch."""
+        if (rows := self.rows.get("update")) is not None:
+            for column, (h, f_h) in enumerate(trajectory.blocks.values()):
+                value, flag = relative_update(h[:, drop:], f_h[:, drop:])
+                rows.values["value"][here, column] = value
+                rows.flag[here, column] = flag
+        if (rows := self.rows.get("routing")) is not None:
+            self.routing.fill(rows, here, trajectory, drop)
+
+    def add_spectra(self, sample: int, sigmas: list[np.ndarray]) -> None:
+        """Spectra and ranks of one sample from the singular values of its states."""
+        if (rows := self.rows.get("spectrum")) is not None:
+            lines = [spectrum(sigma) for sigma in sigmas]
+            for column in ("sigma_rel", "log10_sigma_rel"):
+                rows.values[column][sample] = np.concatenate([getattr(x, column) for x in lines])
+            rows.flag[sample] = np.concatenate([line.flag for line in lines])
+        if (rows := self.rows.get("rank")) is not None:
+            found = [ranks(sigma) for sigma in sigmas]
+            rows.values["value"][sample] = np.concatenate([rank.value for rank in found])
+            rows.flag[sample] = np.concatenate([rank.flag for rank in found])
 
 
-def _columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, np.ndarray]:
-    return dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
+def _stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    return parts[0] if len(parts) == 1 else tables.stack(parts)
 
 
-def _cycles(trajectory: Trajectory) -> dict[str, Tensor]:
-    """Write and read weights of all cycles, the transitional one first: (batch, pos, K+1, slot)."""
-    start, write, read = trajectory.transition, trajectory.w_write, trajectory.w_read
-    assert start is not None and write is not None and read is not None
-    return {
-        "write": torch.stack([start.w_write, *write], dim=2),
-        "read": torch.stack([start.w_read, *read], dim=2),
-    }
+def _counts(loops: dict[str, int]) -> str:
+    return ", ".join(f"{K} iterations of {name}" for name, K in loops.items())
 
 
 def _unit_rows(state: Tensor) -> Tensor:
@@ -231,5 +251,6 @@ def _losses(trajectory: Trajectory) -> np.ndarray:
     """Mean next-token cross-entropy of each sample, in nats."""
     logits, tokens = trajectory.logits, trajectory.tokens
     assert logits is not None and tokens is not None
+    tokens = tokens.to(logits.device)
     pairs = zip(logits, tokens, strict=True)
     return np.array([F.cross_entropy(x[:-1].float(), y[1:]).item() for x, y in pairs])

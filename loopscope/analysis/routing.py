@@ -23,9 +23,28 @@ def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flag
     return flagged(w.mean(1).cpu().numpy()), flagged(entropy.cpu().numpy())
 
 
-def alpha_sources(iterations: int) -> tuple[str, ...]:
-    """Names of the sources of `alpha`, in its order: `h_emb`, `prelude`, `core1` … `coreK`."""
-    return ("h_emb", "prelude", *(f"core{t + 1}" for t in range(iterations)))
+def gate_statistics(p: Float[Tensor, "batch pos"]) -> tuple[Flagged, Flagged]:
+    """Mean probability and mean entropy of one gate (an exit gate, a token router), per sample.
+
+    Args:
+        p: The gate's probability for each token, (batch, pos).
+
+    Returns:
+        The mean over the tokens of p and of −p ln p − (1−p) ln(1−p) in nats, (batch,) each; the
+        entropy is 0 for a gate that is always sure.
+    """
+    p = p.to(torch.float64)
+    entropy = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).mean(-1)
+    return flagged(p.mean(-1).cpu().numpy()), flagged(entropy.cpu().numpy())
+
+
+def alpha_sources(iterations: int, *, transition: bool = True) -> tuple[str, ...]:
+    """Names of the sources of `alpha`, in its order: `h_emb`, `prelude`, `core1` … `coreK`.
+
+    Without a transitional cycle the prelude's output is in no slot, hence no source.
+    """
+    cores = (f"core{t + 1}" for t in range(iterations))
+    return ("h_emb", *(("prelude",) if transition else ()), *cores)
 
 
 def alpha(
@@ -35,7 +54,8 @@ def alpha(
 
     h(t+1) = Σ_i α_i ⊙ h_m(i) + α_pre ⊙ f_pre(h_emb) + α_emb ⊙ h_emb (MeSH Eq. 7 with our extension
     to the transitional cycle), where α_i(t+1) = Σ_b w_read_b(t)·w_write_b(i) for i ≤ t and
-    α_emb(t+1) = w_read_0(t), because only slot 0 starts with h_emb (MeSH Eq. 2).
+    α_emb(t+1) = w_read_0(t), because only slot 0 starts with h_emb (MeSH Eq. 2). Without a
+    transitional cycle the same holds of the K iterations alone, for h(1) … h(K).
 
     Args:
         w_write: Write weights of the transitional cycle and of the K iterations, in that order,

@@ -1,6 +1,6 @@
 """Rows of a table, filled sample by sample into arrays of fixed size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,19 @@ class Rows:
             else:
                 filled[column] = _tiled(self.keys[column], self.samples, dtype)
         return pd.DataFrame({c: filled[c] for c in schema(self.table)}, copy=False)
+
+
+def columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, np.ndarray]:
+    """Turn the keys of rows into columns.
+
+    Args:
+        names: What the columns are called.
+        rows: Strings or integers, one tuple per row.
+
+    Returns:
+        One array per column.
+    """
+    return dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
 
 
 def _coded(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:

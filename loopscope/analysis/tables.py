@@ -240,7 +240,7 @@ class Tables:
         for name in TABLES:
             frames = [frame for part in parts if (frame := part.frames().get(name)) is not None]
             if frames:
-                stacked[name] = _stack(frames)
+                stacked[name] = stack(frames)
         return cls(**stacked, provenance=parts[0].provenance | {"models": merged})
 
     def _repr_html_(self) -> str:
@@ -300,7 +300,8 @@ def _provenance(path: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put tables of one kind below each other; categories in order of first appearance."""
     columns = {}
     for name in frames[0].columns:
         series = [frame[name] for frame in frames]
@@ -313,4 +314,4 @@ def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-__all__ = ["COMMON", "RUNS", "SCHEMAS", "TABLES", "Tables", "empty", "schema"]
+__all__ = ["COMMON", "RUNS", "SCHEMAS", "TABLES", "Tables", "empty", "schema", "stack"]

@@ -28,7 +28,8 @@ def relative_update(
         nothing = np.full(h.shape[0], np.nan)
         return Flagged(nothing, np.full(h.shape[0], int(Flag.SHAPE), dtype=np.int8))
     exact = torch.float64 in (h.dtype, f_h.dtype)
-    before, after = (t.to(torch.float64 if exact else torch.float32) for t in (h, f_h))
+    # a block of a model spread over devices may end on another one than it began on
+    before, after = (t.to(h.device, torch.float64 if exact else torch.float32) for t in (h, f_h))
     moved = _norm(after - before)
     scale = _norm(after) + _norm(before)
     value = torch.where(scale == 0, torch.zeros_like(scale), 2 * moved / scale)

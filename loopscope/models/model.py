@@ -167,35 +167,19 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         Raises:
             InputError: if the model has a loop or mixes states, or the depths do not add up.
         """
-        new = Layout.parse(layout)
-        old = self.config.layout
-        plain = self.config.variant in ("vanilla", "base") and not (old.shared and old.K > 1)
-        if not plain:
-            raise InputError(
-                f"layout can regroup vanilla models only; {self.name!r} is "
-                f"{self.config.variant} {old}. Leave the layout out for it."
-            )
-        if new.n_layers != old.n_layers or (new.shared and new.K > 1):
-            raise InputError(
-                f"layout {new} does not fit: {self.name!r} has {old.n_layers} unshared layers; "
-                "give unshared depths P+C1+...+CK+Q that add up to it."
-            )
-        variant = "base" if new.shared else "vanilla"
-        config = self.config.replace(layout=new, variant=variant)
-        with torch.device("meta"):
-            twin = LoopModel(config, seed=None, name=self.name, tokenizer=self.tokenizer)
-        mine = [*self.prelude, *self.core, *self.coda]
-        pairs = list(zip([*twin.prelude, *twin.core, *twin.coda], mine, strict=True))
-        pairs += [(getattr(twin, n), getattr(self, n)) for n in ("embed", "ln_final", "unembed")]
-        for theirs, ours in pairs:
-            trainable = [p.requires_grad for p in ours.parameters()]
-            theirs.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
-            for parameter, flag in zip(ours.parameters(), trainable, strict=True):
-                parameter.requires_grad_(flag)  # assigning makes shared parameters trainable
-        twin.provenance = self.provenance
-        twin.train(self.training)
-        twin._sync_cfg()
-        return twin
+        from loopscope.models.reshape import with_layout
+
+        return with_layout(self, layout)
+
+    def with_loops(self, loops: Any) -> "LoopModel":
+        """The same core run another number of times; weights are shared, not copied.
+
+        Raises:
+            InputError: if the model has no shared core, or weights of its own for each iteration.
+        """
+        from loopscope.models.reshape import with_loops
+
+        return with_loops(self, loops)
 
     # -- forward ---------------------------------------------------------------------------------
 

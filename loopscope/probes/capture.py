@@ -1,6 +1,7 @@
 """Capture: every state of the loop, by the paper's names."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -48,19 +49,36 @@ class Trajectory:
             are left out.
         logits: (batch, pos, d_vocab) if asked for.
         tokens: The tokens, (batch, pos).
+        loop: Name of the loop.
+        path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
+        gates: Each gate's probability (an exit gate, a token router) at each iteration, None where
+            it was not evaluated.
+        mesh_cycle: Whether the states follow from memory and routers by MeSH Eqs. 2-5, so that α
+            (Eq. 7) is exact.
+        others: The model's further loops, each as a trajectory of the same forward pass.
     """
 
-    h_emb: Stream
+    h_emb: Float[Tensor, "batch pos d_emb"]
     h: tuple[Stream, ...]
     h_m: tuple[Stream, ...]
     memory: tuple[Slots, ...] | None
     w_write: tuple[Weights, ...] | None
     w_read: tuple[Weights, ...] | None
     transition: Transition | None
-    h_out: Stream
+    h_out: Float[Tensor, "batch pos d_out"]
     blocks: dict[str, tuple[Tensor, Tensor]]
     logits: Float[Tensor, "batch pos d_vocab"] | None = None
     tokens: Int[Tensor, "batch pos"] | None = None
+    loop: str = "core"
+    path: tuple[str, ...] = ()
+    gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)
+    mesh_cycle: bool = True
+    others: Mapping[str, "Trajectory"] = field(default_factory=dict)
+
+    @property
+    def loops(self) -> dict[str, "Trajectory"]:
+        """All loops of the model by name, this one first."""
+        return {self.loop: self, **self.others}
 
     @property
     def K(self) -> int:
@@ -68,7 +86,7 @@ class Trajectory:
         return len(self.h_m)
 
     @property
-    def states(self) -> dict[str, Stream]:
+    def states(self) -> dict[str, Tensor]:
         """`h_emb`, `h0` … `hK`, `h_out` in the order in which they arise."""
         loop = {f"h{t}": state for t, state in enumerate(self.h)}
         return {"h_emb": self.h_emb, **loop, "h_out": self.h_out}
@@ -165,4 +183,5 @@ def capture(
         blocks=blocks,
         logits=out if logits else None,
         tokens=ids,
+        path=tuple(str(t) for t in steps),
     )

@@ -1,0 +1,154 @@
+"""The tables `routing` and `tokens` of one loop: which rows there are, and what stands in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from loopscope.analysis.flags import Flag
+from loopscope.analysis.routing import (
+    alpha_exists,
+    alpha_sources,
+    alpha_statistics,
+    gate_statistics,
+    router_statistics,
+)
+from loopscope.analysis.rows import Rows, columns
+from loopscope.probes.capture import Trajectory
+
+Cycles = dict[str, dict[int, Tensor]]
+"""`write` and `read` → t (−1: the transition) → weights (batch, pos, slot)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingKeys:
+    """The rows of one sample, decided by a model's first batch.
+
+    Attributes:
+        cycles: (kind, t, slot) of the write and read weights.
+        alpha: (`alpha`, t, source), of the state h(t+1); empty where α is not exact.
+        gates: (`gate`, t, name), of the iterations at which the gate is evaluated.
+    """
+
+    cycles: tuple[tuple[str, int, str], ...]
+    alpha: tuple[tuple[str, int, str], ...]
+    gates: tuple[tuple[str, int, str], ...]
+
+    @classmethod
+    def of(cls, first: Trajectory) -> "RoutingKeys":
+        """Read them off a trajectory.
+
+        Args:
+            first: One loop of the model.
+
+        Returns:
+            What the loop has of routers and gates.
+        """
+        weights = _cycles(first)
+        slots = [
+            (kind, t, f"m{b}")
+            for kind, steps in weights.items()
+            for t, w in steps.items()
+            for b in range(w.shape[-1])
+        ]
+        alpha: list[tuple[str, int, str]] = []
+        if first.mesh_cycle and len(weights) == 2:
+            steps = list(weights["write"])
+            sources = alpha_sources(first.K, transition=-1 in steps)
+            exists = np.argwhere(alpha_exists(len(steps) - 1))
+            alpha = [("alpha", steps[row], sources[source]) for row, source in exists]
+        gates = [
+            ("gate", t, name)
+            for name, steps in first.gates.items()
+            for t, p in enumerate(steps)
+            if p is not None
+        ]
+        return cls(cycles=tuple(slots), alpha=tuple(alpha), gates=tuple(gates))
+
+    @property
+    def all(self) -> list[tuple[str, int, str]]:
+        """(kind, t, target) of each row, in the table's order."""
+        return [*self.cycles, *self.alpha, *self.gates]
+
+    def fill(self, rows: Rows, here: slice, trajectory: Trajectory, drop: int) -> None:
+        """Write one batch: means and entropies of all routers, then α, then gates.
+
+        Args:
+            rows: The table, with the keys `all`.
+            here: Which samples.
+            trajectory: The batch.
+            drop: Tokens left out at the start of each sample.
+        """
+        mean, entropy, flag = rows.values["mean"], rows.values["entropy"], rows.flag
+        column = 0
+        cycles = _cycles(trajectory)
+        for w in (w for steps in cycles.values() for w in steps.values()):
+            average, spread = router_statistics(w[:, drop:])
+            now = slice(column, column := column + w.shape[-1])
+            mean[here, now] = average.value
+            entropy[here, now] = spread.value[:, None]
+            flag[here, now] = np.maximum(average.flag, spread.flag[:, None])
+        if self.alpha:
+            stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
+            alpha = alpha_statistics(*stacks)
+            exists = alpha_exists(stacks[0].shape[2] - 1)
+            now = slice(column, column := column + len(self.alpha))
+            mean[here, now] = alpha.value[:, exists]
+            flag[here, now] = alpha.flag[:, exists]
+        for at, (_, t, name) in enumerate(self.gates, start=column):
+            p = trajectory.gates[name][t]
+            if p is None:
+                flag[here, at] = Flag.NONFINITE
+                continue
+            average, spread = gate_statistics(p[:, drop:])
+            mean[here, at], entropy[here, at] = average.value, spread.value
+            flag[here, at] = np.maximum(average.flag, spread.flag)
+
+    def token_table(
+        self, model: str, trajectory: Trajectory, tokens: Sequence[str]
+    ) -> pd.DataFrame | None:
+        """Weights of routers and gates in the first sample, token by token.
+
+        Args:
+            model: The model's name.
+            trajectory: The first batch.
+            tokens: The first sample's tokens as strings.
+
+        Returns:
+            The table `tokens`; None without routers and gates.
+        """
+        places = [*self.cycles, *self.gates]
+        if not places:
+            return None
+        weights = [w[0] for steps in _cycles(trajectory).values() for w in steps.values()]
+        gates = [trajectory.gates[name][t] for _, t, name in self.gates]
+        weights += [p[0, :, None] for p in gates if p is not None]
+        values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
+        keys = columns(
+            ("kind", "t", "target", "pos"),
+            [(*place, pos) for place in places for pos in range(len(tokens))],
+        )
+        keys["token"] = np.array(tokens, dtype=object)[keys["pos"]]
+        rows = Rows("tokens", 1, keys)
+        rows.values["value"][0] = np.concatenate(values)
+        rows.flag[0, ~np.isfinite(rows.values["value"][0])] = Flag.NONFINITE
+        return rows.frame(model, trajectory.loop)
+
+
+def _cycles(trajectory: Trajectory) -> Cycles:
+    """Write and read weights of all cycles, the transitional one first."""
+    start = trajectory.transition
+    found: Cycles = {}
+    for kind, steps in (("write", trajectory.w_write), ("read", trajectory.w_read)):
+        if steps is not None:
+            first = {} if start is None else {-1: getattr(start, f"w_{kind}")}
+            found[kind] = first | dict(enumerate(steps))
+    return found
+
+
+def _stack(weights: Sequence[Tensor]) -> Tensor:
+    """(batch, pos, cycle, slot), on one device where the iterations lie on several."""
+    return torch.stack([w.to(weights[0].device) for w in weights], dim=2)

@@ -1,0 +1,400 @@
+"""Finding: from a traced forward pass to its LoopMap."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loopscope.errors import InputError
+from loopscope.probes.loops import ports
+from loopscope.probes.loops.folding import Leaf, Node, Run, fold, runs_in, split_gaps
+from loopscope.probes.loops.identity import Identity, Streams
+from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap, Port, Unit
+from loopscope.probes.loops.naming import letter, short_name
+from loopscope.probes.loops.parameters import owned, shared
+from loopscope.probes.loops.spec import Spec
+from loopscope.probes.loops.trace import Call, Trace
+from loopscope.probes.loops.units import Units, chain
+
+
+@dataclass
+class Span:
+    """One iteration while boundaries are sought: the first and last of its units."""
+
+    first: int
+    last: int
+
+
+@dataclass
+class Draft:
+    """A loop while boundaries are sought.
+
+    Attributes:
+        runs: Its iterations, one list per run of the enclosing loop.
+        parent: The enclosing loop.
+        units: The sequence that the spans count in.
+        within: For a loop inside a repeated call: which iteration of the parent each run is in.
+    """
+
+    units: Units
+    runs: list[list[Span]]
+    parent: "Draft | None" = None
+    name: str = ""
+
+    def calls(self, span: Span) -> list[Call]:
+        """The calls of an iteration."""
+        return self.units.calls[span.first : span.last + 1]
+
+    def spans(self) -> list[Span]:
+        """All iterations in execution order."""
+        return [span for run in self.runs for span in run]
+
+
+def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
+    """Find roles, loops and iterations in a traced forward pass.
+
+    Args:
+        trace: The traced forward pass.
+        streams: What a stream looks like.
+        spec: What the user or the model's family says; may be empty.
+
+    Returns:
+        The map, without routers, loop counts and what needs a second forward pass.
+
+    Raises:
+        InputError: if the specification does not fit, or the model has no layers to speak of.
+    """
+    identity = Identity.of(trace.modules)
+    core = {identity.symbol[name] for name in spec.core}
+    units = Units(trace, identity, streams, core)
+    drafts = _explicit(units, spec) if spec.iterations else _drafts(units, spec)
+    if not drafts:
+        return _plain(units, spec)
+    for draft in reversed(drafts):  # inner loops first: they widen what encloses them
+        _lift(draft)
+        _widen(draft)
+    _name(drafts)
+    return _assemble(units, drafts, spec)
+
+
+def _drafts(units: Units, spec: Spec) -> list[Draft]:
+    """The loops, an outer one before those in it."""
+    leaves = [(units.symbol(c), i) for i, c in enumerate(units.calls) if units.is_core(c)]
+    nodes = fold([s for s, _ in leaves], [i for _, i in leaves])
+    top = [node for node in nodes if isinstance(node, Run)]
+    if spec.core and (len(top) != 1 or len(nodes) != 1):
+        top = [_by_first(nodes)] if leaves else []
+    drafts: list[Draft] = []
+    for run in top:
+        _add(units, [(None, run)], None, drafts)
+    return drafts
+
+
+def _by_first(nodes: list[Node]) -> Run:
+    """Iterations that begin wherever the first symbol of the core does."""
+    from loopscope.probes.loops.folding import Sequence_
+
+    leaves = [leaf for node in nodes for leaf in node.leaves()]
+    starts = [i for i, leaf in enumerate(leaves) if leaf.symbol == leaves[0].symbol]
+    ends = [*starts[1:], len(leaves)]
+    bodies = [tuple(leaves[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return Run(tuple(Sequence_("body", body) for body in bodies))
+
+
+def _add(
+    units: Units, runs: list[tuple[Any, Run]], parent: Draft | None, drafts: list[Draft]
+) -> None:
+    """Note a loop with all its runs, then the loops inside its bodies."""
+    draft = Draft(units, [[_span(body) for body in run.bodies] for _, run in runs], parent)
+    drafts.append(draft)
+    bodies = [body for _, run in runs for body in run.bodies]
+    inner: dict[Any, list[tuple[Any, Run]]] = {}
+    for number, body in enumerate(bodies):
+        for one in runs_in(body):
+            inner.setdefault(one.key, []).append((number, one))
+    for found in inner.values():
+        _add(units, found, draft, drafts)
+    if not inner:
+        _add_inside(units, draft, drafts)
+
+
+def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
+    """Note the loops inside the calls that the core repeats."""
+    first = [units.calls[i] for i in range(draft.runs[0][0].first, draft.runs[0][0].last + 1)]
+    for place, call in enumerate(first):
+        if not units.is_core(call) or units.inside(call) is None:
+            continue
+        flat = object.__new__(Units)
+        flat.trace, flat.identity, flat.streams = units.trace, units.identity, units.streams
+        flat.repeated, flat.calls = set(), []
+        runs: list[tuple[Any, Run]] = []
+        for number, span in enumerate(draft.spans()):
+            if span.first + place > span.last:
+                continue
+            inner = units.inside(units.calls[span.first + place])
+            if inner is None:
+                return
+            flat.repeated |= inner.repeated
+            offset = len(flat.calls)
+            flat.calls += inner.calls
+            leaves = [(inner.symbol(c), i) for i, c in enumerate(inner.calls) if inner.is_core(c)]
+            nodes = fold([s for s, _ in leaves], [i + offset for _, i in leaves])
+            runs += [(number, node) for node in nodes if isinstance(node, Run)][:1]
+        if runs:
+            _add(flat, runs, draft, drafts)
+
+
+def _span(body: Node) -> Span:
+    places = [leaf.index for leaf in body.leaves() if isinstance(leaf, Leaf)]
+    return Span(min(places), max(places))
+
+
+def _explicit(units: Units, spec: Spec) -> list[Draft]:
+    """The iterations that a specification lists one by one."""
+    spans = []
+    for names in spec.iterations:
+        places = [i for i, c in enumerate(units.calls) if c.module in names]
+        if not places:
+            raise InputError(
+                f"the iteration {', '.join(names)} of the specification is never run; name modules "
+                "that the forward pass calls."
+            )
+        spans.append(Span(min(places), max(places)))
+    for one, two in zip(spans, spans[1:], strict=False):
+        if two.first <= one.last:
+            raise InputError(
+                "the iterations of the specification overlap: list the modules of each in the order "
+                "in which they run, and each module once."
+            )
+    return [Draft(units, [spans])]
+
+
+def _lift(draft: Draft) -> None:
+    """Widen each iteration to the call that contains it and no other, where all have one."""
+    units, spans = draft.units, draft.spans()
+    taken = {i for s in spans for i in range(s.first, s.last + 1) if units.is_core(units.calls[i])}
+    place = {id(call): i for i, call in enumerate(units.calls)}
+    wider: list[tuple[Span, Call]] = []
+    for span in spans:
+        own = {i for i in range(span.first, span.last + 1)}
+        best = None
+        call = units.calls[span.first].parent
+        while call is not None:
+            covered = [place[id(c)] for c in call.descendants() if id(c) in place]
+            if set(covered) & (taken - own):
+                break
+            if own <= set(covered) and units.streamy(call) and call.parent is not None:
+                best = (Span(min(covered), max(covered)), call)
+            call = call.parent
+        if best is None:
+            return
+        wider.append(best)
+    patterns = {units.identity.pattern(call.module) for _, call in wider}
+    if len(patterns) > 1:
+        return
+    for span, (found, _) in zip(spans, wider, strict=True):
+        span.first, span.last = found.first, found.last
+
+
+def _widen(draft: Draft) -> None:
+    """Give what stands between iterations to the one before or the one after."""
+    units = draft.units
+    pattern = [units.identity.pattern(call.module) for call in units.calls]
+    core = [i for i, call in enumerate(units.calls) if units.is_core(call)]
+    for run in draft.runs:
+        before = max((i for i in core if i < run[0].first), default=-1)
+        after = min((i for i in core if i > run[-1].last), default=len(pattern))
+        pairs = list(zip(run, run[1:], strict=False))
+        end, begin = split_gaps(
+            [pattern[a.last + 1 : b.first] for a, b in pairs],
+            pattern[before + 1 : run[0].first],
+            pattern[run[-1].last + 1 : after],
+            lambda a, b: a == b,
+        )
+        for one, two in pairs:
+            cut = two.first - begin
+            one.last, two.first = cut - 1, cut
+        run[0].first -= begin
+        run[-1].last += end
+        if draft.parent is not None and draft.parent.units is units:
+            for outer in draft.parent.spans():
+                if outer.first <= run[-1].last and run[0].first <= outer.last:
+                    outer.first = min(outer.first, run[0].first)
+                    outer.last = max(outer.last, run[-1].last)
+
+
+def _name(drafts: list[Draft]) -> None:
+    """`core` for a single loop; else a short name from the modules that are its own, or a letter."""
+    if len(drafts) == 1:
+        drafts[0].name = "core"
+        return
+    used: set[str] = set()
+    for number, draft in enumerate(drafts):
+        inner = [d for d in drafts if d.parent is draft]
+        covered = {id(c) for d in inner for s in d.spans() for c in d.calls(s)}
+        own = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
+        heavy = [c for c in own if draft.units.is_core(c)]
+        name = short_name([c.module for c in heavy]) or letter(number)
+        while name in used or name == "core":
+            name = letter(number) if name != letter(number) else name + "_"
+        used.add(name)
+        draft.name = name
+
+
+def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
+    top = [draft for draft in drafts if draft.parent is None]
+    first, last = top[0].spans()[0].first, top[-1].spans()[-1].last
+    maker = ports.UnitMaker(units, ports.width_of(units, top[0].spans(), spec))
+    inside = [(d.spans()[0].first, d.spans()[-1].last) for d in top]
+    between = [
+        call
+        for (_, end), (start, _) in zip(inside, inside[1:], strict=False)
+        for call in units.calls[end + 1 : start]
+    ]
+    head = ports.head_of(units)
+    prelude = maker.role(units.calls[:first])
+    rest = [c for c in units.calls[last + 1 :] if c is not head]
+    coda, norm = ports.split_norm(units, rest, head)
+    found_prelude = spec.pick("prelude", prelude, units.trace.counts)
+    found_coda = spec.pick("coda", maker.role(coda), units.trace.counts)
+    loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
+    embed = ports.embed_port(units, found_prelude, loops, spec)
+    h_out = ports.out_port(units, found_coda, loops, norm)
+    notes = list(_notes(loops))
+    if len(top) > 1:
+        notes.append(
+            f"{len(top)} loops run one after the other ({', '.join(d.name for d in top)}); each "
+            "is shown for itself. A spec with core = [...] keeps the one you mean."
+        )
+    return LoopMap(
+        embed=embed,
+        prelude=found_prelude,
+        loops=tuple(loops),
+        between=maker.role(between),
+        coda=found_coda,
+        h_out=h_out,
+        norm=None if norm is None else norm.module,
+        head=None if head is None else head.module,
+        random=units.trace.random,
+        notes=tuple(notes),
+        calls=units.trace.counts,
+        source=spec.source,
+    )
+
+
+def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
+    units, spans = draft.units, draft.spans()
+    chosen = ports.states(units, spans, spec)
+    paths = _paths(draft, drafts)
+    iterations = []
+    for i, span in enumerate(spans):
+        calls = draft.calls(span)
+        role = maker.role(calls)
+        inside = [c.index for call in calls for c in (call, *call.descendants())]
+        iterations.append(
+            Iteration(
+                path=paths[i],
+                units=role,
+                h=chosen.h[i],
+                h_m=chosen.h_m[i],
+                span=(min([*inside, *(u.order for u in role)]), max(inside) + 1),
+                grad=not units.trace.root.grad
+                or all(d.grad for c in calls for d in (c, *c.descendants())),
+                own=owned(units, [draft.calls(s) for s in spans], i),
+            )
+        )
+    symbols = [{u.shared for u in it.units} for it in iterations]
+    names = [{u.module for u in it.units} for it in iterations]
+    again = any(a & b for a, b in zip(names, names[1:], strict=False))
+    tied = any(a & b for a, b in zip(symbols, symbols[1:], strict=False))
+    return Loop(
+        name=draft.name,
+        iterations=tuple(iterations),
+        after=chosen.after,
+        parent=draft.parent.name if draft.parent else None,
+        shared=shared(units, [draft.calls(s) for s in spans]),
+        mechanic="module" if again else "parameters" if tied else "none",
+    )
+
+
+def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
+    """`0`, `1`, … for the only loop; else `H0`, `H0.L2`: counted anew in each run."""
+    if draft.parent is None:
+        plain = len(drafts) == 1
+        return [str(t) if plain else f"{draft.name}{t}" for t in range(len(draft.spans()))]
+    outer = _paths(draft.parent, drafts)
+    bounds = [
+        (calls[0].start, calls[-1].end)
+        for calls in (draft.parent.calls(s) for s in draft.parent.spans())
+    ]
+    paths = []
+    for run in draft.runs:
+        begin = draft.calls(run[0])[0].start
+        where = next(i for i, (a, b) in enumerate(bounds) if a <= begin <= b)
+        earlier = sum(p.startswith(f"{outer[where]}.{draft.name}") for p in paths)
+        paths += [f"{outer[where]}.{draft.name}{earlier + t}" for t in range(len(run))]
+    return paths
+
+
+def _notes(loops: list[Loop]) -> list[str]:
+    cut = [it.path for loop in loops for it in loop.iterations if not it.grad]
+    if not cut:
+        return []
+    inner = [p for p in cut if not any(o.startswith(p + ".") for o in cut)]
+    return [f"the model runs {', '.join(inner)} without gradients (torch.no_grad in its forward)"]
+
+
+def _plain(units: Units, spec: Spec) -> LoopMap:
+    """The map of a stack without a loop."""
+    layers = chain(units.trace.root, units)
+    while not layers:
+        layers = [c for c in units.trace.root.descendants() if units.is_layered(c)]
+        layers = [c for c in layers if not units.identity.is_leaf(c.module)][:1] or layers[:1]
+        if not layers:
+            raise InputError(
+                "no layers were found: no module with a matrix turns (batch, pos, width) into "
+                "(batch, pos, width) on the example. Give an example= of token ids (batch, pos)."
+            )
+    head = ports.head_of(units)
+    maker = ports.UnitMaker(units, None)
+    everything = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
+    tail = [c for c in everything if c.parent in {la.parent for la in layers} or c is head]
+    _, norm = ports.split_norm(units, [c for c in tail if c is not head], head)
+    prelude = spec.pick("prelude", maker.role(layers), units.trace.counts)
+    coda = spec.pick("coda", (), units.trace.counts)
+    out = Port(**{**prelude[-1].h_m.__dict__})
+    return LoopMap(
+        embed=prelude[0].h,
+        prelude=prelude,
+        loops=(),
+        coda=coda,
+        h_out=ports.entering(units, norm) if norm is not None else out,
+        norm=None if norm is None else norm.module,
+        head=None if head is None else head.module,
+        random=units.trace.random,
+        calls=units.trace.counts,
+        source=spec.source,
+    )
+
+
+def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
+    """The layers of a plain stack as virtual blocks.
+
+    Args:
+        found: The map of a plain stack.
+        prelude: Layers before the first block.
+        cores: Layers of each block; what is left is the coda.
+
+    Returns:
+        The map with one loop whose iterations share nothing.
+    """
+    layers = found.prelude
+    cuts = [prelude]
+    for depth in cores:
+        cuts.append(cuts[-1] + depth)
+    iterations = tuple(
+        Iteration(path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m)
+        for t, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+    )
+    rest: tuple[Unit, ...] = layers[cuts[-1] :]
+    after = rest[0].h if rest else found.h_out
+    loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")
+    return replace(found, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")

@@ -1,0 +1,252 @@
+"""LoopMap: what a forward pass consists of, by role, loop and iteration (needs no torch)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Step = str | int
+"""One step from a call's arguments or result to a tensor in it: a key, a position, a field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """A tensor that goes into or comes out of one call of one module.
+
+    Attributes:
+        module: The module's canonical name.
+        call: Which of its calls in one forward pass, from 0.
+        side: `in` (an argument) or `out` (the result).
+        where: How to get from the arguments (`("args", 0)`, `("kwargs", "hidden_states")`) or the
+            result (`()` for a bare tensor, `(0,)`, `("last_hidden_state",)`) to the tensor.
+        columns: The part of the last axis that is meant, first and last + 1; None means all.
+        shape: Its shape on the example.
+    """
+
+    module: str
+    call: int
+    side: Literal["in", "out"]
+    where: tuple[Step, ...]
+    columns: tuple[int, int] | None = None
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One call that a role consists of.
+
+    Attributes:
+        module: The module's canonical name.
+        call: Which of its calls in one forward pass, from 0.
+        shared: Canonical name of the module whose parameters it uses: its own name, or the first
+            of those that are tied to it.
+        layers: Names of the layers it runs, one after the other: those in its list of layers, or
+            the module itself; empty for a bare matrix (an adapter).
+        order: Its place among all calls of a forward pass.
+        h, h_m: The stream that enters it and the one that leaves it.
+    """
+
+    module: str
+    call: int
+    shared: str
+    layers: tuple[str, ...]
+    order: int
+    h: Port
+    h_m: Port
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One pass through a loop's body.
+
+    Attributes:
+        path: Where it stands: `2`, or `H0.L2` in nested loops.
+        units: The calls it consists of, those of inner loops among them.
+        h: The state that enters it.
+        h_m: Its raw output.
+        span: The calls it consists of, light ones too: first and last + 1 in the order of calls.
+        grad: Whether gradients flow through all of it.
+        own: Names of parameters that only this iteration uses.
+    """
+
+    path: str
+    units: tuple[Unit, ...]
+    h: Port
+    h_m: Port
+    span: tuple[int, int] = (0, 0)
+    grad: bool = True
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A loop, seen through all its iterations in execution order.
+
+    Attributes:
+        name: `core` for the only one; otherwise a short name from its modules, or a letter.
+        iterations: In execution order, over all runs of the enclosing loop.
+        after: The state that enters whatever follows its last iteration.
+        parent: Name of the enclosing loop.
+        shared: Names of parameters that more than one iteration uses.
+        mechanic: `module` where the same modules are called again, `parameters` where distinct
+            modules share parameters, `none` where the iterations share nothing (a regrouped stack).
+    """
+
+    name: str
+    iterations: tuple[Iteration, ...]
+    after: Port
+    parent: str | None = None
+    shared: tuple[str, ...] = ()
+    mechanic: Literal["module", "parameters", "none"] = "module"
+
+    @property
+    def K(self) -> int:
+        """Number of iterations, over all runs of the enclosing loop."""
+        return len(self.iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A module whose output says where something is written, read, or whether to go on.
+
+    Attributes:
+        kind: `write`, `read` (softmax over memory slots) or `gate` (a probability per token).
+        name: What it is called in tables: the kind, or the gate's module.
+        loop: Name of the loop it belongs to.
+        outputs: Its output at each iteration, None where it is not called.
+        transition: Its output before the first iteration, if it has one there.
+    """
+
+    kind: Literal["write", "read", "gate"]
+    name: str
+    loop: str
+    outputs: tuple[Port | None, ...]
+    transition: Port | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopCount:
+    """How a model is told its number of iterations.
+
+    Attributes:
+        kind: `argument` of forward, `attribute` of a module, or `config` entry.
+        name: The argument, `module.path.attribute`, or the entry.
+        loop: Name of the loop it counts.
+    """
+
+    kind: Literal["argument", "attribute", "config"]
+    name: str
+    loop: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopMap:
+    """Roles, loops and iterations of one forward pass.
+
+    Attributes:
+        embed: h_emb, the embeddings that enter the first layer.
+        prelude: Calls before the first loop.
+        loops: In order of execution, an outer loop before its inner ones; empty for a plain stack.
+        between: Calls between one loop and the next.
+        coda: Calls after the last loop.
+        h_out: The coda's output, before the final norm.
+        norm: Name of the final norm after the coda, if there is one.
+        head: Name of the unembedding, if there is one.
+        routers: Routers and gates.
+        counts: How the number of iterations is set, for each loop where that is known.
+        random: Whether a forward pass draws random numbers (an initial state, noise).
+        causal: Whether a token's logits depend on earlier tokens alone; None where there are none.
+        notes: What a user should know: a gradient that is cut, other candidates.
+        calls: How often each module is called.
+        source: Who says so: `found`, `spec`, `family`, or `layout`.
+    """
+
+    embed: Port
+    prelude: tuple[Unit, ...]
+    loops: tuple[Loop, ...]
+    coda: tuple[Unit, ...]
+    between: tuple[Unit, ...] = ()
+    h_out: Port
+    norm: str | None = None
+    head: str | None = None
+    routers: tuple[Router, ...] = ()
+    counts: tuple[LoopCount, ...] = ()
+    random: bool = False
+    causal: bool | None = None
+    notes: tuple[str, ...] = ()
+    calls: dict[str, int]
+    source: str = "found"
+
+    @property
+    def main(self) -> Loop | None:
+        """The outermost loop that runs first; None for a plain stack."""
+        return self.loops[0] if self.loops else None
+
+    @property
+    def K(self) -> int:
+        """Iterations of the main loop; 0 for a plain stack."""
+        return self.main.K if self.main else 0
+
+    def units(self) -> list[Unit]:
+        """All calls with a role, in execution order."""
+        looped = [u for loop in self.loops if not loop.parent for i in loop.iterations for u in i.units]
+        return sorted(
+            [*self.prelude, *looped, *self.between, *self.coda], key=lambda unit: unit.order
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """The unrolled depth: layers that are run."""
+        return sum(len(unit.layers) for unit in self.units())
+
+    def loop(self, name: str) -> Loop:
+        """A loop by its name."""
+        return next(loop for loop in self.loops if loop.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Roles, loops and iterations as JSON values, for provenance."""
+        return {
+            "source": self.source,
+            "layout": str(self),
+            "prelude": [unit.module for unit in self.prelude],
+            "loops": [
+                {
+                    "name": loop.name,
+                    "parent": loop.parent,
+                    "K": loop.K,
+                    "paths": [it.path for it in loop.iterations],
+                    "core": list(dict.fromkeys(u.shared for i in loop.iterations for u in i.units)),
+                    "mechanic": loop.mechanic,
+                }
+                for loop in self.loops
+            ],
+            "coda": [unit.module for unit in self.coda],
+            "routers": [f"{router.kind} {router.name}" for router in self.routers],
+            "random": self.random,
+            "causal": self.causal,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """The layout: `2+4R8+2`; nested loops as `0+(1R3+1)R2+0`, several one after the other."""
+        parts = [self._shape(loop) for loop in self.loops if loop.parent is None]
+        if not parts:
+            return str(_depth(self.prelude) + _depth(self.coda))
+        return "+".join([str(_depth(self.prelude)), *parts, str(_depth(self.coda))])
+
+    def _shape(self, loop: Loop) -> str:
+        inner = [other for other in self.loops if other.parent == loop.name]
+        own = [_depth(iteration.units) for iteration in loop.iterations]
+        if not inner:
+            if loop.mechanic == "none" or len(set(own)) > 1:
+                return "+".join(map(str, own))
+            return f"{own[0]}R{loop.K}"
+        first, shapes = loop.iterations[0], []
+        for one in inner:
+            mine = [i for i in one.iterations if i.path.rpartition(".")[0] == first.path]
+            own[0] -= sum(_depth(i.units) for i in mine)
+            shapes.append(f"{_depth(mine[0].units)}R{len(mine)}")
+        body = "+".join([*shapes, str(own[0])] if own[0] else shapes)
+        return f"({body})R{loop.K}"
+
+
+def _depth(units: tuple[Unit, ...]) -> int:
+    return sum(len(unit.layers) for unit in units)

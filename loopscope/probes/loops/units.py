@@ -1,0 +1,130 @@
+"""Units: the calls of a trace that a model is made of, at the level at which its loop shows."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+
+from loopscope.probes.loops.identity import Identity, Streams
+from loopscope.probes.loops.trace import Call, Trace
+
+BLOCK_SHARE, MATRIX_SHARE = 0.01, 0.1
+"""What a repeated block, or a bare matrix, must make up of all matrix products to be a core."""
+
+
+class Units:
+    """A traced forward pass as a flat sequence of calls.
+
+    Attributes:
+        calls: The units in order; lists and wrappers around a loop are opened, what does not
+            repeat is one unit.
+        repeated: Symbols of the units that repeat and weigh enough to be a core.
+    """
+
+    def __init__(
+        self, trace: Trace, identity: Identity, streams: Streams, core: Collection[str] = ()
+    ) -> None:
+        """Find the units.
+
+        Args:
+            trace: The traced forward pass.
+            identity: Its modules.
+            streams: What a stream looks like.
+            core: Symbols of the core where a specification gives them.
+        """
+        self.trace, self.identity, self.streams = trace, identity, streams
+        self.repeated = set(core) or self._repeated([*trace.root.descendants()])
+        self.calls = self.under(trace.root)
+
+    def symbol(self, call: Call) -> str:
+        """What makes two calls calls of the same thing."""
+        return self.identity.symbol[call.module]
+
+    def streamy(self, call: Call) -> bool:
+        """Whether a call turns a stream into a stream."""
+        return bool(self.streams.entering(call)) and self.streams.leaving(call) is not None
+
+    def _repeated(self, calls: Sequence[Call]) -> set[str]:
+        heavy = [c for c in calls if self.identity.weight[c.module] and self.streamy(c)]
+        count = Counter(self.symbol(c) for c in heavy)
+        total = sum(
+            self.identity.weight[c.module]
+            for c in calls
+            if self.identity.is_leaf(c.module) and not self.identity.is_embedding(c.module)
+        )
+        cost: dict[str, int] = defaultdict(int)
+        leaf: dict[str, bool] = {}
+        for call in heavy:
+            cost[self.symbol(call)] += self.identity.weight[call.module]
+            leaf[self.symbol(call)] = self.identity.is_leaf(call.module)
+        return {
+            s
+            for s, n in count.items()
+            if n > 1 and cost[s] >= (MATRIX_SHARE if leaf[s] else BLOCK_SHARE) * max(total, 1)
+        }
+
+    def inside(self, call: Call) -> "Units | None":
+        """The units of a repeated call, where something repeats in it."""
+        inner = object.__new__(Units)
+        inner.trace, inner.identity, inner.streams = self.trace, self.identity, self.streams
+        inner.repeated = self._repeated([*call.descendants()])
+        if not inner.repeated:
+            return None
+        inner.calls = inner.under(call)
+        return inner
+
+    def under(self, call: Call) -> list[Call]:
+        """The units in one call, in order."""
+        found: list[Call] = []
+        for child in call.children:
+            if self.is_core(child):
+                found.append(child)
+            elif any(self.is_core(one) for one in child.descendants()):
+                found += self.under(child)
+            elif self.identity.has_parameters(child.module):
+                found.append(child)
+        return found
+
+    def is_core(self, call: Call) -> bool:
+        """Whether a call may be (a part of) an iteration by itself."""
+        return self.symbol(call) in self.repeated and self.streamy(call)
+
+    def is_layered(self, call: Call) -> bool:
+        """Whether a call has matrices and turns a stream into a stream: it has a role."""
+        return self.identity.weight[call.module] > 0 and self.streamy(call)
+
+    def layers(self, call: Call) -> tuple[Call, ...]:
+        """The layers that a call runs: the list in it, or itself; none for a bare matrix."""
+        if self.identity.is_leaf(call.module):
+            return ()
+        return tuple(chain(call, self)) or (call,)
+
+
+def chain(call: Call, units: Units) -> list[Call]:
+    """The longest list of like layers under a call that makes up most of it.
+
+    Args:
+        call: The call that may run a list of layers.
+        units: Weights and streams.
+
+    Returns:
+        The calls of the layers in order; empty where there is no such list.
+    """
+    weigh = units.identity.weight
+    for _ in range(12):
+        groups: dict[tuple[str, type], list[Call]] = defaultdict(list)
+        for child in call.children:
+            if weigh[child.module] and not units.identity.is_leaf(child.module):
+                groups[units.identity.pattern(child.module)].append(child)
+        heavy = sorted(
+            groups.values(), key=lambda calls: -sum(weigh[c.module] for c in calls)
+        )
+        whole = sum(weigh[child.module] for child in call.children)
+        if not heavy or 2 * sum(weigh[c.module] for c in heavy[0]) < whole:
+            return []
+        if len(heavy[0]) > 1:
+            names = [c.module.rpartition(".")[2] for c in heavy[0]]
+            listed = all(name.isdigit() for name in names)
+            alone = len(heavy) == 1 and all(name[-1:].isdigit() for name in names)
+            fits = len(set(names)) == len(names) and (listed or alone)
+            return heavy[0] if fits and all(map(units.is_layered, heavy[0])) else []
+        call = heavy[0][0]
+    return []
