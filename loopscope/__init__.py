@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from loopscope.models.layout import Layout
     from loopscope.models.load import load, zoo
     from loopscope.models.model import LoopModel
+    from loopscope.models.wrapped.model import WrappedModel
+    from loopscope.models.wrapped.wrap import wrap
     from loopscope.probes.capture import Trajectory, capture
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "load": "loopscope.models.load",
+    "wrap": "loopscope.models.wrapped.wrap",
     "zoo": "loopscope.models.load",
     "capture": "loopscope.probes.capture",
     "measure": "loopscope.analysis.measure",
@@ -32,13 +35,14 @@ _HOMES = {
     "Layout": "loopscope.models.layout",
     "LoopConfig": "loopscope.models.config",
     "LoopModel": "loopscope.models.model",
+    "WrappedModel": "loopscope.models.wrapped.model",
     "Tables": "loopscope.analysis.tables",
     "Trajectory": "loopscope.probes.capture",
 }
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)
-    "load", "zoo", "capture", "measure", "compare", "load_samples", "plot",
-    "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory",
+    "load", "wrap", "zoo", "capture", "measure", "compare", "load_samples", "plot",
+    "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory", "WrappedModel",
 ]  # fmt: skip
 
 

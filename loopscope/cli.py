@@ -15,16 +15,21 @@ from loopscope.options import (
     Center,
     Data,
     Device,
+    DeviceMap,
     DropFirst,
     Dtype,
     Json,
     LayoutOption,
+    Loops,
     Models,
     NormalizeRows,
     Out,
     Samples,
     Seed,
+    SpecFile,
     Tokens,
+    Trust,
+    parse_loops,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +60,10 @@ def figures(
         bool, typer.Option("--paper-extra", help="Draw Figs. 6 and 8 alone, from training logs.")
     ] = False,
     layout: LayoutOption = None,
+    loops: Loops = None,
+    spec: SpecFile = None,
+    trust_remote_code: Trust = False,
+    device_map: DeviceMap = None,
     data: Data = None,
     samples: Samples = 500,
     tokens: Tokens = 256,
@@ -77,7 +86,10 @@ def figures(
         from loopscope.analysis.runs import read_runs
         from loopscope.analysis.tables import Tables
 
-        unused = {"--layout": layout, "--data": data, "--paper-extra": from_tables and paper_extra}
+        unused = {
+            "--layout": layout, "--data": data, "--loops": loops, "--spec": spec,
+            "--paper-extra": from_tables and paper_extra,
+        }  # fmt: skip
         if given := [name for name, value in unused.items() if value]:
             _fail(f"tables or training logs are read, no model runs; leave out {', '.join(given)}.")
         if from_tables is None:
@@ -94,8 +106,9 @@ def figures(
     collected = _collect(
         models or PAPER_PANELS,
         measures=("update", "cka", "spectrum", "rank", "routing"),
-        layout=layout, data=data, samples=samples, tokens=tokens, device=device, dtype=dtype,
-        batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
+        layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
+        device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
+        dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
     _save(collected.tables, out)
@@ -107,6 +120,10 @@ def compare(
     models: Models = None,
     out: Out = Path("out"),
     layout: LayoutOption = None,
+    loops: Loops = None,
+    spec: SpecFile = None,
+    trust_remote_code: Trust = False,
+    device_map: DeviceMap = None,
     data: Data = None,
     samples: Samples = 500,
     tokens: Tokens = 256,
@@ -130,8 +147,9 @@ def compare(
     collected = _collect(
         models,
         measures=("update", "cka", "spectrum", "rank", "routing", "loss"),
-        layout=layout, data=data, samples=samples, tokens=tokens, device=device, dtype=dtype,
-        batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
+        layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
+        device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
+        dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
     _save(collected.tables, out)
@@ -143,34 +161,50 @@ def compare(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Zoo name, checkpoint folder, or NAME@init.")],
+    model: Annotated[str, typer.Argument(help="As MODEL of figures.")],
     hooks: Annotated[bool, typer.Option("--hooks", help="List every hook name.")] = False,
+    write_spec: Annotated[
+        Path | None,
+        typer.Option("--write-spec", help="Write how a foreign model loops to a TOML file."),
+    ] = None,
     layout: LayoutOption = None,
+    loops: Loops = None,
+    spec: SpecFile = None,
+    trust_remote_code: Trust = False,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Show layout, parameters, states and hook names of a model."""
+    """Show layout, parameters, states and hook names of a model, and how a foreign one loops."""
+    from loopscope import printing
     from loopscope.models.describe import describe, hook_names
     from loopscope.models.load import load
 
-    loaded = load(model, layout=layout)
+    if write_spec is not None and write_spec.exists():
+        _fail(f"{write_spec} is there already; remove it, or give --write-spec another name.")
+    loaded = load(
+        model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
+        trust_remote_code=trust_remote_code, device_map=device_map,
+    )  # fmt: skip
+    found: Any = getattr(loaded, "map", None)
+    if write_spec is not None:
+        from loopscope.output import write_text
+        from loopscope.probes.loops.spec import to_toml
+
+        if found is None:
+            _fail(f"{model} is a native model, whose loop is known; --write-spec is for others.")
+        write_text(to_toml(found), write_spec)
     facts = describe(loaded)
-    names = list(loaded.hook_dict) if hooks else []
     if as_json:
-        print(json.dumps({**facts, "hooks": names or dict(hook_names(loaded))}, indent=2))
+        names = list(loaded.hook_dict) if hooks else dict(hook_names(loaded))
+        told = {} if found is None else {"map": found.to_dict()}
+        print(json.dumps({**facts, **told, "hooks": names}, indent=2))
         return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
-    print(
-        "\nhook names" + ("" if hooks else " (v: virtual layer, t: iteration; --hooks lists all)")
-    )
-    for name in names:
-        print(f"  {name}")
-    if not hooks:
-        for name, count in hook_names(loaded):
-            print(f"  {name:<36}{'× ' + count if count != '1' else ''}")
-    if loaded.aliases:
-        print("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+    printing.print_facts(facts)
+    (printing.print_hooks if found is None else printing.print_map)(loaded, every=hooks)
+    if write_spec is not None:
+        print(f"\nwritten: {write_spec}; change what is wrong, then give it with --spec")
 
 
 @app.command()
@@ -185,48 +219,31 @@ def params(
         int | None, typer.Option("--vocab", help="Vocabulary (52352 when not given).")
     ] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Memory slots B.")] = None,
+    spec: SpecFile = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters: the paper's table, a model, or any layout and variant."""
-    from loopscope.models.config import LoopConfig
-    from loopscope.models.layout import Layout
-    from loopscope.models.params import count_model, count_parameters, paper_table
+    from loopscope.models.params import layout_counts, model_counts, paper_counts
+    from loopscope.printing import print_counts
 
-    shape = (variant, d_model, vocab, slots)
+    shape: dict[str, Any] = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
+    shaped = any(value is not None for value in shape.values())
     if model is not None:
-        from loopscope.models.load import load
-
-        if layout is not None or any(value is not None for value in shape):
+        if layout is not None or shaped:
             _fail("give a model, or --layout with its options, not both.")
-        loaded = load(model)
-        rows = [(str(loaded.name), loaded.config, count_model(loaded))]
+        rows = model_counts(model, spec=spec, trust_remote_code=trust_remote_code)
     elif layout is not None:
-        parsed = Layout.parse(layout)
-        config = LoopConfig(
-            variant=variant or ("base" if parsed.shared else "vanilla"),
-            layout=parsed,
-            d_model=2048 if d_model is None else d_model,
-            n_heads=1,
-            d_vocab=52352 if vocab is None else vocab,
-            slots=slots,
-        )  # fmt: skip
-        rows = [(f"{config.variant} {config.layout}", config, count_parameters(config))]
-    elif any(value is not None for value in shape):
+        rows = layout_counts(layout, **shape)
+    elif shaped:
         _fail("--variant, --d-model, --vocab and --slots need a --layout, such as 4+8R2+4.")
         return
     else:
-        rows = paper_table()
+        rows = paper_counts()
     if as_json:
-        found = [
-            {"name": n, "layout": str(c.layout), "variant": c.variant, "d_model": c.d_model,
-             "d_vocab": c.d_vocab, "slots": c.slots, **k.to_dict()} for n, c, k in rows
-        ]  # fmt: skip
-        print(json.dumps(found, indent=2))
-        return
-    print(f"{'model':<22}{'total':>16}{'non-embedding':>16}{'router':>10}")
-    for name, _, k in rows:
-        router = f"{k.router:,}" if k.router else "–"
-        print(f"{name:<22}{k.total:>16,}{k.non_embedding:>16,}{router:>10}")
+        print(json.dumps(rows, indent=2))
+    else:
+        print_counts(rows)
 
 
 @app.command()
@@ -304,21 +321,9 @@ def train(
 
 
 def _collect(models: list[str], **options: Any) -> "Comparison":
-    from loopscope.analysis.compare import compare
-    from loopscope.printing import progress_bar
+    from loopscope.printing import compare_shown
 
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def told(name: str, n: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(f"measure {name}", total=total)
-            bar.advance(tasks[name], n)
-
-        found = compare(models, progress=told, **options)
-    for note in found.notes:
-        print(f"note: {note}")
-    return found
+    return compare_shown(models, **{**options, "loops": parse_loops(options["loops"])})
 
 
 def _save(tables: "Tables", out: Path) -> None:

@@ -25,6 +25,24 @@ def progress_bar(*, shown: bool = True) -> Any:
     )
 
 
+def compare_shown(models: list[str], **options: Any) -> Any:
+    """`compare` with a bar for each model; then what a reader should know beside the numbers."""
+    from loopscope.analysis.compare import compare
+
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(name: str, n: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(f"measure {name}", total=total)
+            bar.advance(tasks[name], n)
+
+        found = compare(models, progress=told, **options)
+    for note in found.notes:
+        print(f"note: {note}")
+    return found
+
+
 def training_bars(bar: Any) -> Any:
     """A callback for `run_training` that shows one bar per variant."""
     tasks: dict[str, Any] = {}
@@ -76,3 +94,67 @@ def print_signs(table: Any) -> None:
     Console().print(shown)
     for sign in SIGNS:
         print(f"  {sign.short:<14}{sign.meaning}")
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Facts about a model, one a line."""
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def print_hooks(model: Any, *, every: bool) -> None:
+    """The hook names of a native model: each of them, or patterns with how many they stand for."""
+    from loopscope.models.describe import hook_names
+
+    print(
+        "\nhook names" + ("" if every else " (v: virtual layer, t: iteration; --hooks lists all)")
+    )
+    for name in model.hook_dict if every else ():
+        print(f"  {name}")
+    for name, count in hook_names(model) if not every else ():
+        print(f"  {name:<36}{'× ' + count if count != '1' else ''}")
+    if model.aliases:
+        print("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+
+
+def print_map(model: Any, *, every: bool) -> None:
+    """The map of a wrapped model as a tree, and its addresses."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from loopscope.models.wrapped.describe import map_tree
+
+    def grow(tree: Tree, branches: Any) -> Tree:
+        for branch in branches:
+            grow(tree.add(Text(branch.text)), branch.below)
+        return tree
+
+    root = map_tree(model.module, model.map)
+    print()
+    Console(highlight=False).print(grow(Tree(Text(root.text)), root.below), soft_wrap=True)
+    names = list(model.hook_dict)
+    print(f"\n{len(names)} addresses" + ("" if every else ", such as (--hooks lists all)"))
+    for name in names if every else _examples(names):
+        print(f"  {name}")
+    if model.aliases:
+        print("  loop.{t}.layer.{l}.… and blocks.{v}.… are aliases")
+
+
+def _examples(names: list[str]) -> list[str]:
+    """Some addresses: the states, and the modules of the second iteration."""
+    states = [name for name in names if name.count(".") <= 2 and "hook_" in name.split(".")[-1]]
+    inner = [name for name in names if name.startswith("loop.1.") and name not in states]
+    return list(dict.fromkeys([*states[:6], *inner[:4]])) or names[:8]
+
+
+def print_counts(rows: list[dict[str, Any]]) -> None:
+    """Parameter counts, one model a line."""
+    shared = any("shared" in row for row in rows)
+    head = f"{'model':<22}{'total':>16}{'non-embedding':>16}{'router':>10}"
+    print(head + (f"{'shared':>16}" if shared else ""))
+    for row in rows:
+        router = f"{row['router']:,}" if row["router"] else "–"
+        line = f"{row['name']:<22}{row['total']:>16,}{row['non_embedding']:>16,}{router:>10}"
+        print(line + (f"{row.get('shared', 0):>16,}" if shared else ""))

@@ -1,6 +1,6 @@
 """Compare: several models on the same text, one after the other, into one set of tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from loopscope.data import Samples, load_samples
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
 from loopscope.models.load import check_seed, load, peek
-from loopscope.models.model import LoopModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +69,20 @@ class Comparison:
         return wide.rename_axis(index=None, columns=None).to_html()
 
 
-def labels(targets: Sequence[str | Path | LoopModel], names: Sequence[str]) -> list[str]:
+def labels(targets: Sequence[Any], names: Sequence[str]) -> list[str]:
     """A name for each target, all different.
 
     Args:
-        targets: Zoo names, folders or models.
+        targets: What can be loaded, or models.
         names: The name of each.
 
     Returns:
-        The name, or the path as given where two names are the same.
+        The name, or the target as given where two names are the same.
 
     Raises:
         InputError: if the same target is given twice.
     """
-    full = [n if isinstance(t, LoopModel) else str(t) for t, n in zip(targets, names, strict=True)]
+    full = [str(t) if _is_named(t) else n for t, n in zip(targets, names, strict=True)]
     twice = sorted({f for f in full if full.count(f) > 1})
     if twice:
         raise InputError(
@@ -93,26 +92,52 @@ def labels(targets: Sequence[str | Path | LoopModel], names: Sequence[str]) -> l
     return [f if list(names).count(n) > 1 else n for n, f in zip(names, full, strict=True)]
 
 
+def _is_named(target: Any) -> bool:
+    """Whether a target is still to be loaded."""
+    return isinstance(target, str | Path)
+
+
 def _look_up(
-    targets: Sequence[str | Path | LoopModel], layout: str | None
-) -> tuple[list[str], list[bool]]:
-    """Names of the targets, and which of them the layout regroups; nothing is computed."""
-    found = [(str(t.name), t.config) if isinstance(t, LoopModel) else peek(t) for t in targets]
-    names = labels(targets, [name for name, _ in found])
-    if layout is None:
-        return names, [False] * len(names)
-    Layout.parse(layout)
-    regroup = [config.variant == "vanilla" for _, config in found]
-    if not any(regroup):
-        raise InputError(
-            f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
-            "leave the layout out."
-        )
-    return names, regroup
+    targets: Sequence[Any], layout: str | None, trust_remote_code: bool
+) -> tuple[list[str], list[bool | None], list[bool]]:
+    """What is known of the targets before any weight is read.
+
+    Returns:
+        Their names, whether each has no loop (None where that shows only when it is loaded), and
+        whether each is a foreign model that is still to be loaded.
+    """
+    names, plain, foreign = [], [], []
+    for target in targets:
+        if _is_named(target):
+            name, config = peek(target, trust_remote_code=trust_remote_code)
+        else:
+            name, config = str(target.name), target.config
+        names.append(name)
+        foreign.append(config is None)
+        plain.append(None if config is None else _is_plain(target, config))
+    names = labels(targets, names)
+    if layout is not None:
+        Layout.parse(layout)
+        if not any(one is None or one for one in plain):
+            raise InputError(_nothing_to_regroup(layout, names))
+    return names, plain, foreign
+
+
+def _is_plain(model: Any, config: Any) -> bool:
+    """Whether a layout can group the layers of a model: it has no loop."""
+    found = getattr(model, "map", None)
+    return config.variant == "vanilla" if found is None else found.main is None
+
+
+def _nothing_to_regroup(layout: str, names: Sequence[str]) -> str:
+    return (
+        f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
+        "leave the layout out."
+    )
 
 
 def compare(
-    targets: Sequence[str | Path | LoopModel],
+    targets: Sequence[Any],
     *,
     data: str | Path | None = None,
     samples: int = 500,
@@ -124,23 +149,31 @@ def compare(
     batch_size: int = 16,
     measures: Sequence[str] = MEASURES,
     progress: Callable[[str, int, int], Any] | None = None,
+    loops: int | Mapping[str, int] | None = None,
+    spec: str | Path | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    device_map: Any = None,
     **options: Any,
 ) -> Comparison:
     """Load and measure models on the same text, one model in memory at a time.
 
     Args:
-        targets: Zoo names, checkpoint folders, `@init` twins, or models.
+        targets: Whatever `load` takes, or models in memory.
         data: Text or tokens to measure on; the shipped held-out samples when not given.
         samples: Windows to measure.
         tokens: Tokens per window.
         seed: Chooses the windows, and the weights of untrained twins.
-        layout: Groups the layers of the vanilla models among the targets into virtual blocks;
-            models with a loop keep theirs.
+        layout: Groups the layers of the models without a loop into virtual blocks; models with a
+            loop keep theirs.
         device: Where loaded models go; the CPU when not given.
         dtype: Floating type of loaded models; float32 when not given.
         batch_size: Windows per forward pass.
         measures: As in `measure`.
         progress: Called with (model, samples done since the last call, samples in all).
+        loops: Iterations to run, as in `load`; native models without a loop stay as they are.
+        spec: How the foreign models among the targets loop, as in `load`.
+        trust_remote_code: Whether Python code that came with a checkpoint may run.
+        device_map: Spreads the foreign models among the targets over devices, as in `load`.
         **options: Options of `measure`.
 
     Returns:
@@ -153,20 +186,37 @@ def compare(
     if not targets:
         raise InputError("no models given; name at least one.")
     check_seed(seed)
-    names, regroup = _look_up(targets, layout)
-    if (device or dtype) and any(isinstance(target, LoopModel) for target in targets):
+    names, plain, foreign = _look_up(targets, layout, trust_remote_code)
+    if (device or dtype) and not all(_is_named(target) for target in targets):
         raise InputError(
             "device and dtype apply to models that are loaded here, and one is given in memory; "
             "convert it with model.to(...) and leave both out."
         )
-    parts, used = [], {}
-    for target, name, again in zip(targets, names, regroup, strict=True):
-        if isinstance(target, LoopModel):
-            model = target
+    apart = {"spec": spec, "device_map": device_map}
+    unused = [name for name, value in apart.items() if value is not None and not any(foreign)]
+    if unused:
+        raise InputError(
+            f"{' and '.join(unused)} apply to foreign models that are loaded here, and none of "
+            f"{', '.join(names)} is one; leave {'them' if unused[1:] else 'it'} out."
+        )
+    parts, used, regrouped = [], {}, False
+    for i, (target, name) in enumerate(zip(targets, names, strict=True)):
+        if _is_named(target):
+            model = load(
+                target, device=device, dtype=dtype, seed=seed, name=name,
+                trust_remote_code=trust_remote_code, **(apart if foreign[i] else {}),
+                loops=None if plain[i] else loops,
+            )  # fmt: skip
         else:
-            model = load(target, device=device, dtype=dtype or "float32", seed=seed, name=name)
-        if layout is not None and again:
-            model = model.with_layout(layout)
+            model = target
+            if loops is not None and not plain[i]:
+                model = model.with_loops(loops)
+        if layout is not None:
+            if again := _is_plain(model, model.config):
+                model = model.with_layout(layout)
+            regrouped = regrouped or again
+            if not regrouped and not any(one is None or one for one in plain[i + 1 :]):
+                raise InputError(_nothing_to_regroup(layout, names))
         chosen = load_samples(model, data, samples=samples, tokens=tokens, seed=seed)
         total = len(chosen.tokens)
 

@@ -12,15 +12,21 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
+from loopscope.figures.ticks import labelled
 
 CKA_RANGE = (0.0, 1.0)
 """The colour range of both estimators, so that figures compare; values below 0 take its end."""
 
 ROOMY = 9
 """States whose CKA fits a panel of unit size with values printed; more take four times the area."""
+
+PRINTED = 20
+"""States whose CKA is printed; of more, the colours are shown alone and some have a label."""
+
+_LABELS = 9  # states of a loop that have a label where not all have
 
 _KERNELS = {"rbf": "RBF", "linear": "linear"}
 
@@ -49,7 +55,7 @@ def cka(
         InputError: if the table is missing, or a model, kernel or estimator is not in it.
     """
     frame = select_cka(need(tables, "cka"), kernel, estimator)
-    panels = choose(frame, models, "cka")
+    panels = choose(tables, frame, models, "cka")
     stats = aggregate.cka(frame)
     parts = [p.rows(stats) for p in panels]
     matrices = [cka_matrix(p) for p in parts]
@@ -75,6 +81,7 @@ def cka(
             f"Mean CKA between states ({kernel_label(kernel)} kernel, {estimator} estimator; "
             "tokens are the examples). Colours fixed to 0–1"
             f"{'; below 0 as 0' if _below(matrices) else ''}.",
+            paths_note(panels),
             samples_note(frame, panels),
             options_note(tables, panels, "cka"),
         )
@@ -132,7 +139,7 @@ def flagged_pairs(part: pd.DataFrame) -> int:
 
 
 def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY, flagged: int = 0) -> QuadMesh:
-    """Draw one model's heat map with the values printed, or say that it has no sound value.
+    """Draw one model's heat map, values printed where they fit, or say that it has no sound one.
 
     Args:
         ax: Where to draw.
@@ -145,14 +152,24 @@ def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY, flagged: int
     """
     norm = Normalize(*CKA_RANGE)
     values = matrix.to_numpy(dtype=np.float64)
-    mesh = heat_map(ax, np.ma.masked_invalid(values), norm)
-    cell_text(ax, values, norm, size=size)
+    printed = len(matrix) <= PRINTED
+    mesh = heat_map(ax, np.ma.masked_invalid(values), norm, lines=0.6 if printed else 0.0)
+    if printed:
+        cell_text(ax, values, norm, size=size)
     if not np.isfinite(values).any():
         say_unsound(ax, flagged)
-    labels = [state_label(s) for s in matrix.index]
-    ticks = np.arange(len(labels)) + 0.5
+    states = list(matrix.index)
+    shown = states if printed else labelled(states, _LABELS)
+    labels = [state_label(s) for s in shown]
+    ticks = [states.index(s) + 0.5 for s in shown]
     ax.set_xticks(ticks, labels, rotation=90)
     ax.set_yticks(ticks, labels)
+    if not printed:  # the first two and the last two would touch
+        for axis, first, last in ((ax.xaxis, "right", "left"), (ax.yaxis, "bottom", "top")):
+            side = "ha" if axis is ax.xaxis else "va"
+            ends = axis.get_ticklabels()
+            ends[0].set(**{side: first})
+            ends[-1].set(**{side: last})
     ax.set_aspect("equal")
     return mesh
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from matplotlib import font_manager
@@ -126,17 +126,21 @@ def ordinal(number: int) -> str:
     return f"{number}{'th' if 10 <= number % 100 <= 20 else ending}"
 
 
-def block_label(block: str) -> str:
-    """Write a block's name: `core2` becomes '2nd core'.
+def block_label(block: str, paths: Sequence[str] = ()) -> str:
+    """Write a block's name: `core2` becomes '2nd core', or its path where the loop has paths.
 
     Args:
         block: The name in the table.
+        paths: Where each iteration stands in nested loops, such as `H0.L1`.
 
     Returns:
         The label; prelude, coda and foreign names stay as they are.
     """
     core = re.fullmatch(r"core(\d+)", block)
-    return f"{ordinal(int(core[1]))} core" if core else printable(block)
+    if core is None:
+        return printable(block)
+    number = int(core[1])
+    return printable(paths[number - 1]) if number <= len(paths) else f"{ordinal(number)} core"
 
 
 def state_label(state: str) -> str:
@@ -156,28 +160,32 @@ def state_label(state: str) -> str:
     return printable(state)
 
 
-def source_label(source: str) -> str:
+def source_label(source: str, paths: Sequence[str] = ()) -> str:
     """Write a source of alpha: the embedding, the prelude's or a core iteration's output.
 
     Args:
         source: `h_emb`, `prelude` or `core1` … `coreK`.
+        paths: Where each iteration stands in nested loops.
 
     Returns:
         The label.
     """
-    return state_label(source) if source.startswith("h_") else block_label(source)
+    return state_label(source) if source.startswith("h_") else block_label(source, paths)
 
 
-def step_label(t: int) -> str:
-    """Write a step of the loop: 'transition' for t = −1, else t = 0 … K−1.
+def step_label(t: int, paths: Sequence[str] = ()) -> str:
+    """Write a step of the loop: 'transition' for t = −1, else t = 0 … K−1 or its path.
 
     Args:
         t: The step.
+        paths: Where each iteration stands in nested loops.
 
     Returns:
         The label.
     """
-    return "transition" if t < 0 else f"$t={t}$"
+    if t < 0:
+        return "transition"
+    return printable(paths[t]) if t < len(paths) else f"$t={t}$"
 
 
 def state_order(states: Iterable[str]) -> list[str]:
@@ -237,3 +245,25 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
             plain = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
         safe[name] = plain
     return safe
+
+
+def loop_file_names(cases: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], str]:
+    """Make a safe part of a file name for each loop of each model, never the same for two.
+
+    Args:
+        cases: Model and loop; the loop is None where the model has but one.
+
+    Returns:
+        (model, loop) → `file_names` of the model, with `_` and the loop's name after it where
+        there are several; with six digits of a SHA-256 where that is another's name.
+    """
+    wanted = list(dict.fromkeys(cases))
+    models = file_names(model for model, _ in wanted)
+    loops = file_names(loop for _, loop in wanted if loop is not None)
+    named = {(m, p): models[m] if p is None else f"{models[m]}_{loops[p]}" for m, p in wanted}
+    folded = [name.casefold() for name in named.values()]
+    for (model, loop), name in named.items():
+        if loop is not None and folded.count(name.casefold()) > 1:
+            digest = hashlib.sha256(f"{model}\0{loop}".encode()).hexdigest()[:6]
+            named[model, loop] = f"{name}-{digest}"
+    return named

@@ -1,5 +1,6 @@
 """The small print under a figure: how many samples, what was left out, which options."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import pandas as pd
 
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
-from loopscope.figures.names import model_label
+from loopscope.figures.names import model_label, printable
 from loopscope.figures.panels import Panel
 from loopscope.figures.style import GREY, SMALL, Figure
 
@@ -103,6 +104,31 @@ def _options(tables: Tables, model: str, names: set[str]) -> str:
     if options.get("bandwidth", 1.0) != 1.0 and "cka" in names:
         parts.append(f"RBF bandwidth t = {options['bandwidth']:g}")
     return ", ".join(parts)
+
+
+def paths_note(panels: Sequence[Panel]) -> str:
+    """Say how to read the labels of iterations in nested loops, or in several loops.
+
+    Args:
+        panels: What is shown.
+
+    Returns:
+        Sentences such as 'H0.L1: iteration 1 of L in iteration 0 of H. …', empty where
+        iterations are simply numbered.
+    """
+    labels = [path for panel in panels for path in panel.paths]
+    if not labels:
+        return ""
+    deepest = max(path.count(".") for path in labels)
+    example = [path for path in labels if path.count(".") == deepest][:2][-1]
+    parts = [re.fullmatch(r"(.*?)(\d+)", part) for part in example.split(".")]
+    places = [f"iteration {p[2]} of {printable(p[1])}" for p in parts if p and p[1]]
+    if len(places) != len(parts):
+        return f"{printable(example)}: an iteration's place in the loops, counted from 0."
+    return (
+        f"{printable(example)}: {' in '.join(reversed(places))}. Iterations stand in the order in "
+        "which they run, all counted from 0; $h(t)$ enters the $t$-th."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

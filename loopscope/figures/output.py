@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from loopscope.analysis import curves
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.cka_maps import cka
 from loopscope.figures.layer_distribution import layers, why_no_layers
-from loopscope.figures.names import file_names
-from loopscope.figures.panels import all_models, choose, need
+from loopscope.figures.names import loop_file_names
+from loopscope.figures.panels import all_models, choose, loops_of, need
 from loopscope.figures.router_maps import routers
 from loopscope.figures.spectra import spectrum
 from loopscope.figures.style import Figure
@@ -189,17 +191,19 @@ def _plan_measured(
                 missing.append(NotDrawn(figure=name, model=model, reason=text))
         if some := [m for m in wanted if m in held]:
             jobs.append(Job(name=name, make=partial(draw, tables, some)))
-    part = file_names(wanted)
+    cases = [(model, loop) for model in wanted for loop in _loops(tables, model)]
+    part = loop_file_names(cases)
     for stem, why_not, draw_one in (
         ("fig1", _no_fig1, fig1),
         ("routers", _no_routers, routers),
     ):
-        for model in wanted:
-            name = f"{stem}_{part[model]}"
-            if reason := why_not(tables, model):
+        for model, loop in cases:
+            name = f"{stem}_{part[model, loop]}"
+            one = () if loop is None else (loop,)
+            if reason := why_not(tables, model, *one):
                 missing.append(NotDrawn(figure=name, model=model, reason=reason))
             else:
-                jobs.append(Job(name=name, make=partial(draw_one, tables, model)))
+                jobs.append(Job(name=name, make=partial(draw_one, tables, model, *one)))
 
 
 def draw_all(
@@ -295,21 +299,36 @@ def _models_of(tables: Tables, table: str) -> set[str]:
     return {str(m) for m in getattr(tables, table)["model"].unique()}
 
 
-def _reasons(tables: Tables, model: str, names: Sequence[str]) -> Iterator[str]:
+def _loops(tables: Tables, model: str) -> list[str] | list[None]:
+    """The loops that get a figure each; the only one needs no name."""
+    loops = loops_of(tables, model)
+    return loops if len(loops) > 1 else [None]
+
+
+def _own(frame: pd.DataFrame, model: str, loop: str | None) -> pd.Series:
+    """Which rows are those of a model, or of one of its loops."""
+    here = frame["model"].eq(model)
+    return here if loop is None else here & frame["loop"].eq(loop)
+
+
+def _reasons(tables: Tables, model: str, loop: str | None, names: Sequence[str]) -> Iterator[str]:
     for table in names:
         if reason := _no_table(tables, table):
             yield reason
-        elif model not in _models_of(tables, table):
+            continue
+        frame = getattr(tables, table)
+        own = frame[_own(frame, model, loop)]
+        if own.empty:
             yield f"the table {table!r} has no rows of it"
-        elif len(panels := choose(getattr(tables, table), model, table)) > 1:
+        elif len(panels := choose(tables, own, model, table)) > 1:
             yield f"the table {table!r} holds {len(panels)} steps or loops of it"
 
 
-def _no_fig1(tables: Tables, model: str) -> str:
-    if reason := next(_reasons(tables, model, ("update", "cka", "spectrum")), ""):
+def _no_fig1(tables: Tables, model: str, loop: str | None = None) -> str:
+    if reason := next(_reasons(tables, model, loop, ("update", "cka", "spectrum")), ""):
         return reason
     frame = need(tables, "update")
-    blocks = frame["block"][frame["model"].eq(model)].astype(str)
+    blocks = frame["block"][_own(frame, model, loop)].astype(str)
     if not blocks.str.startswith("core").any():
         return "it has no loop (a plain stack; --layout groups its layers into blocks)"
     return _no_rbf(tables, "biased", model)
@@ -323,10 +342,11 @@ def _no_rbf(tables: Tables, estimator: str, model: str | None = None) -> str:
     return "" if here.any() else f"no {estimator} CKA with the RBF kernel was measured"
 
 
-def _no_routers(tables: Tables, model: str) -> str:
+def _no_routers(tables: Tables, model: str, loop: str | None = None) -> str:
     frame = tables.routing
     if frame is not None:
-        own = frame["kind"][frame["model"].eq(model)]
-        if not own.isin(["write", "read"]).any():
-            return "it has no memory slots"
-    return next(_reasons(tables, model, ("routing",)), "")
+        own = frame["kind"][_own(frame, model, loop)]
+        if not own.isin(["write", "read", "gate"]).any():
+            what = "it" if loop is None else f"its loop {loop}"
+            return f"{what} has no memory slots and no gates"
+    return next(_reasons(tables, model, loop, ("routing",)), "")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import SCHEMAS, TABLES, Tables
 from loopscope.errors import InputError, unknown_name
-from loopscope.figures.names import model_label
+from loopscope.figures.names import model_label, printable
 from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure
 
 
@@ -25,12 +25,14 @@ class Panel:
         step: Training step, or None when the table is no series.
         loop: Name of the loop.
         title: What the panel is called in the figure.
+        paths: Where each iteration stands, such as `H0.L2`; empty where their numbers say it.
     """
 
     model: str
     step: int | None
     loop: str
     title: str
+    paths: tuple[str, ...] = ()
 
     def rows(self, stats: pd.DataFrame) -> pd.DataFrame:
         """Select this panel's rows of an aggregated (or measured) table."""
@@ -76,11 +78,29 @@ def all_models(tables: Tables) -> list[str]:
     return list(dict.fromkeys(str(m) for f in frames for m in f["model"].unique()))
 
 
-def choose(frame: pd.DataFrame, models: Sequence[str] | str | None, table: str) -> list[Panel]:
+def loops_of(tables: Tables, model: str) -> list[str]:
+    """List the loops of a model that any table of measures holds.
+
+    Args:
+        tables: What was measured.
+        model: The model's name.
+
+    Returns:
+        Their names, in order of first appearance.
+    """
+    frames = [f for n in SCHEMAS if (f := getattr(tables, n)) is not None and "loop" in f]
+    own = [f.loc[f["model"].eq(model), "loop"].unique() for f in frames]
+    return list(dict.fromkeys(str(loop) for loops in own for loop in loops))
+
+
+def choose(
+    tables: Tables, frame: pd.DataFrame, models: Sequence[str] | str | None, table: str
+) -> list[Panel]:
     """List the panels of a figure: one per model, and per step and loop where there are several.
 
     Args:
-        frame: A measured table.
+        tables: What was measured.
+        frame: The table to be drawn, or those of its rows that are.
         models: Names in the order wanted; None takes all in the table's order.
         table: The table's name, for the message.
 
@@ -103,10 +123,11 @@ def choose(frame: pd.DataFrame, models: Sequence[str] | str | None, table: str) 
                 "model", model, there, hint=f"The table {table!r} holds: {', '.join(there)}."
             )
         own = cases[cases["model"].eq(model)]
+        several = len(loops_of(tables, model)) > 1
         for step, loop in zip(own["step"], own["loop"], strict=True):
             title = model_label(model)
-            if own["loop"].nunique() > 1:
-                title += f", {loop}"
+            if several:
+                title += f", {printable(str(loop))}"
             if not pd.isna(step):
                 title += f", step {step:,}"
             panels.append(
@@ -115,34 +136,59 @@ def choose(frame: pd.DataFrame, models: Sequence[str] | str | None, table: str) 
                     step=None if pd.isna(step) else int(step),
                     loop=str(loop),
                     title=title,
+                    paths=_paths(tables, model, str(loop)),
                 )
             )
     return panels
 
 
-def choose_one(frame: pd.DataFrame, model: str, table: str) -> Panel:
-    """Get the only panel of a model.
+def choose_one(
+    tables: Tables, frame: pd.DataFrame, model: str, loop: str | None, table: str
+) -> Panel:
+    """Get the only panel of a model, or of one of its loops.
 
     Args:
-        frame: A measured table.
+        tables: What was measured.
+        frame: The table to be drawn, or those of its rows that are.
         model: Its name.
+        loop: The loop; None where there is one.
         table: The table's name, for the message.
 
     Returns:
         The panel.
 
     Raises:
-        UnknownNameError: if the model is not in the table.
-        InputError: if the table holds several steps or loops of it.
+        UnknownNameError: if the model or the loop is not in the table.
+        InputError: if the table holds several steps, or several loops and none is given.
     """
-    panels = choose(frame, model, table)
+    panels = choose(tables, frame, model, table)
+    there = list(dict.fromkeys(p.loop for p in panels))
+    if loop is not None:
+        if loop not in there:
+            raise unknown_name(
+                "loop", loop, there, hint=f"The table {table!r} holds: {', '.join(there)}."
+            )
+        panels = [p for p in panels if p.loop == loop]
+    elif len(there) > 1:
+        raise InputError(
+            f"{model!r} has {len(there)} loops in the table {table!r}: {', '.join(there)}; this "
+            f"figure shows one. Give loop={there[0]!r} or another."
+        )
     if len(panels) > 1:
         raise InputError(
             f"this figure shows one state of a model, but the table {table!r} holds "
             f"{len(panels)} of {model!r}: {'; '.join(p.title for p in panels)}. "
-            "Select the rows of one step and loop first."
+            "Select the rows of one step first."
         )
     return panels[0]
+
+
+def _paths(tables: Tables, model: str, loop: str) -> tuple[str, ...]:
+    """Where a loop's iterations stand; empty where that is their number or nobody told."""
+    known = (tables.provenance.get("models") or {}).get(model) or {}
+    loops = (known.get("map") or {}).get("loops") or []
+    found = next((one.get("paths") or [] for one in loops if one.get("name") == loop), [])
+    return () if all(path.isdigit() for path in found) else tuple(found)
 
 
 class Page(NamedTuple):
@@ -186,6 +232,7 @@ def page(
         columns = math.ceil(len(panels) / math.ceil(len(panels) / columns)) * sizes[0]
     places = pack(sizes, columns)
     rows = max(row + size for (row, _), size in zip(places, sizes, strict=True))
+    columns = max(column + size for (_, column), size in zip(places, sizes, strict=True))
     total = min(PAGE_WIDTH, max(3.3, width * columns * 1.15 + 0.5))
     fig = new_figure(total, rows * height + extra)
     grid = fig.add_gridspec(rows, columns)

@@ -11,12 +11,16 @@ from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note
 from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
+from loopscope.figures.ticks import labelled
 
 _MEASURES = {
     "effective": "effective rank",
     "stable": "stable rank",
     "participation": "participation ratio",
 }
+
+
+_WIDEST = 6.0  # inches; in more states than fit there, some have a label
 
 
 def rank(
@@ -42,7 +46,7 @@ def rank(
     if measure not in there:
         raise unknown_name("measure", measure, there)
     frame = frame[frame["measure"].eq(measure)]
-    panels = choose(frame, models, "rank")
+    panels = choose(tables, frame, models, "rank")
     stats = aggregate.rank(frame)
     parts = [p.rows(stats) for p in panels]
     order = state_order(str(s) for p in parts for s in p["state"])
@@ -52,7 +56,8 @@ def rank(
             if not part["n"].any():
                 titles[number] += f":\n{unsound_text(int(part['n_flagged'].sum()))}"
         letters = max(len(line) for title in titles for line in title.split("\n"))
-        fig = new_figure(max(3.4, 0.34 * len(order) + 0.9 + 0.06 * letters), 2.5)
+        beside = 0.9 + 0.06 * letters
+        fig = new_figure(max(3.4, min(0.34 * len(order), _WIDEST) + beside), 2.5)
         ax = fig.subplots()
         for number, part in enumerate(parts):
             # States that a model lacks stay NaN: no line runs across them.
@@ -71,7 +76,8 @@ def rank(
                 capsize=1.5,
                 capthick=0.7,
             )
-        ax.set_xticks(range(len(order)), [state_label(s) for s in order])
+        shown = labelled(order, int(_WIDEST / 0.34) - 2)
+        ax.set_xticks([order.index(s) for s in shown], [state_label(s) for s in shown])
         ax.set_xlim(-0.5, len(order) - 0.5)
         if not any(p["n"].any() for p in parts):
             say_unsound(ax, sum(int(p["n_flagged"].sum()) for p in parts))

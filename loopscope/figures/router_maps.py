@@ -1,20 +1,20 @@
-"""Router maps of a MeSH model: which slots are written and read, step by step."""
+"""Router maps: which slots are written and read, and what gates decide, step by step."""
 
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError
+from loopscope.figures.gate_maps import GateRows, draw_gates, gate_rows
 from loopscope.figures.names import block_order, source_label, state_label, step_label
-from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import Panel, choose_one, need, say_unsound
-from loopscope.figures.router_tokens import draw_tokens, token_rows
+from loopscope.figures.router_tokens import TokenRow, draw_tokens, token_rows
 from loopscope.figures.style import (
     GREY,
     PAGE_WIDTH,
@@ -26,66 +26,103 @@ from loopscope.figures.style import (
     new_figure,
     style,
 )
+from loopscope.figures.ticks import labelled
 
 WIDE = 9
 """Slots whose mean weights can be printed as decimals; more are printed in percent."""
 
+CELLS = 42
+"""Columns of all maps beside each other whose values can be printed at all."""
+
 _CELL = 0.165  # inches per row of a map
+_LABELS = 9  # slots or iterations that have a label where not all have
+_TITLES = {
+    "write": "write weights",
+    "read": "read weights",
+    "alpha": r"sources of each state, $\alpha$ (Eq. 7)",
+}
 
 
 class Map(NamedTuple):
     """A matrix of mean weights: loop step (or state) × slot (or source)."""
 
+    kind: str
     values: pd.DataFrame
     entropy: pd.Series | None
     flagged: int
 
 
-def routers(tables: Tables, model: str) -> Figure:
+def routers(tables: Tables, model: str, loop: str | None = None) -> Figure:
     """Draw where a model writes and reads, what each state is made of, and one text in detail.
 
     Write and read maps hold the mean weights of MeSH Eq. 3 per step and slot, the transition
     first; the entropy of the weights (nats, mean over tokens) stands at each row's end. The third
-    map holds the mean alpha of MeSH Eq. 7: how much of each source is in each state. Below, the
-    weights of the first text token by token.
+    map holds the mean alpha of MeSH Eq. 7, where it is exact: how much of each source is in each
+    state. Below, the weights of the first text token by token. Gates (exit gates, token routers)
+    follow: the mean probability at each iteration, its entropy, and one text token by token.
 
     Args:
         tables: What was measured; needs `routing`, shows `tokens` where present.
         model: The model's name.
+        loop: Which of its loops; not needed where only one has routers or gates.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: if the table is missing, the model is not in it or has no memory slots, or the
-            table holds several steps or loops of it.
+        InputError: if the table is missing, the model or loop is not in it or has neither memory
+            slots nor gates, or the table holds several steps of it, or several loops and none is
+            given.
     """
     frame = need(tables, "routing")
-    panel = choose_one(frame, model, "routing")
-    stats = panel.rows(aggregate.routing(frame[frame["model"].eq(model)]))
-    write, read = router_map(stats, "write"), router_map(stats, "read")
-    if write.values.empty or read.values.empty:
+    panel = choose_one(tables, frame, model, loop, "routing")
+    frame = frame[frame["model"].eq(model) & frame["loop"].eq(panel.loop)]
+    stats = panel.rows(aggregate.routing(frame))
+    maps = [router_map(stats, kind) for kind in ("write", "read", "alpha")]
+    gates = gate_rows(stats, tables.tokens, panel)
+    if maps[0].values.empty and maps[1].values.empty and gates is None:
         raise InputError(
-            f"{model!r} has no router weights in the table 'routing': it has no memory slots. "
-            "Router figures exist for models of variant mesh."
+            f"{model!r} has no router weights in the table 'routing': it has no memory slots and "
+            "no gates. Router figures exist for models with write and read routers, or gates."
         )
-    alpha = router_map(stats, "alpha")
     rows = token_rows(tables.tokens, panel)
+    seen = bool(rows) or (gates is not None and bool(gates.texts))
     with style():
-        slots = write.values.shape[1]
-        fig = _draw(panel, write, read, alpha, rows)
+        fig = _draw(panel, maps, rows, gates)
         note(
             fig,
-            f"Numbers: mean weight over tokens and samples{' in %' if slots > WIDE else ''}; "
-            "H: entropy of the weights in nats, "
-            f"uniform over {slots} slots would be {np.log(slots):.2f}.",
-            samples_note(frame[frame["model"].eq(model)], [panel], "mean"),
+            *_explained(maps, gates),
+            paths_note([panel]),
+            samples_note(frame, [panel], "mean"),
             options_note(tables, [panel], "routing"),
-            "Bottom: first sample, weights token by token."
-            if rows
-            else "No token-by-token table was measured.",
+            _where_tokens(rows, gates) if seen else "No token-by-token table was measured.",
         )
     return fig
+
+
+def _explained(maps: list[Map], gates: GateRows | None) -> list[str]:
+    told = []
+    if slots := _slots(maps):
+        if _readable(maps):
+            percent = " in %" if slots > WIDE else ""
+            told.append(f"Numbers: mean weight over tokens and samples{percent};")
+        else:
+            told.append("Maps: mean weight over tokens and samples;")
+        told.append(
+            f"H: entropy of the weights in nats, uniform over {slots} slots would be "
+            f"{np.log(slots):.2f}."
+        )
+    if gates is not None:
+        told.append(
+            "Gates: mean probability over tokens and samples; H: its binary entropy in nats, "
+            f"at most {np.log(2):.2f}."
+        )
+    return told
+
+
+def _where_tokens(rows: list[TokenRow], gates: GateRows | None) -> str:
+    what = " and ".join(["weights"] * bool(rows) + ["probabilities"] * (gates is not None))
+    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token."
 
 
 def router_map(stats: pd.DataFrame, kind: str) -> Map:
@@ -103,7 +140,7 @@ def router_map(stats: pd.DataFrame, kind: str) -> Map:
     values = part.pivot(index="t", columns="target", values="mean").sort_index()
     values = values[_target_order(values.columns)]
     entropy = None if kind == "alpha" else part.groupby("t")["entropy"].mean()
-    return Map(values, entropy, int(part["n_flagged"].sum()))
+    return Map(kind, values, entropy, int(part["n_flagged"].sum()))
 
 
 def _target_order(targets: pd.Index) -> list[str]:
@@ -112,56 +149,78 @@ def _target_order(targets: pd.Index) -> list[str]:
     return [*sorted(slots, key=lambda t: int(t[1:])), *others]
 
 
-def _draw(panel: Panel, write: Map, read: Map, alpha: Map, rows: list) -> Figure:
-    slots = write.values.shape[1]
-    steps = max(len(write.values), len(alpha.values))
-    band = 0.0
+def _slots(maps: list[Map]) -> int:
+    """Memory slots; 0 for a loop that has gates only."""
+    return max(m.values.shape[1] for m in maps[:2])
+
+
+def _readable(maps: list[Map]) -> bool:
+    """Whether values fit into the cells of maps that share a page's width."""
+    return sum(m.values.shape[1] for m in maps) <= CELLS
+
+
+def _draw(panel: Panel, maps: list[Map], rows: list[TokenRow], gates: GateRows | None) -> Figure:
+    drawn = [m for m in maps if not m.values.empty]
+    heights = []
+    if drawn:
+        heights.append(_CELL * max(len(m.values) for m in drawn) + 0.75)
     if rows:
         lines = sum(len(step.weights) for step in rows[0].steps)
-        band = min(0.075 * lines, 4.2) + 0.2
-    top = _CELL * steps + 0.75
-    fig = new_figure(PAGE_WIDTH, top + 2 * band + (1.2 if rows else 0.55))
-    columns = [m.values.shape[1] for m in (write, read, alpha) if not m.values.empty]
-    grid = fig.add_gridspec(
-        3 if rows else 1,
-        len(columns),
-        height_ratios=[top, band, band] if rows else [1],
-        width_ratios=[c + 2 for c in columns],
-    )
+        heights += [min(0.075 * lines, 4.2) + 0.2] * len(rows)
+    if gates is not None:
+        heights.append(max(0.8, min(_CELL * gates.height, 4.2)) + 0.2)
+    under = 1.2 if rows or (gates is not None and gates.texts) else 0.55
+    alone = not drawn and gates is not None and not gates.texts
+    fig = new_figure(3.4 if alone else PAGE_WIDTH, sum(heights) + under)
+    widths = [m.values.shape[1] + 2 for m in drawn] or [1]
+    grid = fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
     norm = Normalize(0.0, 1.0)
-    axes = [fig.add_subplot(grid[0, column]) for column in range(len(columns))]
-    mesh = _draw_map(axes[0], write, norm, "write weights", slots)
-    _draw_map(axes[1], read, norm, "read weights", slots)
-    if not alpha.values.empty:
-        _draw_map(axes[2], alpha, norm, r"sources of each state, $\alpha$ (Eq. 7)", slots)
-    for place, row in enumerate(rows, start=1):
-        ax = fig.add_subplot(grid[place, :])
-        draw_tokens(ax, row, norm, show_tokens=place == len(rows))
-        axes.append(ax)
+    axes: list[Axes] = []
+    for column, one in enumerate(drawn):
+        axes.append(fig.add_subplot(grid[0, column]))
+        _draw_map(axes[-1], one, norm, panel, _slots(maps), printed=_readable(maps))
+    for place, row in enumerate(rows, start=int(bool(drawn))):
+        axes.append(fig.add_subplot(grid[place, :]))
+        draw_tokens(axes[-1], row, norm, show_tokens=row is rows[-1])
+    if gates is not None:
+        axes.append(fig.add_subplot(grid[-1, :]))
+        draw_gates(axes[-1], gates, norm)
+    mesh = axes[0].collections[0]
     bar = fig.colorbar(
-        mesh, ax=axes, aspect=30 if rows else 15, pad=0.01, fraction=0.03, anchor=(0.0, 1.0)
+        mesh,
+        ax=axes,
+        aspect=30 if len(heights) > 1 else 15,
+        pad=0.01,
+        fraction=0.1 if alone else 0.03,
+        anchor=(0.0, 1.0),
     )
-    bar.set_label("weight")
+    names = ["weight"] * bool(drawn) + ["probability"] * (gates is not None)
+    bar.set_label(" or ".join(names))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
     fig.suptitle(panel.title, fontsize=8.5)
     return fig
 
 
-def _draw_map(ax: Axes, drawn: Map, norm: Normalize, title: str, slots: int) -> QuadMesh:
+def _draw_map(
+    ax: Axes, drawn: Map, norm: Normalize, panel: Panel, slots: int, *, printed: bool
+) -> None:
     values = drawn.values.to_numpy(dtype=np.float64)
-    mesh = heat_map(ax, np.ma.masked_invalid(values), norm)
+    heat_map(ax, np.ma.masked_invalid(values), norm, lines=0.6 if printed else 0.25)
     percent = slots > WIDE
-    cell_text(ax, values, norm, size=TINY - 0.5 * percent, percent=percent)
+    if printed:
+        cell_text(ax, values, norm, size=TINY - 0.5 * percent, percent=percent)
     if not np.isfinite(values).any():
         say_unsound(ax, drawn.flagged)
     steps = [int(t) for t in drawn.values.index]
+    columns = [str(s) for s in drawn.values.columns]
+    shown = columns if printed else labelled(columns, _LABELS)
     if drawn.entropy is None:
         rows = [state_label(f"h{t + 1}") for t in steps]
-        targets = [source_label(s) for s in drawn.values.columns]
+        targets = [source_label(s, panel.paths) for s in shown]
     else:
-        rows = [step_label(t) for t in steps]
-        targets = [str(s) for s in drawn.values.columns]
+        rows = [step_label(t, panel.paths) for t in steps]
+        targets = shown
         edge = values.shape[1] + 0.15
         ax.text(edge, -0.12, "H", fontsize=SMALL, color=GREY, va="bottom")
         for row, t in enumerate(steps):
@@ -175,9 +234,8 @@ def _draw_map(ax: Axes, drawn: Map, norm: Normalize, title: str, slots: int) -> 
             )
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
     ax.set_xticks(
-        np.arange(len(targets)) + 0.5,
+        [columns.index(s) + 0.5 for s in shown],
         targets,
         rotation=90 if drawn.entropy is None or percent else 0,
     )
-    ax.set_title(title)
-    return mesh
+    ax.set_title(_TITLES[drawn.kind])

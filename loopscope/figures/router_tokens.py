@@ -1,5 +1,6 @@
 """One text under the router: the weight of every slot, token by token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRow:
-    """All steps of one router kind on one text."""
+    """All steps of one router kind on one text; paths say where they stand in nested loops."""
 
     kind: str
     steps: tuple[Step, ...]
     tokens: tuple[str, ...]
+    paths: tuple[str, ...] = ()
 
 
 def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
@@ -45,9 +47,7 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
     """
     if tokens is None:
         return []
-    own = panel.rows(tokens)
-    own = own[own["pos"] < TOKENS_SHOWN]
-    own = own.assign(value=own["value"].where(aggregate.sound(own)))
+    own = shown_tokens(tokens, panel)
     found = []
     for kind in ("write", "read"):
         part = own[own["kind"].eq(kind)]
@@ -64,8 +64,24 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
             for t in sorted(part["t"].unique().tolist())
         ]
         texts = part.drop_duplicates("pos").sort_values("pos")["token"].astype(str)
-        found.append(TokenRow(kind=kind, steps=tuple(steps), tokens=tuple(texts)))
+        row = TokenRow(kind=kind, steps=tuple(steps), tokens=tuple(texts), paths=panel.paths)
+        found.append(row)
     return found
+
+
+def shown_tokens(tokens: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """Select the first `TOKENS_SHOWN` tokens of one panel; values that are not sound become NaN.
+
+    Args:
+        tokens: `tables.tokens`.
+        panel: Which model and loop.
+
+    Returns:
+        Its rows.
+    """
+    own = panel.rows(tokens)
+    own = own[own["pos"] < TOKENS_SHOWN]
+    return own.assign(value=own["value"].where(aggregate.sound(own)))
 
 
 def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) -> None:
@@ -97,7 +113,7 @@ def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) 
         ax.text(
             -0.045,
             offset + slots / 2,
-            step_label(step.t),
+            step_label(step.t, row.paths),
             transform=ax.get_yaxis_transform(),
             ha="right",
             va="center",
@@ -109,6 +125,16 @@ def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) 
     if not np.isfinite(weights).any():
         say_unsound(ax, weights.size)
     ax.set_title(f"{row.kind} weights, token by token", loc="left")
-    ticks = np.arange(width) + 0.5
-    labels = [token_label(t) for t in row.tokens] if show_tokens else []
-    ax.set_xticks(ticks if show_tokens else [], labels, rotation=90, fontsize=TINY + 0.5)
+    name_tokens(ax, row.tokens if show_tokens else ())
+
+
+def name_tokens(ax: Axes, tokens: Sequence[str], *, left: float = 0.0) -> None:
+    """Write tokens below their columns.
+
+    Args:
+        ax: Where columns are one wide.
+        tokens: The decoded tokens; none writes nothing.
+        left: Where the first column begins.
+    """
+    labels = [token_label(t) for t in tokens]
+    ax.set_xticks(left + np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=TINY + 0.5)

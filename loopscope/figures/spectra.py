@@ -13,9 +13,10 @@ from matplotlib.colors import to_hex
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
+from loopscope.figures.ticks import labelled
 
 SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
 BAND_NOTE = (
@@ -23,6 +24,9 @@ BAND_NOTE = (
     "up to where 95 % of the samples have a value."
 )
 Look = dict[str, Any]
+LISTED = 16
+"""States of a loop that a legend lists; of more it lists some."""
+
 _FLOOR = -16.0  # log10; float64 resolves nothing below
 _COMPLETE = 0.95  # share of the samples that must have a value
 
@@ -43,7 +47,7 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
         InputError: if the table is missing or a model is not in it.
     """
     frame = need(tables, "spectrum")
-    panels = choose(frame, models, "spectrum")
+    panels = choose(tables, frame, models, "spectrum")
     stats = aggregate.spectrum(frame)
     parts = [p.rows(stats) for p in panels]
     states = state_order(str(s) for p in parts for s in p["state"].unique())
@@ -56,7 +60,8 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
         for ax in sheet.leftmost:
             ax.set_ylabel(SPECTRUM_LABEL)
         handles = {line.get_label(): line for ax in sheet.axes for line in ax.get_lines()}
-        labels = [label for s in states if (label := state_label(s)) in handles]
+        shown = labelled(states, LISTED)
+        labels = [label for s in shown if (label := state_label(s)) in handles]
         rows = math.ceil(len(labels) * 0.58 / sheet.fig.get_figwidth())
         columns = math.ceil(len(labels) / max(rows, 1))
         # matplotlib fills a legend by columns; order it so that it reads by rows.
@@ -74,6 +79,8 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             sheet.fig,
             BAND_NOTE,
             samples_note(frame, panels, "log10_sigma_rel"),
+            legend_note(states),
+            paths_note(panels),
             options_note(tables, panels, "spectrum"),
         )
     return sheet.fig
@@ -97,6 +104,20 @@ def state_looks(states: Sequence[str]) -> dict[str, Look]:
     for state, shade in zip(loop, shades, strict=False):
         looks[state] = {"color": to_hex(shade), "linestyle": "-"}
     return {state: looks[state] for state in states}
+
+
+def legend_note(states: Sequence[str]) -> str:
+    """Say that the legend lists some of the states only.
+
+    Args:
+        states: All that are drawn.
+
+    Returns:
+        The sentence, empty where all are listed.
+    """
+    if len(labelled(states, LISTED)) == len(states):
+        return ""
+    return "The legend lists some of the states; their colours run from dark to light."
 
 
 def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -127,7 +148,7 @@ def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
             10.0 ** np.maximum(mean - spread, _FLOOR),
             10.0 ** (mean + spread),
             color=looks[state]["color"],
-            alpha=0.2,
+            alpha=0.2 if len(looks) <= 2 * LISTED else 0.1,
             linewidth=0,
         )
         ax.plot(i, 10.0**mean, label=state_label(state), **looks[state])

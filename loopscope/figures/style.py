@@ -166,7 +166,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def heat_map(
-    ax: Axes, values: Any, norm: Normalize, *, top: float = 0.0, lines: float = 0.6
+    ax: Axes,
+    values: Any,
+    norm: Normalize,
+    *,
+    top: float = 0.0,
+    left: float = 0.0,
+    lines: float = 0.6,
 ) -> QuadMesh:
     """Draw a matrix as vector cells, first row on top; NaN cells stay empty.
 
@@ -175,6 +181,7 @@ def heat_map(
         values: The matrix (row × column).
         norm: The colour range.
         top: Where the first row begins on the y-axis, which runs downwards.
+        left: Where the first column begins on the x-axis.
         lines: Width in points of the white lines between cells; 0 for none.
 
     Returns:
@@ -182,7 +189,7 @@ def heat_map(
     """
     rows, columns = values.shape
     mesh = ax.pcolormesh(
-        range(columns + 1),
+        [left + column for column in range(columns + 1)],
         [top + row for row in range(rows + 1)],
         values,
         cmap=HEAT,
@@ -199,7 +206,13 @@ def heat_map(
 
 
 def cell_text(
-    ax: Axes, values: Any, norm: Normalize, *, size: float = TINY, percent: bool = False
+    ax: Axes,
+    values: Any,
+    norm: Normalize,
+    *,
+    size: float = TINY,
+    percent: bool = False,
+    top: float = 0.0,
 ) -> None:
     """Print each finite value into its cell, in black or white, whichever reads better.
 
@@ -209,6 +222,7 @@ def cell_text(
         norm: The colour range of the heat map.
         size: Font size in points.
         percent: Print whole percents (two digits need less room).
+        top: Where the first row begins, as in `heat_map`.
     """
     cmap: Colormap = colormaps[HEAT]
     for row in range(values.shape[0]):
@@ -219,7 +233,7 @@ def cell_text(
                 light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
                 ax.text(
                     column + 0.5,
-                    row + 0.5,
+                    top + row + 0.5,
                     f"{100 * value:.0f}" if percent else short_number(float(value)),
                     ha="center",
                     va="center",

@@ -8,12 +8,17 @@ from matplotlib.axes import Axes
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import block_label, block_order
-from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
+from loopscope.figures.ticks import labelled
 
 UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
+MANY = 20
+"""Bars with thinner whiskers, and labels for some of them, above this number."""
+
 _OUTER = "#A9B4BC"
+_LABEL = 0.1  # inches that a label on its side needs
 
 
 def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
@@ -33,7 +38,7 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         InputError: if the table is missing or a model is not in it.
     """
     frame = need(tables, "update")
-    panels = choose(frame, models, "update")
+    panels = choose(tables, frame, models, "update")
     stats = aggregate.update(frame)
     parts = [p.rows(stats) for p in panels]
     bars = max(len(p) for p in parts)
@@ -41,8 +46,9 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         sheet = page(
             panels, width=max(1.6, 0.5 + 0.105 * bars), height=2.05, extra=0.3, sharey=True
         )
-        for ax, part in zip(sheet.axes, parts, strict=True):
-            draw_update(ax, part)
+        inches = (sheet.fig.get_figwidth() - 0.6) / sheet.columns
+        for ax, panel, part in zip(sheet.axes, panels, parts, strict=True):
+            draw_update(ax, part, panel.paths, most=int(inches / _LABEL), room=0.4 * bars)
         top = max((_highest(p) for p in parts), default=1.0)
         sheet.axes[0].set_ylim(0, top * 1.06)
         for ax in sheet.leftmost:
@@ -50,28 +56,40 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         note(
             sheet.fig,
             "Bars: mean, whiskers: ±1 SD over samples of the relative update of each block f.",
+            paths_note(panels),
             samples_note(frame, panels),
             options_note(tables, panels, "update"),
         )
     return sheet.fig
 
 
-def draw_update(ax: Axes, part: pd.DataFrame) -> None:
+def draw_update(
+    ax: Axes,
+    part: pd.DataFrame,
+    paths: Sequence[str] = (),
+    *,
+    most: int = MANY,
+    room: float = 4.0,
+) -> None:
     """Draw one model's bars, or say that it has no sound value.
 
     Args:
         ax: Where to draw.
         part: This model's rows of `aggregate.update`.
+        paths: Where each iteration stands in nested loops.
+        most: Labels of iterations for which there is room.
+        room: Bars that the panel is wide, if there are not more.
     """
     order = block_order(str(b) for b in part["block"])
     rows = part.set_index(part["block"].astype(str)).loc[order]
+    thick, cap = (0.8, 1.8) if len(order) <= MANY else (0.6, 1.0)
     ax.bar(
         range(len(order)),
         rows["mean"].to_numpy(),
         yerr=rows["std"].to_numpy(),
         width=0.72,
         color=[BLUE if b.startswith("core") else _OUTER for b in order],
-        error_kw={"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8, "ecolor": INK},
+        error_kw={"elinewidth": thick, "capsize": cap, "capthick": thick, "ecolor": INK},
     )
     if not rows["n"].any():
         say_unsound(ax, int(rows["n_flagged"].sum()))
@@ -80,9 +98,10 @@ def draw_update(ax: Axes, part: pd.DataFrame) -> None:
             n == 0 and rows["n"].any()
         ):  # all samples flagged, such as a block that changes the width
             ax.text(x, 0, " n/a", rotation=90, ha="center", va="bottom", fontsize=SMALL, color=GREY)
-    middle, half = (len(order) - 1) / 2, max(len(order), 4) / 2 + 0.1
+    middle, half = (len(order) - 1) / 2, max(len(order), room, 4) / 2 + 0.1
     ax.set_xlim(middle - half, middle + half)
-    ax.set_xticks(range(len(order)), [block_label(b) for b in order])
+    shown = labelled(order, most)
+    ax.set_xticks([order.index(b) for b in shown], [block_label(b, paths) for b in shown])
     ax.tick_params(axis="x", length=0, pad=2)
     turn = 45 if len(order) <= 6 else 90
     for label in ax.get_xticklabels():

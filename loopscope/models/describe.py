@@ -1,5 +1,6 @@
 """What a model is made of, as plain data: for `inspect` and Jupyter."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -7,13 +8,17 @@ from loopscope.models.model import LoopModel
 from loopscope.models.params import count_model
 
 
-def describe(model: LoopModel) -> dict[str, Any]:
-    """Facts about a model.
+def describe(model: Any) -> dict[str, Any]:
+    """Facts about a model, native or wrapped.
 
     Returns:
         Name, variant, layout, widths, parameter counts, memory slots, the roles of the virtual
         layers, the states a trajectory has, and what the model was trained on, if known.
     """
+    if not isinstance(model, LoopModel):
+        from loopscope.models.wrapped.describe import describe_wrapped
+
+        return describe_wrapped(model)
     config, layout = model.config, model.config.layout
     counts = count_model(model)
     roles = [("prelude", 0, layout.prelude)]
@@ -50,7 +55,7 @@ def describe(model: LoopModel) -> dict[str, Any]:
     return facts
 
 
-def hook_names(model: LoopModel) -> list[tuple[str, str]]:
+def hook_names(model: Any) -> list[tuple[str, str]]:
     """All hook names, grouped: repeated indices are written {v} and {t}.
 
     Returns:
@@ -60,10 +65,16 @@ def hook_names(model: LoopModel) -> list[tuple[str, str]]:
     for name in model.hook_dict:
         first, _, rest = name.partition(".")
         index, _, tail = rest.partition(".")
-        if first in ("blocks", "loop") and index.isdigit():
-            name = f"{first}.{{{'v' if first == 'blocks' else 't'}}}.{tail}"
+        if first == "blocks" and index.isdigit():
+            name = f"blocks.{{v}}.{tail}"
+        elif first == "loop":
+            name = re.sub(r"^loop\.([A-Za-z]*)\d+((?:\.[A-Z][A-Za-z]*\d+)*)\.", _iteration, name)
         groups[name] = groups.get(name, 0) + 1
     return [(name, str(n)) for name, n in groups.items()]
+
+
+def _iteration(found: re.Match[str]) -> str:
+    return re.sub(r"\d+", "{t}", found[0])
 
 
 def to_html(facts: dict[str, Any]) -> str:

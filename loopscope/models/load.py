@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +14,6 @@ from loopscope.models.hf import config_from_hf, is_gpt_neox, load_hf
 from loopscope.models.layout import Layout
 from loopscope.models.model import LoopModel
 from loopscope.models.wrapped.sources import KINDS, Source, Target, factory_target, hub_target
-
-if TYPE_CHECKING:
-    from loopscope.models.wrapped.model import WrappedModel
 
 UNTRAINED = "@init"
 DTYPES = {
@@ -87,7 +84,7 @@ def load(
     spec: str | Path | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     device_map: Any = None,
-) -> "LoopModel | WrappedModel":
+) -> Any:
     """Load a model by name, folder, Hugging Face id, or from the user's own Python.
 
     Args:
@@ -136,8 +133,9 @@ def load(
 
         _refuse(found.place, device_map=device_map)
         source = open_factory(found.place)
-        if place is not None or kind is not None:
-            source.module.to(device=place, dtype=kind)
+        for where in (place, kind):
+            if where is not None:
+                source.module.to(where)
     else:
         from loopscope.models.wrapped.pretrained import open_pretrained
 
@@ -153,9 +151,7 @@ def load(
     return _wrapped(source, label, spec=spec, layout=layout, loops=loops)
 
 
-def peek(
-    target: str | Path, *, trust_remote_code: bool = False
-) -> tuple[str, LoopConfig | None]:
+def peek(target: str | Path, *, trust_remote_code: bool = False) -> tuple[str, LoopConfig | None]:
     """Name and configuration of a model that could be loaded; its weights are not read.
 
     Returns:
@@ -179,9 +175,7 @@ def peek(
     else:
         from loopscope.models.wrapped.pretrained import check_pretrained
 
-        check_pretrained(
-            Path(found.place), trust_remote_code=trust_remote_code, weights=weights
-        )
+        check_pretrained(Path(found.place), trust_remote_code=trust_remote_code, weights=weights)
     return found.label, None
 
 
@@ -198,9 +192,7 @@ def _load_native(found: Target, label: str, dtype: torch.dtype, seed: int) -> Lo
     return load_checkpoint(folder, name=label, dtype=dtype)
 
 
-def _wrapped(
-    source: Source, label: str, *, spec: Any, layout: Any, loops: Any
-) -> "LoopModel | WrappedModel":
+def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
     """The opened module as a model that is measured like any other."""
     from loopscope.models.wrapped.model import WrappedModel
     from loopscope.models.wrapped.wrap import wrap

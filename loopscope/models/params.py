@@ -66,6 +66,59 @@ def paper_table() -> list[tuple[str, LoopConfig, ParameterCount]]:
     return [(label, config, count_parameters(config)) for label, config in rows]
 
 
+def model_counts(target: Any, **options: Any) -> list[dict[str, Any]]:
+    """The counts of one model as a table of one row.
+
+    Args:
+        target: Whatever `load` takes.
+        **options: Options of `load`.
+    """
+    from loopscope.models.load import load
+
+    model = load(target, **options)
+    if isinstance(model, LoopModel):
+        return [_row(str(model.name), model.config, count_model(model))]
+    from loopscope.models.wrapped.params import count_wrapped
+
+    config = {key: getattr(model.config, key) for key in ("variant", "d_model", "d_vocab")}
+    found = {"layout": str(model.map), **config, "slots": None}
+    return [{"name": str(model.name), **found, **count_wrapped(model).to_dict()}]
+
+
+def layout_counts(
+    layout: str,
+    *,
+    variant: str | None = None,
+    d_model: int | None = None,
+    d_vocab: int | None = None,
+    slots: int | None = None,
+) -> list[dict[str, Any]]:
+    """The counts of a layout as a table of one row; widths default to MeSH Table 5's."""
+    parsed = Layout.parse(layout)
+    config = LoopConfig(
+        variant=variant or ("base" if parsed.shared else "vanilla"),
+        layout=parsed,
+        d_model=2048 if d_model is None else d_model,
+        n_heads=1,
+        d_vocab=52352 if d_vocab is None else d_vocab,
+        slots=slots,
+    )
+    return [_row(f"{config.variant} {config.layout}", config, count_parameters(config))]
+
+
+def paper_counts() -> list[dict[str, Any]]:
+    """The rows of `paper_table` as plain values."""
+    return [_row(*row) for row in paper_table()]
+
+
+def _row(name: str, config: LoopConfig, count: ParameterCount) -> dict[str, Any]:
+    return {
+        "name": name, "layout": str(config.layout), "variant": config.variant,
+        "d_model": config.d_model, "d_vocab": config.d_vocab, "slots": config.slots,
+        **count.to_dict(),
+    }  # fmt: skip
+
+
 PYTHIA = {  # layers, width, heads, vocabulary
     "70m": (6, 512, 8, 50304),
     "160m": (12, 768, 12, 50304),

@@ -1,6 +1,6 @@
 """Text in and out of a model: TransformerLens's tokenisation vocabulary."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -8,18 +8,20 @@ from torch import Tensor
 
 from loopscope.errors import InputError
 
-if TYPE_CHECKING:
-    from loopscope.models.config import LoopConfig
-
 
 class TextMixin:
     """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer."""
 
     tokenizer: Any
-    config: "LoopConfig"
+    config: Any
     name: str | None
     embed: Any
     W_U: Any
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids are looked up."""
+        return self.embed.weight.device
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -60,7 +62,7 @@ class TextMixin:
                 f"the texts have {sorted(lengths)} tokens, and nothing is padded here; pass them "
                 "one by one, or cut them to one length."
             )
-        return torch.tensor(rows, dtype=torch.int64, device=self.embed.weight.device)
+        return torch.tensor(rows, dtype=torch.int64, device=self.input_device)
 
     def _as_tokens(self, input: Any, prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:
         """Tokens of whatever a model call may be given, checked against the vocabulary."""
@@ -71,14 +73,14 @@ class TextMixin:
         tokens = torch.as_tensor(input)
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
             raise InputError(f"tokens must be integers, given {tokens.dtype}.")
-        tokens = tokens.to(device=self.embed.weight.device, dtype=torch.int64)
+        tokens = tokens.to(device=self.input_device, dtype=torch.int64)
         if tokens.ndim == 1:
             tokens = tokens.unsqueeze(0)
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise InputError(f"tokens must be (batch, pos), given shape {tuple(tokens.shape)}.")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = (int(x) for x in tokens.aminmax())
-            if low < 0 or high >= self.config.d_vocab:
+            if low < 0 or (self.config.d_vocab is not None and high >= self.config.d_vocab):
                 raise InputError(
                     f"token ids must lie in 0 … {self.config.d_vocab - 1} for {self.name!r}, given "
                     f"{low} … {high}; were they made with another tokenizer?"
@@ -120,7 +122,7 @@ class TextMixin:
         """Columns of W_U for tokens: (…, d_model), or (d_model,) for one token."""
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens, device=self.embed.weight.device)
+        ids = torch.as_tensor(tokens, device=self.input_device)
         directions = self.W_U[:, ids.reshape(-1)].T
         if ids.numel() == 1:
             return directions[0]

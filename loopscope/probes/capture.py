@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopscope.models.model import LoopModel
+from loopscope.models.wrapped.model import WrappedModel
 
 Stream = Float[Tensor, "batch pos d_model"]
 Slots = Float[Tensor, "batch slot pos d_model"]
@@ -123,23 +124,35 @@ def capture_names(model: LoopModel, *, memory: bool = True) -> list[str]:
 
 @torch.no_grad()
 def capture(
-    model: LoopModel, tokens: Any, *, memory: bool = True, logits: bool = False
+    model: LoopModel | WrappedModel,
+    tokens: Any,
+    *,
+    memory: bool = True,
+    logits: bool = False,
+    loops: int | Mapping[str, int] | None = None,
 ) -> Trajectory:
     """Run a model once and keep the states of every iteration.
 
     Args:
-        model: A native model.
+        model: A native or wrapped model.
         tokens: Token ids (batch, pos), or text for a model with a tokenizer.
         memory: Keep MeSH's buffer after each write: K + 1 tensors of (batch, slot, pos, d_model),
             by far the largest part.
-        logits: Keep the logits too; otherwise the unembedding is not computed.
+        logits: Keep the logits too; otherwise a native model does not compute them.
+        loops: Number of iterations, where the model allows another than its own.
 
     Returns:
         The trajectory; its tensors carry no gradients.
 
     Raises:
-        InputError: for tokens the model cannot take.
+        InputError: for tokens the model cannot take, or a number of iterations it cannot run.
     """
+    if loops is not None:
+        model = model.with_loops(loops)
+    if isinstance(model, WrappedModel):
+        from loopscope.probes.wrapped import capture_wrapped
+
+        return capture_wrapped(model, tokens, logits=logits)
     ids = model._as_tokens(tokens)
     stop = None if logits else model.config.layout.n_layers
     out, cache = model.run_with_cache(

@@ -19,7 +19,7 @@ from loopscope.errors import InputError, unknown_name
 from loopscope.models.wrapped.sources import Source
 
 _siblings: dict[str, Path] = {}
-"""Modules that were imported from the folder of a `file.py`, so that another folder's can follow."""
+"""Modules imported from the folder of a `file.py`; those of another folder take their place."""
 
 
 def check_factory(place: str) -> None:

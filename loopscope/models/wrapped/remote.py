@@ -69,11 +69,13 @@ def repaired(folder: Path, values: dict[str, Any], references: dict[str, str]) -
         if auto.startswith("AutoModel")
     ]
     homes = _homes(models)
-    before = {
+    before: dict[Any, Any] = {
         one: one.__dict__["_init_weights"]
         for home in homes
         for one in vars(home).values()
-        if inspect.isclass(one) and "_init_weights" in one.__dict__ and one.__module__ in sys.modules
+        if inspect.isclass(one)
+        and "_init_weights" in one.__dict__
+        and one.__module__ in sys.modules
     }
     for name in values.get("architectures") or []:
         if name in _KNOWN:
@@ -148,10 +150,11 @@ def _restore_default_rope(home: ModuleType) -> None:
     if "default" not in functions:
         vars(home)["ROPE_INIT_FUNCTIONS"] = {**functions, "default": default}
     for one in vars(home).values():
-        if inspect.isclass(one) and one.__module__ == home.__name__ and "Rotary" in one.__name__:
-            if not hasattr(one, "compute_default_rope_parameters"):
-                vars_of: Any = one
-                vars_of.compute_default_rope_parameters = staticmethod(default)
+        rotary = (
+            inspect.isclass(one) and one.__module__ == home.__name__ and "Rotary" in one.__name__
+        )
+        if rotary and not hasattr(one, "compute_default_rope_parameters"):
+            one.compute_default_rope_parameters = staticmethod(default)
 
 
 def _name_tied_weights(model: Any, folder: Path) -> None:

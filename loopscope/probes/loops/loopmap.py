@@ -112,6 +112,8 @@ class Router:
         name: What it is called in tables: the kind, or the gate's module.
         loop: Name of the loop it belongs to.
         outputs: Its output at each iteration, None where it is not called.
+        activation: What turns its output into weights: `softmax`, `sigmoid`, or `none` where the
+            module does so itself.
         transition: Its output before the first iteration, if it has one there.
     """
 
@@ -119,6 +121,7 @@ class Router:
     name: str
     loop: str
     outputs: tuple[Port | None, ...]
+    activation: Literal["softmax", "sigmoid", "none"]
     transition: Port | None = None
 
 
@@ -151,6 +154,7 @@ class LoopMap:
         norm: Name of the final norm after the coda, if there is one.
         head: Name of the unembedding, if there is one.
         routers: Routers and gates.
+        mesh_cycle: Whether the states follow from the routers by MeSH Eqs. 2-5, on the example.
         counts: How the number of iterations is set, for each loop where that is known.
         random: Whether a forward pass draws random numbers (an initial state, noise).
         causal: Whether a token's logits depend on earlier tokens alone; None where there are none.
@@ -168,6 +172,7 @@ class LoopMap:
     norm: str | None = None
     head: str | None = None
     routers: tuple[Router, ...] = ()
+    mesh_cycle: bool = False
     counts: tuple[LoopCount, ...] = ()
     random: bool = False
     causal: bool | None = None
@@ -187,7 +192,9 @@ class LoopMap:
 
     def units(self) -> list[Unit]:
         """All calls with a role, in execution order."""
-        looped = [u for loop in self.loops if not loop.parent for i in loop.iterations for u in i.units]
+        looped = [
+            u for loop in self.loops if not loop.parent for i in loop.iterations for u in i.units
+        ]
         return sorted(
             [*self.prelude, *looped, *self.between, *self.coda], key=lambda unit: unit.order
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from loopscope.errors import InputError
 from loopscope.probes.loops.loopmap import Loop, Port, Unit
 from loopscope.probes.loops.spec import Spec
-from loopscope.probes.loops.trace import Call, Found
+from loopscope.probes.loops.trace import Call, Found, Trace
 from loopscope.probes.loops.units import Units
 
 LOGITS = ("logits", "prediction_logits", "prediction_scores")
@@ -106,17 +106,16 @@ def leaving(units: Units, call: Call) -> Port:
     return port(call, "out", found)
 
 
-def logits_of(units: Units) -> Found | None:
+def logits_of(trace: Trace) -> Found | None:
     """The logits in what the model returned: by name, else its first floating (batch, ·, ·)."""
-    root = units.trace.root
-    three = [f for f in root.outputs if f.tensor.ndim == 3]
+    three = [f for f in trace.root.outputs if f.tensor.ndim == 3]
     named = [f for f in three if f.where and f.where[-1] in LOGITS]
     return next(iter([*named, *three]), None)
 
 
 def head_of(units: Units) -> Call | None:
     """The unembedding: the last unit that turns another width into that of the logits."""
-    logits = logits_of(units)
+    logits = logits_of(units.trace)
     if logits is None:
         return None
     width = logits.tensor.shape[-1]
@@ -164,9 +163,7 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
     return leaving(units, tables[-1]) if tables else first.h
 
 
-def out_port(
-    units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Call | None
-) -> Port:
+def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Call | None) -> Port:
     """h_out: what enters the final norm, or what the last layer gives."""
     if norm is not None:
         return entering(units, norm)

@@ -148,7 +148,11 @@ def _columns(value: Any, what: str) -> tuple[int, int] | None:
     if value is None:
         return None
     numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) != 2 or not all(type(n) is int for n in numbers) or not 0 <= numbers[0] < numbers[1]:
+    if (
+        len(numbers) != 2
+        or not all(type(n) is int for n in numbers)
+        or not 0 <= numbers[0] < numbers[1]
+    ):
         raise InputError(
             f"state.columns of {what} must be two numbers, first and last + 1 of the last axis "
             f"(such as [0, 64]), given {value!r}."
@@ -183,13 +187,17 @@ class _Names:
         if isinstance(values, str):
             values = [values]
         if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
-            raise InputError(f"{key} of {self.what} must be a list of module names, given {values!r}.")
+            raise InputError(
+                f"{key} of {self.what} must be a list of module names, given {values!r}."
+            )
         found: dict[str, None] = {}
         for value in values:
             fits = [n for n in self.canonical if n == value]
             if not fits and re.search(r"[*?[]", value):
                 depth = value.count(".")
-                fits = [n for n in self.canonical if n.count(".") == depth and fnmatchcase(n, value)]
+                fits = [
+                    n for n in self.canonical if n.count(".") == depth and fnmatchcase(n, value)
+                ]
             if not fits:
                 raise unknown_name(
                     f"module in {key} of {self.what}", value, self.canonical,
@@ -228,7 +236,9 @@ def to_toml(found: LoopMap) -> str:
         if main.mechanic == "module":
             lines.append(f"core = {_list(n for one in names for n in one)}  # repeated")
         else:
-            lines.append(f"core = [{', '.join(_list(one) for one in names)}]  # one list per iteration")
+            lines.append(
+                f"core = [{', '.join(_list(one) for one in names)}]  # one list per iteration"
+            )
     lines.append(f"coda = {_list(u.module for u in found.coda)}")
     gates = [p.module for r in found.routers if r.kind == "gate" for p in r.outputs if p]
     lines.append(f"gates = {_list(gates)}")
@@ -237,8 +247,12 @@ def to_toml(found: LoopMap) -> str:
         lines += ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
         lines.append(f"{'' if main.mechanic == 'module' else '# '}input = {_text(first.h.module)}")
         if first.h.columns is not None:
-            lines.append(f"columns = [{first.h.columns[0]}, {first.h.columns[1]}]  # of the last axis")
-        lines.append(f"{'' if main.mechanic == 'module' else '# '}output = {_text(first.h_m.module)}")
+            lines.append(
+                f"columns = [{first.h.columns[0]}, {first.h.columns[1]}]  # of the last axis"
+            )
+        lines.append(
+            f"{'' if main.mechanic == 'module' else '# '}output = {_text(first.h_m.module)}"
+        )
     kinds = {k: [r for r in found.routers if r.kind == k] for k in ("write", "read")}
     if any(kinds.values()):
         lines += ["", "[routers]"]

@@ -114,9 +114,7 @@ def chain(call: Call, units: Units) -> list[Call]:
         for child in call.children:
             if weigh[child.module] and not units.identity.is_leaf(child.module):
                 groups[units.identity.pattern(child.module)].append(child)
-        heavy = sorted(
-            groups.values(), key=lambda calls: -sum(weigh[c.module] for c in calls)
-        )
+        heavy = sorted(groups.values(), key=lambda calls: -sum(weigh[c.module] for c in calls))
         whole = sum(weigh[child.module] for child in call.children)
         if not heavy or 2 * sum(weigh[c.module] for c in heavy[0]) < whole:
             return []

@@ -1,0 +1,380 @@
+"""WrappedModel: somebody else's model, every tensor of every iteration by name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from warnings import warn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopscope.errors import InputError
+from loopscope.models.hooks import NamedHooks
+from loopscope.models.layout import Layout
+from loopscope.models.point import Point
+from loopscope.models.text import TextMixin
+from loopscope.models.wrapped.cache import WrappedCache
+from loopscope.models.wrapped.inputs import Inputs
+from loopscope.models.wrapped.loopcount import Setting, looping
+from loopscope.models.wrapped.noise import same_for_every_sample
+from loopscope.models.wrapped.points import Addresses
+from loopscope.models.wrapped.runner import Tap, get, tapped
+from loopscope.probes.loops.finding import regroup
+from loopscope.probes.loops.loopmap import LoopMap, Port, Step
+
+RETURNS = ("logits", "loss", "both", "output", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedConfig:
+    """What is known of a wrapped model's shape.
+
+    Attributes:
+        variant: Always `wrapped`.
+        layout: Depths of prelude, loops and coda, such as `2+4R8+2`.
+        K: Iterations of the main loop.
+        n_layers: The unrolled depth.
+        d_model: Width of the state.
+        d_vocab: Vocabulary size; None where the model has no embedding table.
+        n_ctx: Tokens seen in training; None where unknown.
+        architecture: Class of the model.
+        bos_token_id: The BOS token; None where unknown.
+    """
+
+    variant: str = "wrapped"
+    layout: str
+    K: int
+    n_layers: int
+    d_model: int
+    d_vocab: int | None
+    n_ctx: int | None
+    architecture: str
+    bos_token_id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values, for provenance."""
+        return dict(self.__dict__)
+
+
+class WrappedModel(TextMixin, NamedHooks):
+    """A model made by `wrap`: the original module plus names for every iteration.
+
+    It is called, hooked and cached as a native model: `model(tokens)` gives logits,
+    `run_with_cache` and `run_with_hooks` take addresses that carry the iteration. Nothing of the
+    original is changed; its modules carry hooks only while a run with hooks lasts.
+
+    Attributes:
+        module: The original.
+        map: Its roles, loops and iterations.
+        name: Name in tables and figures.
+        tokenizer: A `tokenizers.Tokenizer`, or None.
+        provenance: Where the weights come from.
+        seed: Of the random numbers that a forward pass draws, where it draws any.
+    """
+
+    map: LoopMap
+
+    def __init__(
+        self,
+        module: nn.Module,
+        found: LoopMap,
+        names: Addresses,
+        inputs: Inputs,
+        *,
+        config: WrappedConfig,
+        name: str,
+        tokenizer: Any = None,
+        provenance: dict[str, Any] | None = None,
+        settings: tuple[Setting, ...] = (),
+        logits_at: tuple[Step, ...] | None = None,
+        again: Callable[..., "WrappedModel"],
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.map = found
+        self.inputs = inputs
+        self.config = config
+        self.tokenizer = tokenizer
+        self.provenance = provenance or {}
+        self.settings = settings
+        self.logits_at = logits_at
+        self.seed = 0
+        self.patched_attention = False
+        self._again = again
+        self._originals = dict(module.named_modules())
+        self._live: dict[str, Point] = {}
+        self.setup()
+        self._name(names)
+        self.name = name
+        self.cfg = SimpleNamespace(
+            n_layers=found.n_layers,
+            d_model=config.d_model,
+            d_vocab=config.d_vocab,
+            n_ctx=config.n_ctx,
+            device=str(self.input_device),
+            dtype=next((p.dtype for p in module.parameters()), torch.float32),
+            model_name=name,
+        )
+
+    # -- names -----------------------------------------------------------------------------------
+
+    def _name(self, names: Addresses) -> None:
+        """Make a HookPoint for each address."""
+        self.hook_dict, self.aliases = {}, names.aliases
+        self.ports, self.cut = names.ports, names.cut
+        for name in names.ports:
+            point = Point()
+            point.name = name
+            self.hook_dict[name] = point
+        self.mod_dict = {**self.hook_dict}
+        self.mod_dict |= {alias: self.hook_dict[n] for alias, n in names.aliases.items()}
+        first = {id(m): n for n, m in self._originals.items()}
+        self._other_names = {
+            n: first[id(m)]
+            for n, m in self.module.named_modules(remove_duplicate=False)
+            if n != first[id(m)]
+        }
+
+    def resolve(self, name: str) -> str:
+        """The canonical form of a name: aliases, and modules registered under several names."""
+        if name in self.hook_dict:
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        for other, first in self._other_names.items():
+            if f".{other}." in f".{name.replace(':', '.')}.":
+                plain = name.replace(other, first, 1)
+                if plain in self.hook_dict:
+                    return plain
+        return name
+
+    def canonical(self, name: str) -> str:
+        """The canonical name of a hook.
+
+        Raises:
+            UnknownNameError: if there is no such hook; near matches are listed.
+        """
+        return super().canonical(self.resolve(name))
+
+    def hook_points(self) -> Any:
+        """The points that have, or had, hooks; thousands of others need no cleaning up."""
+        return list(self._live.values())
+
+    def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
+        self._touch(name, dir)
+        super()._enable_hook(name, hook, dir)
+
+    def add_hook(self, name: Any, hook: Callable, *args: Any, **kwargs: Any) -> None:
+        """Add a hook that stays until `reset_hooks()`; names as in `run_with_hooks`."""
+        self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
+        super().add_hook(name, hook, *args, **kwargs)
+
+    def _touch(self, name: Any, dir: str) -> None:
+        chosen = self.select(name)
+        self._live |= {one: self.hook_dict[one] for one in sorted(chosen)}
+        if dir == "bwd" and (cut := sorted(chosen & self.cut)):
+            warn(
+                f"the model runs {cut[0]}{' and others' if len(cut) > 1 else ''} without gradients "
+                "(torch.no_grad in its forward), so a backward hook there never fires.",
+                stacklevel=4,
+            )
+
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's caching hooks, for the points a filter means."""
+        if isinstance(names_filter, str):
+            names_filter = [names_filter]
+        return super().get_caching_hooks(names_filter, *args, **kwargs)
+
+    def reaches(self, name: str, stop_at_layer: int) -> bool:
+        """Refused: a wrapped model runs to its end."""
+        raise InputError("a wrapped model cannot be stopped at a layer; leave stop_at_layer out.")
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, return_type: str | None = "logits", **kwargs: Any) -> Any:
+        """Run the model.
+
+        Args:
+            *args: Tokens (batch, pos) or text, or what the original's forward takes.
+            return_type: `logits` (what the original returns where it gives none), `loss` (mean
+                next-token cross-entropy, nats), `both`, `output` (what the original returns, in its
+                own form) or None.
+            **kwargs: Arguments of the original's forward.
+
+        Returns:
+            What `return_type` says.
+
+        Raises:
+            InputError: for tokens it cannot take, or a loss of a model that predicts no next token.
+        """
+        if return_type not in RETURNS:
+            raise InputError(
+                f"return_type must be one of {', '.join(map(repr, RETURNS))}, given {return_type!r}."
+            )
+        taps = [(self.ports[name], point) for name, point in self._live.items() if _used(point)]
+        given = self.prepare(args, kwargs)
+        output = self.run(given, taps)
+        if return_type in ("output", None):
+            return output if return_type else None
+        logits = self.logits_in(output)
+        if return_type == "logits":
+            return logits
+        loss = self._loss(logits, given[0], given[1])
+        return (logits, loss) if return_type == "both" else loss
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        """Arguments of the original's forward for those of a call."""
+        if len(args) == 1 and not isinstance(args[0], Tensor | Mapping | tuple):
+            args = (self._as_tokens(args[0]),)
+        elif len(args) == 1 and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+            args = (self._as_tokens(args[0]),) if self.inputs.tokens is not None else args
+        return self.inputs.complete(args, kwargs)
+
+    def run(self, given: tuple[tuple, dict], taps: list[Tap]) -> Any:
+        """One forward pass of the original with functions at some of its tensors.
+
+        Args:
+            given: Its arguments, from `prepare`.
+            taps: Tensors and what to do with them.
+
+        Returns:
+            What the original returns.
+        """
+        args, kwargs = given
+        with self._as_wanted() as more:
+            if not taps:
+                return self.module(*args, **{**more, **kwargs})
+            with tapped(self._originals, taps, self.map.calls):
+                return self.module(*args, **{**more, **kwargs})
+
+    @contextmanager
+    def _as_wanted(self) -> Iterator[dict[str, Any]]:
+        """Number of iterations, random numbers, key-value cache and compilation as they must be."""
+        with (
+            looping(self.module, self.settings) as more,
+            same_for_every_sample(self.module, self.seed if self.map.random else None),
+            self.inputs.running(self.module),
+        ):
+            yield more
+
+    def logits_in(self, output: Any) -> Any:
+        """The logits in what the original returned; all of it where there are none."""
+        return output if self.logits_at is None else get(output, self.logits_at)
+
+    def why_no_loss(self, logits: Any) -> str | None:
+        """Why a next-token loss makes no sense; None where it does."""
+        if self.map.causal is None or not isinstance(logits, Tensor):
+            return "the model gives no logits per token"
+        if not self.map.causal:
+            return "the model looks at later tokens, so it predicts no next token"
+        return None
+
+    def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
+        if reason := self.why_no_loss(logits):
+            raise InputError(f"there is no loss: {reason}.")
+        tokens = self.inputs.tokens_in(args, kwargs)
+        if tokens.shape[1] < 2:
+            raise InputError(f"a loss needs at least 2 tokens, given {tokens.shape[1]}.")
+        targets = tokens[:, 1:].flatten().to(logits.device)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets)
+
+    def run_with_cache(self, *model_args: Any, **kwargs: Any) -> Any:
+        """Run the model and keep activations by name, every iteration's own.
+
+        Args:
+            *model_args: What the model takes: tokens (batch, pos), or text.
+            **kwargs: `names_filter` (None for all, a name, names, or a predicate), `device`,
+                `incl_bwd`, `pos_slice`, `remove_batch_dim`, `return_cache_object` as for native
+                models, and arguments of the model.
+
+        Returns:
+            The model's output and the cache.
+
+        Raises:
+            UnknownNameError: if a name does not exist; near matches are listed.
+        """
+        keep = kwargs.pop("return_cache_object", True)
+        squeezed = kwargs.get("remove_batch_dim", False)
+        out, cache = super().run_with_cache(*model_args, return_cache_object=False, **kwargs)
+        return out, WrappedCache(cache, self, has_batch_dim=not squeezed) if keep else cache
+
+    def read(
+        self, given: tuple[tuple, dict], ports: Mapping[Any, Port]
+    ) -> tuple[Any, dict[Any, Tensor]]:
+        """One forward pass that keeps some tensors, and nothing else.
+
+        Args:
+            given: Arguments, from `prepare`.
+            ports: What to keep, under any keys.
+
+        Returns:
+            What the original returned, and the tensors by key.
+        """
+        kept: dict[Any, Tensor] = {}
+
+        def keep(key: Any) -> Callable[[Tensor], None]:
+            return lambda tensor: kept.__setitem__(key, tensor.detach())
+
+        output = self.run(given, [(port, keep(key)) for key, port in ports.items()])
+        return output, kept
+
+    # -- other views -----------------------------------------------------------------------------
+
+    def with_loops(self, loops: int | Mapping[str, int]) -> "WrappedModel":
+        """The same module with another number of iterations; weights are shared.
+
+        Args:
+            loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run).
+
+        Raises:
+            InputError: for models that do not allow it, or where it has no effect.
+        """
+        return self._again(loops=loops)
+
+    def with_layout(self, layout: str | Layout) -> "WrappedModel":
+        """The layers of a plain stack grouped into virtual blocks; weights are shared.
+
+        Raises:
+            InputError: if the model has a loop, or the depths do not add up.
+        """
+        return self._again(layout=layout)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids are looked up."""
+        return self.inputs.device(self.module)
+
+    def __repr__(self) -> str:
+        n = sum(p.numel() for p in self.module.parameters())
+        loops = ", ".join(f"{loop.name} × {loop.K}" for loop in self.map.loops) or "no loop"
+        return (
+            f"WrappedModel {self.name!r}: {self.config.architecture} {self.map}, {loops}, "
+            f"d_model={self.config.d_model}, {n:,} parameters"
+        )
+
+
+def _used(point: Point) -> bool:
+    return bool(point.fwd_hooks or point.bwd_hooks)
+
+
+def regrouped(found: LoopMap, layout: str | Layout, name: str) -> LoopMap:
+    """The map of a plain stack whose layers are grouped by a layout.
+
+    Raises:
+        InputError: if the model has a loop, or the depths do not add up.
+    """
+    new = Layout.parse(layout)
+    if found.loops:
+        raise InputError(
+            f"layout groups the layers of a plain stack; {name!r} has a loop ({found}). Leave the "
+            "layout out."
+        )
+    if new.n_layers != len(found.prelude) or (new.shared and new.K > 1):
+        raise InputError(
+            f"layout {new} does not fit: {name!r} has {len(found.prelude)} unshared layers; give "
+            "unshared depths P+C1+...+CK+Q that add up to it."
+        )
+    return regroup(found, new.prelude, new.cores) if new.cores else found

@@ -1,0 +1,120 @@
+"""Points: the addresses of a wrapped model, each a tensor of one call in one iteration."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from transformer_lens.hook_points import HookPoint
+
+from loopscope.probes.loops.identity import Streams
+from loopscope.probes.loops.loopmap import LoopMap, Port, Unit
+from loopscope.probes.loops.ports import port
+from loopscope.probes.loops.trace import Call, Found, Trace
+
+
+@dataclass
+class Addresses:
+    """All names of a wrapped model.
+
+    Attributes:
+        ports: Canonical name to the tensor it means, in the order in which they arise.
+        aliases: Further names.
+        cut: Canonical names of what runs where gradients are switched off.
+    """
+
+    ports: dict[str, Port] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+
+
+def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
+    """Name every tensor that enters or leaves a module, by iteration, module and side.
+
+    Args:
+        trace: The traced forward pass.
+        streams: What a stream looks like; it is preferred where a call has several tensors.
+        found: Its map.
+
+    Returns:
+        `loop.{path}.{module}.hook_in` and `.hook_out` in a loop, `{module}.hook_in` outside; the
+        second call of a module in one place is `{module}:1`. `hook_embed`, `loop.{path}.hook_in`,
+        `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states.
+    """
+    names = Addresses()
+    places = sorted(
+        ((it.span, it.path) for loop in found.loops for it in loop.iterations),
+        key=lambda item: item[0][1] - item[0][0],
+    )
+    used: dict[str, int] = defaultdict(int)
+    by_order: dict[int, str] = {}
+    by_port: dict[Port, str] = {}
+    for call in trace.calls[1:]:
+        path = next((p for (a, b), p in places if a <= call.index < b), None)
+        place = f"{'' if path is None else f'loop.{path}.'}{call.module}"
+        used[place] += 1
+        if used[place] > 1:
+            place = f"{place}:{used[place] - 1}"
+        by_order[call.index] = place
+        single = isinstance(trace.modules[call.module], HookPoint)
+        for side in ("in", "out") if not single else ("out",):
+            tensor = _main(call, streams, side)
+            if tensor is None:
+                continue
+            name = place if single else f"{place}.hook_{side}"
+            names.ports[name] = port(call, side, tensor)
+            by_port.setdefault(names.ports[name], name)
+            if trace.root.grad and not call.grad:
+                names.cut.add(name)
+    _states(names, found, by_port)
+    _layers(names, found, trace, by_order)
+    return names
+
+
+def _main(call: Call, streams: Streams, side: str) -> Found | None:
+    """The tensor that a call's hook shows: its stream, else its first floating tensor."""
+    if side == "out":
+        return streams.leaving(call) or next(iter(call.outputs), None)
+    return next(iter([*streams.entering(call), *call.inputs]), None)
+
+
+def _states(names: Addresses, found: LoopMap, by_port: dict[Port, str]) -> None:
+    states: dict[str, Port] = {"hook_embed": found.embed}
+    for loop in found.loops:
+        for iteration in loop.iterations:
+            states[f"loop.{iteration.path}.hook_in"] = iteration.h
+            states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
+        states["coda.hook_in" if loop is found.loops[0] else f"{loop.name}.after.hook_in"] = (
+            loop.after
+        )
+    states["hook_h_out"] = found.h_out
+    for name, where in states.items():
+        if where in by_port:
+            names.aliases[name] = by_port[where]
+        else:
+            names.ports[name] = where
+
+
+def _layers(names: Addresses, found: LoopMap, trace: Trace, by_order: dict[int, str]) -> None:
+    """`blocks.{v}` over the unrolled depth and `loop.{path}.layer.{l}` in each iteration."""
+    inner: dict[str, list[str]] = defaultdict(list)
+    for name in names.ports:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            inner[".".join(parts[:i])].append(name)
+
+    def alias(prefix: str, place: str) -> None:
+        for name in inner[place]:
+            names.aliases.setdefault(prefix + name.removeprefix(place), name)
+
+    def layers(unit: Unit) -> list[str]:
+        whole = trace.calls[unit.order]
+        inside = {c.module: c for c in reversed([whole, *whole.descendants()])}
+        return [by_order[inside[name].index] for name in unit.layers]
+
+    for v, place in enumerate(p for unit in found.units() for p in layers(unit)):
+        for side, suffix in (("in", "pre"), ("out", "post")):
+            if f"{place}.hook_{side}" in names.ports:
+                names.aliases[f"blocks.{v}.hook_resid_{suffix}"] = f"{place}.hook_{side}"
+    for loop in found.loops:
+        for iteration in loop.iterations:
+            for number, place in enumerate(p for u in iteration.units for p in layers(u)):
+                alias(f"loop.{iteration.path}.layer.{number}", place)
