@@ -2,6 +2,9 @@
 
 from typing import Any
 
+SHOWN = 16
+"""Address patterns that are shown before the rest is counted."""
+
 
 def progress_bar(*, shown: bool = True) -> Any:
     """A rich progress display on stderr, with time elapsed and left."""
@@ -124,7 +127,7 @@ def print_map(model: Any, *, every: bool) -> None:
     from rich.text import Text
     from rich.tree import Tree
 
-    from loopscope.models.wrapped.describe import map_tree
+    from loopscope.models.wrapped.describe import address_patterns, map_tree
 
     def grow(tree: Tree, branches: Any) -> Tree:
         for branch in branches:
@@ -133,20 +136,22 @@ def print_map(model: Any, *, every: bool) -> None:
 
     root = map_tree(model.module, model.map)
     print()
-    Console(highlight=False).print(grow(Tree(Text(root.text)), root.below), soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
+    console.print(grow(Tree(Text(root.text)), root.below))
     names = list(model.hook_dict)
-    print(f"\n{len(names)} addresses" + ("" if every else ", such as (--hooks lists all)"))
-    for name in names if every else _examples(names):
+    states = [n for n in model.aliases if not n.startswith("blocks.") and ".layer." not in n]
+    print(f"\n{len(names)} addresses" + ("" if every else "; t: iteration, --hooks lists all"))
+    for name in [*states, *names] if every else ():
         print(f"  {name}")
-    if model.aliases:
-        print("  loop.{t}.layer.{l}.… and blocks.{v}.… are aliases")
-
-
-def _examples(names: list[str]) -> list[str]:
-    """Some addresses: the states, and the modules of the second iteration."""
-    states = [name for name in names if name.count(".") <= 2 and "hook_" in name.split(".")[-1]]
-    inner = [name for name in names if name.startswith("loop.1.") and name not in states]
-    return list(dict.fromkeys([*states[:6], *inner[:4]])) or names[:8]
+    patterns = [] if every else list(address_patterns(model.map, [*states, *names]).items())
+    for name, n in patterns[:SHOWN]:
+        print(f"  {name:<52}{f'× {n}' if n > 1 else ''}".rstrip())
+    if len(patterns) > SHOWN:
+        print(f"  … and {len(patterns) - SHOWN} more")
+    also = ["loop.{t}.layer.{l}.…"] if model.map.loops else []
+    print(f"  {' and '.join([*also, 'blocks.{v}.hook_resid_pre|post'])} are aliases")
 
 
 def print_counts(rows: list[dict[str, Any]]) -> None:

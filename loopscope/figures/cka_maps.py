@@ -15,7 +15,7 @@ from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
-from loopscope.figures.ticks import labelled
+from loopscope.figures.ticks import labelled, spread_ends
 
 CKA_RANGE = (0.0, 1.0)
 """The colour range of both estimators, so that figures compare; values below 0 take its end."""
@@ -85,6 +85,8 @@ def cka(
             samples_note(frame, panels),
             options_note(tables, panels, "cka"),
         )
+        lines = fig.get_supxlabel().count("\n") + 1
+        fig.set_figheight(fig.get_figheight() + 0.11 * max(0, lines - 2))
     return fig
 
 
@@ -165,11 +167,8 @@ def draw_cka(ax: Axes, matrix: pd.DataFrame, *, size: float = TINY, flagged: int
     ax.set_xticks(ticks, labels, rotation=90)
     ax.set_yticks(ticks, labels)
     if not printed:  # the first two and the last two would touch
-        for axis, first, last in ((ax.xaxis, "right", "left"), (ax.yaxis, "bottom", "top")):
-            side = "ha" if axis is ax.xaxis else "va"
-            ends = axis.get_ticklabels()
-            ends[0].set(**{side: first})
-            ends[-1].set(**{side: last})
+        spread_ends(ax.get_xticklabels(), ha=("right", "left"))
+        spread_ends(ax.get_yticklabels(), va=("bottom", "top"))
     ax.set_aspect("equal")
     return mesh
 

@@ -131,11 +131,9 @@ def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
     if not any(np.isfinite(gate.mean).any() for gate in rows.gates):
         say_unsound(ax, sum(gate.flagged for gate in rows.gates))
     name_tokens(ax, rows.texts, left=_TOKENS)
-    if several:
-        what = "gates: mean probability"
-    else:
-        what = f"gate {_short(rows.gates[0].name)}: mean probability"
-    ax.set_title(f"{what}, entropy H{', token by token' if rows.texts else ''}", loc="left")
+    what = "gates:" if several else f"gate {_short(rows.gates[0].name)}:"
+    shown = " mean probability, entropy H, token by token"
+    ax.set_title(what + (shown if rows.texts else "\nmean probability, entropy H"), loc="left")
 
 
 def _short(name: str) -> str:

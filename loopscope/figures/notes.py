@@ -23,7 +23,7 @@ def note(fig: Figure, *sentences: str) -> None:
     """
     size = SMALL - 0.5
     text = " ".join(s for s in sentences if s).replace("n = ", "n\u00a0=\u00a0")
-    lines = textwrap.wrap(text, int(fig.get_figwidth() * 72 / (size * 0.53)))
+    lines = textwrap.wrap(text, int(fig.get_figwidth() * 72 / (size * 0.56)))
     text = "\n".join(lines).replace("\u00a0", " ")
     fig.supxlabel(text, x=0.01, ha="left", fontsize=size, color=GREY, linespacing=1.25)
 

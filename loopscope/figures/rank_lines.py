@@ -11,7 +11,7 @@ from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note
 from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
-from loopscope.figures.ticks import labelled
+from loopscope.figures.ticks import labelled, spread_ends
 
 _MEASURES = {
     "effective": "effective rank",
@@ -78,6 +78,8 @@ def rank(
             )
         shown = labelled(order, int(_WIDEST / 0.34) - 2)
         ax.set_xticks([order.index(s) for s in shown], [state_label(s) for s in shown])
+        if len(shown) < len(order):
+            spread_ends(ax.get_xticklabels(), ha=("right", "left"))
         ax.set_xlim(-0.5, len(order) - 0.5)
         if not any(p["n"].any() for p in parts):
             say_unsound(ax, sum(int(p["n_flagged"].sum()) for p in parts))

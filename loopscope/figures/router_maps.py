@@ -95,7 +95,7 @@ def routers(tables: Tables, model: str, loop: str | None = None) -> Figure:
             paths_note([panel]),
             samples_note(frame, [panel], "mean"),
             options_note(tables, [panel], "routing"),
-            _where_tokens(rows, gates) if seen else "No token-by-token table was measured.",
+            _where_tokens(maps, rows, gates) if seen else "No token-by-token table was measured.",
         )
     return fig
 
@@ -120,9 +120,11 @@ def _explained(maps: list[Map], gates: GateRows | None) -> list[str]:
     return told
 
 
-def _where_tokens(rows: list[TokenRow], gates: GateRows | None) -> str:
+def _where_tokens(maps: list[Map], rows: list[TokenRow], gates: GateRows | None) -> str:
     what = " and ".join(["weights"] * bool(rows) + ["probabilities"] * (gates is not None))
-    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token."
+    steps = max(len(m.values) for m in maps[:2])
+    some = ", at some of the steps" if rows and len(rows[0].steps) < steps else ""
+    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token{some}."
 
 
 def router_map(stats: pd.DataFrame, kind: str) -> Map:
@@ -238,4 +240,8 @@ def _draw_map(
         targets,
         rotation=90 if drawn.entropy is None or percent else 0,
     )
+    if len(shown) < len(columns) and drawn.entropy is None:  # h_emb, prelude, 1st core touch
+        names = ax.get_xticklabels()
+        names[0].set_horizontalalignment("right")
+        names[shown.index("core1")].set_horizontalalignment("left")
     ax.set_title(_TITLES[drawn.kind])

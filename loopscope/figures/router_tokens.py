@@ -12,8 +12,12 @@ from loopscope.analysis import aggregate
 from loopscope.figures.names import step_label, token_label
 from loopscope.figures.panels import Panel, say_unsound
 from loopscope.figures.style import TINY, heat_map
+from loopscope.figures.ticks import every
 
 TOKENS_SHOWN = 40
+LINES_SHOWN = 240
+"""Rows of slots for which there is room; of more steps than fit in them, some are shown."""
+
 _GAP = 1.0  # empty rows between two steps
 
 
@@ -54,6 +58,7 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
         if part.empty:
             continue
         part = part.assign(slot=part["target"].astype(str).str[1:].astype(int))
+        slots = part["slot"].nunique()
         steps = [
             Step(
                 t=t,
@@ -61,12 +66,21 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
                 .pivot(index="slot", columns="pos", values="value")
                 .to_numpy(np.float64),
             )
-            for t in sorted(part["t"].unique().tolist())
+            for t in _some(sorted(part["t"].unique().tolist()), LINES_SHOWN // slots)
         ]
         texts = part.drop_duplicates("pos").sort_values("pos")["token"].astype(str)
         row = TokenRow(kind=kind, steps=tuple(steps), tokens=tuple(texts), paths=panel.paths)
         found.append(row)
     return found
+
+
+def _some(steps: list[int], most: int) -> list[int]:
+    """The transition and some of the iterations, if all are more than fit."""
+    if len(steps) <= most:
+        return steps
+    before = [t for t in steps if t < 0]
+    kept = every(0, steps[-1], max(2, most - len(before)))
+    return [*before, *(t for t in steps if t in kept)]
 
 
 def shown_tokens(tokens: pd.DataFrame, panel: Panel) -> pd.DataFrame:
@@ -97,7 +111,7 @@ def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) 
     names: list[str] = []
     places: list[float] = []
     # As many slot labels as keep half a line's distance in the height that the figure gives.
-    every = max(1, round(len(row.steps) * slots / 30))
+    stride = max(1, round(len(row.steps) * slots / 30))
     for number, step in enumerate(row.steps):
         offset = number * (slots + _GAP)
         heat_map(
@@ -105,9 +119,9 @@ def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) 
             np.ma.masked_invalid(step.weights),
             norm,
             top=offset,
-            lines=0.25 if every == 1 else 0.0,
+            lines=0.25 if stride == 1 else 0.0,
         )
-        shown = [b for b in range(slots) if b % every == 0]
+        shown = [b for b in range(slots) if b % stride == 0]
         places += [offset + b + 0.5 for b in shown]
         names += [f"m{b}" for b in shown]
         ax.text(

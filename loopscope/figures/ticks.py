@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from matplotlib.text import Text
+
 _NUMBERED = re.compile(r"(?:h|core|m)(\d+)")
 _STEPS = tuple(base * 10**power for power in range(4) for base in (1, 2, 4, 5, 8))
 
@@ -40,3 +42,15 @@ def labelled(names: Sequence[str], most: int) -> list[str]:
         return list(names)
     kept = set(every(min(numbers), max(numbers), most))
     return [n for n in names if not (found := _NUMBERED.fullmatch(n)) or int(found[1]) in kept]
+
+
+def spread_ends(labels: Sequence[Text], **sides: tuple[str, str]) -> None:
+    """Move the first and the last label outwards, away from close neighbours.
+
+    Args:
+        labels: The tick labels of an axis.
+        **sides: The alignment (`ha` or `va`) of the first and of the last.
+    """
+    for side, (first, last) in sides.items():
+        labels[0].set(**{side: first})
+        labels[-1].set(**{side: last})

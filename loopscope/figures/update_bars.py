@@ -11,7 +11,7 @@ from loopscope.figures.names import block_label, block_order
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
-from loopscope.figures.ticks import labelled
+from loopscope.figures.ticks import labelled, spread_ends
 
 UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
 MANY = 20
@@ -108,6 +108,8 @@ def draw_update(
         label.set(rotation=turn, ha="right", va="center" if turn == 90 else "top")
         label.set_rotation_mode("anchor")
         label.set_fontsize(SMALL if len(order) <= 10 else TINY)
+    if len(shown) < len(order):  # turned about their ends, labels move sideways by va
+        spread_ends(ax.get_xticklabels(), va=("bottom", "top"))
     ax.grid(axis="y")
 
 

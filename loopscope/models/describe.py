@@ -1,6 +1,5 @@
 """What a model is made of, as plain data: for `inspect` and Jupyter."""
 
-import re
 from html import escape
 from typing import Any
 
@@ -61,20 +60,18 @@ def hook_names(model: Any) -> list[tuple[str, str]]:
     Returns:
         (pattern, how many points it stands for).
     """
+    if not isinstance(model, LoopModel):
+        from loopscope.models.wrapped.describe import address_patterns
+
+        return [(name, str(n)) for name, n in address_patterns(model.map, model.hook_dict).items()]
     groups: dict[str, int] = {}
     for name in model.hook_dict:
         first, _, rest = name.partition(".")
         index, _, tail = rest.partition(".")
-        if first == "blocks" and index.isdigit():
-            name = f"blocks.{{v}}.{tail}"
-        elif first == "loop":
-            name = re.sub(r"^loop\.([A-Za-z]*)\d+((?:\.[A-Z][A-Za-z]*\d+)*)\.", _iteration, name)
+        if first in ("blocks", "loop") and index.isdigit():
+            name = f"{first}.{{{'v' if first == 'blocks' else 't'}}}.{tail}"
         groups[name] = groups.get(name, 0) + 1
     return [(name, str(n)) for name, n in groups.items()]
-
-
-def _iteration(found: re.Match[str]) -> str:
-    return re.sub(r"\d+", "{t}", found[0])
 
 
 def to_html(facts: dict[str, Any]) -> str:

@@ -38,7 +38,12 @@ def capture_wrapped(model: "WrappedModel", tokens: Any, *, logits: bool) -> Traj
     scores = model.logits_in(output) if logits else None
     if not isinstance(scores, Tensor) or ids is None or scores.shape[:2] != ids.shape:
         scores = None
-    common = {"h_emb": kept["embed",], "h_out": kept["out",], "tokens": ids, "logits": scores}
+    common: dict[str, Any] = {
+        "h_emb": kept["embed",],
+        "h_out": kept["out",],
+        "tokens": ids,
+        "logits": scores,
+    }
     if not found.loops:
         blocks = {"prelude": (kept["embed",], kept["out",])}
         return Trajectory(

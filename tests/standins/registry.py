@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.standins import per_loop, repeated, tied, traps
 
@@ -18,7 +19,7 @@ class Core:
     Attributes:
         name: Its name, None where the choice is free.
         layers: Layers of each iteration (inner loops' among them).
-        parent: Name (or place among the loops) of the enclosing loop.
+        parent: Place of the enclosing loop among the loops.
         mechanic: `module` or `parameters`.
     """
 
@@ -42,6 +43,7 @@ class Case:
         causal: Whether tokens see earlier ones only; None where there are no logits.
         random: Whether the forward draws random numbers.
         norm: The final norm's name.
+        spec: What a user must say before `h_emb` is the embedding.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Case:
     norm: str | None = "norm"
     causal: bool | None = True
     random: bool = False
+    spec: dict | None = None
 
 
 def same(layers: tuple[str, ...], K: int, **more) -> Core:
@@ -68,7 +71,7 @@ def stack(name: str, prelude: int, core: int, steps: int, coda: int, **more) -> 
         "prelude": numbered(name, 0, prelude),
         "cores": (
             Core(
-                layers=tuple(numbered(name, a, b) for a, b in zip(cut, cut[1:], strict=False)),
+                layers=tuple(numbered(name, a, b) for a, b in pairwise(cut)),
                 mechanic="parameters",
                 **more,
             ),
@@ -119,6 +122,7 @@ CASES = [
         ),
         head="lm_head",
         norm="model.norm",
+        spec={"embed": "model.embed_tokens"},  # no call but the embedding's gives it alone
     ),
     Case(
         name="layer_major",

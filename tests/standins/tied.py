@@ -17,7 +17,7 @@ def tie(copy: nn.Module, original: nn.Module, *, leave_out: str = "-") -> None:
 
 
 class TiedStack(Standin):
-    """Distinct modules, each called once; those in the middle share everything (or all but norms)."""
+    """Distinct modules, each called once; those in the middle share all but what is their own."""
 
     def __init__(self, prelude=1, core=2, steps=3, coda=2, own="-", seed=10):
         torch.manual_seed(seed)

@@ -42,7 +42,9 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
         "name": model.name,
         "class": type(model.module).__name__,
         "layout": f"{found} ({_source(found)})",
-        "iterations K": found.K,
+        "iterations K": found.K
+        if len(found.loops) < 2
+        else ", ".join(f"{loop.name} {loop.K}" for loop in found.loops),
         "layers": f"{found.n_layers} of compute",
         "width": f"d_model {model.config.d_model}",
         "vocabulary": _or_unknown(model.config.d_vocab),
@@ -100,6 +102,29 @@ def map_tree(module: nn.Module, found: LoopMap) -> Branch:
     for note in found.notes:
         root.add(f"note: {note}")
     return root
+
+
+def address_patterns(found: LoopMap, names: Iterable[str]) -> dict[str, int]:
+    """Addresses with the iteration written {t}, and how many each stands for.
+
+    Args:
+        found: The map whose iterations the addresses carry.
+        names: Addresses, such as `loop.H0.L2.layers.0.hook_in`.
+
+    Returns:
+        Patterns, such as `loop.H{t}.L{t}.layers.0.hook_in`, in order of first appearance.
+    """
+    paths = {iteration.path for loop in found.loops for iteration in loop.iterations}
+    groups: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        # the longest path: H0.L2 and not H0
+        ends = [n for n in range(2, len(parts)) if ".".join(parts[1:n]) in paths]
+        if parts[0] == "loop" and ends:
+            path = re.sub(r"\d+", "{t}", ".".join(parts[1 : ends[-1]]))
+            name = ".".join(["loop", path, *parts[ends[-1] :]])
+        groups[name] = groups.get(name, 0) + 1
+    return groups
 
 
 def compact(names: Iterable[str]) -> list[str]:

@@ -69,7 +69,7 @@ def open_factory(place: str) -> Source:
                 made = made()
     if not isinstance(made, nn.Module):
         raise InputError(
-            f"{place} gave a {type(made).__name__}, but the model must be a torch.nn.Module; "
+            f"{place} gave {type(made).__name__}, but the model must be a torch.nn.Module; "
             "return the module itself."
         )
     return Source(

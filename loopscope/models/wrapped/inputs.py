@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 
-Tokens = tuple[str, str | int]
+Place = tuple[str, str | int]
 """Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
 
 
@@ -26,7 +26,7 @@ class Inputs:
         compiled: Whether some module was compiled.
     """
 
-    tokens: Tokens | None
+    tokens: Place | None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     cached: str | None = None
@@ -118,7 +118,7 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     Returns:
         What to pass in each call.
     """
-    tokens: Tokens | None = next((("args", i) for i, v in enumerate(args) if is_tokens(v)), None)
+    tokens: Place | None = next((("args", i) for i, v in enumerate(args) if is_tokens(v)), None)
     if tokens is None:
         order = sorted(kwargs, key=lambda k: k not in ("input_ids", "tokens", "idx"))
         tokens = next((("kwargs", k) for k in order if is_tokens(kwargs[k])), None)

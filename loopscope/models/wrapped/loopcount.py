@@ -13,11 +13,13 @@ from loopscope.probes.loops.loopmap import LoopCount, LoopMap
 from loopscope.probes.loops.spec import Spec
 
 ARGUMENTS = ("num_steps", "num_loops", "n_loops", "n_loop", "loops", "num_recur", "num_iterations",
-             "n_iterations", "num_recurrences", "loop_count")  # fmt: skip
+             "n_iterations", "num_recurrences", "loop_count", "steps")  # fmt: skip
 """Names under which models take their number of iterations."""
 
-ATTRIBUTES = (*ARGUMENTS, "total_ut_steps", "num_rec", "recurrence", "n_recurrence", "n_iter",
-              "num_iters", "K", "n_steps", "max_loops", "loop_num", "n_cycles", "num_cycles")  # fmt: skip
+ATTRIBUTES = (
+    *ARGUMENTS, "total_ut_steps", "num_rec", "recurrence", "n_recurrence", "n_iter", "num_iters",
+    "K", "n_steps", "max_loops", "loop_num", "n_cycles", "num_cycles",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
     if found.main is None or found.main.mechanic != "module":
         return ()
     if spec.counts:
-        return tuple(_named(module, found, *one) for one in spec.counts)
+        there = {None, *(loop.name for loop in found.loops)}
+        said = [c for c in spec.counts if spec.source != "family" or c[1] in there]
+        return tuple(_named(module, found, *one) for one in said)
     main = found.main
     if any(loop.parent is None for loop in found.loops[1:]):
         return ()
     arguments = inspect.signature(module.forward).parameters
     for name in ARGUMENTS:
-        if name in arguments:
+        if name in arguments and isinstance(arguments[name].default, int | type(None)):
             return (LoopCount(kind="argument", name=name, loop=main.name),)
     for prefix, part in module.named_modules():
         for name in ATTRIBUTES:
@@ -128,10 +132,12 @@ def settings(found: LoopMap, loops: int | Mapping[str, int]) -> tuple[Setting, .
         if type(value) is not int or value < 1:
             raise InputError(f"loops must be whole numbers of at least 1, given {value!r}.")
         if name not in by_loop:
-            why = "its iterations are distinct modules" if found.loop(name).mechanic != "module" else (
+            why = (
                 "nothing that sets it was found; a spec can name it: [loops] argument = ..., "
                 "attribute = ... or config = ..."
-            )  # fmt: skip
+            )
+            if found.loop(name).mechanic != "module":
+                why = "its iterations are distinct modules"
             raise InputError(f"the number of iterations of {name} cannot be set: {why}.")
         chosen.append(Setting(by_loop[name], value))
     return tuple(chosen)

@@ -212,9 +212,12 @@ class WrappedModel(TextMixin, NamedHooks):
         """
         if return_type not in RETURNS:
             raise InputError(
-                f"return_type must be one of {', '.join(map(repr, RETURNS))}, given {return_type!r}."
+                f"return_type must be one of {', '.join(map(repr, RETURNS))}, given "
+                f"{return_type!r}."
             )
-        taps = [(self.ports[name], point) for name, point in self._live.items() if _used(point)]
+        taps: list[Tap] = [
+            (self.ports[name], point) for name, point in self._live.items() if _used(point)
+        ]
         given = self.prepare(args, kwargs)
         output = self.run(given, taps)
         if return_type in ("output", None):

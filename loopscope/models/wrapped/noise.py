@@ -27,10 +27,10 @@ class _OnePerBatch(TorchFunctionMode):
             first = args[0][:1].clone()
             func(first, *args[1:], **kwargs)
             return args[0].copy_(first.expand_as(args[0]))
-        if func in _LIKE and isinstance(args[0], Tensor) and args[0].ndim > 1:
-            if all(isinstance(a, Tensor) for a in args) and args[0].shape[0] > 1:
-                drawn = func(*(a[:1] for a in args), **kwargs)
-                return drawn.expand(args[0].shape).clone()
+        tensors = bool(args) and all(isinstance(a, Tensor) for a in args)
+        if func in _LIKE and tensors and args[0].ndim > 1 and args[0].shape[0] > 1:
+            drawn = func(*(a[:1] for a in args), **kwargs)
+            return drawn.expand(args[0].shape).clone()
         if func in _SIZED:
             size = args[0] if args and isinstance(args[0], tuple | list) else args
             if len(size) > 1 and size[0] > 1 and "out" not in kwargs:

@@ -37,7 +37,8 @@ def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
     Returns:
         `loop.{path}.{module}.hook_in` and `.hook_out` in a loop, `{module}.hook_in` outside; the
         second call of a module in one place is `{module}:1`. `hook_embed`, `loop.{path}.hook_in`,
-        `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states.
+        `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states of the main loop, and
+        `loop.{name}.after.hook_in` what leaves another.
     """
     names = Addresses()
     places = sorted(
@@ -82,9 +83,8 @@ def _states(names: Addresses, found: LoopMap, by_port: dict[Port, str]) -> None:
         for iteration in loop.iterations:
             states[f"loop.{iteration.path}.hook_in"] = iteration.h
             states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
-        states["coda.hook_in" if loop is found.loops[0] else f"{loop.name}.after.hook_in"] = (
-            loop.after
-        )
+        last = "coda" if loop is found.main else f"loop.{loop.name}.after"
+        states[f"{last}.hook_in"] = loop.after
     states["hook_h_out"] = found.h_out
     for name, where in states.items():
         if where in by_port:

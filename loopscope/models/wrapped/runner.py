@@ -85,7 +85,7 @@ def _behind(by_call: Mapping[int, list[Tap]], count: list[int]) -> Callable:
 
 
 def _apply(holder: Any, port: Port, function: Callable[[Tensor], Any]) -> Any:
-    """Show a tensor in a holder to a function; the holder with its answer, or None for no change."""
+    """The holder with a function's answer for one of its tensors; None for no change."""
     whole = get(holder, port.where)
     if not isinstance(whole, Tensor):
         raise InputError(
@@ -140,8 +140,8 @@ def put(holder: Any, where: tuple[Step, ...], value: Any) -> Any:
     step, rest = where[0], where[1:]
     inner = put(get(holder, (step,)), rest, value)
     if isinstance(holder, tuple) and isinstance(step, int):
-        if hasattr(holder, "_replace"):
-            return holder._replace(**{holder._fields[step]: inner})
+        if hasattr(holder, "_fields"):  # a named tuple
+            return type(holder)(*holder[:step], inner, *holder[step + 1 :])
         return (*holder[:step], inner, *holder[step + 1 :])
     twin = copy.copy(holder)
     if isinstance(holder, Mapping | list):

@@ -1,11 +1,12 @@
 """Finding: from a traced forward pass to its LoopMap."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from itertools import pairwise
 
 from loopscope.errors import InputError
 from loopscope.probes.loops import ports
-from loopscope.probes.loops.folding import Leaf, Node, Run, fold, runs_in, split_gaps
+from loopscope.probes.loops.drafts import Draft, Span, draft_loops, listed
+from loopscope.probes.loops.folding import split_gaps
 from loopscope.probes.loops.identity import Identity, Streams
 from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap, Port, Unit
 from loopscope.probes.loops.naming import letter, short_name
@@ -13,39 +14,6 @@ from loopscope.probes.loops.parameters import owned, shared
 from loopscope.probes.loops.spec import Spec
 from loopscope.probes.loops.trace import Call, Trace
 from loopscope.probes.loops.units import Units, chain
-
-
-@dataclass
-class Span:
-    """One iteration while boundaries are sought: the first and last of its units."""
-
-    first: int
-    last: int
-
-
-@dataclass
-class Draft:
-    """A loop while boundaries are sought.
-
-    Attributes:
-        runs: Its iterations, one list per run of the enclosing loop.
-        parent: The enclosing loop.
-        units: The sequence that the spans count in.
-        within: For a loop inside a repeated call: which iteration of the parent each run is in.
-    """
-
-    units: Units
-    runs: list[list[Span]]
-    parent: "Draft | None" = None
-    name: str = ""
-
-    def calls(self, span: Span) -> list[Call]:
-        """The calls of an iteration."""
-        return self.units.calls[span.first : span.last + 1]
-
-    def spans(self) -> list[Span]:
-        """All iterations in execution order."""
-        return [span for run in self.runs for span in run]
 
 
 def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
@@ -64,8 +32,12 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     """
     identity = Identity.of(trace.modules)
     core = {identity.symbol[name] for name in spec.core}
-    units = Units(trace, identity, streams, core)
-    drafts = _explicit(units, spec) if spec.iterations else _drafts(units, spec)
+    named = core | {identity.symbol[n] for one in spec.iterations for n in one}
+    units = Units.of(trace, identity, streams, named)
+    if spec.iterations:
+        drafts = listed(units, spec.iterations)
+    else:
+        drafts = draft_loops(units, one=bool(spec.core))
     if not drafts:
         return _plain(units, spec)
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
@@ -73,98 +45,6 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         _widen(draft)
     _name(drafts)
     return _assemble(units, drafts, spec)
-
-
-def _drafts(units: Units, spec: Spec) -> list[Draft]:
-    """The loops, an outer one before those in it."""
-    leaves = [(units.symbol(c), i) for i, c in enumerate(units.calls) if units.is_core(c)]
-    nodes = fold([s for s, _ in leaves], [i for _, i in leaves])
-    top = [node for node in nodes if isinstance(node, Run)]
-    if spec.core and (len(top) != 1 or len(nodes) != 1):
-        top = [_by_first(nodes)] if leaves else []
-    drafts: list[Draft] = []
-    for run in top:
-        _add(units, [(None, run)], None, drafts)
-    return drafts
-
-
-def _by_first(nodes: list[Node]) -> Run:
-    """Iterations that begin wherever the first symbol of the core does."""
-    from loopscope.probes.loops.folding import Sequence_
-
-    leaves = [leaf for node in nodes for leaf in node.leaves()]
-    starts = [i for i, leaf in enumerate(leaves) if leaf.symbol == leaves[0].symbol]
-    ends = [*starts[1:], len(leaves)]
-    bodies = [tuple(leaves[a:b]) for a, b in zip(starts, ends, strict=True)]
-    return Run(tuple(Sequence_("body", body) for body in bodies))
-
-
-def _add(
-    units: Units, runs: list[tuple[Any, Run]], parent: Draft | None, drafts: list[Draft]
-) -> None:
-    """Note a loop with all its runs, then the loops inside its bodies."""
-    draft = Draft(units, [[_span(body) for body in run.bodies] for _, run in runs], parent)
-    drafts.append(draft)
-    bodies = [body for _, run in runs for body in run.bodies]
-    inner: dict[Any, list[tuple[Any, Run]]] = {}
-    for number, body in enumerate(bodies):
-        for one in runs_in(body):
-            inner.setdefault(one.key, []).append((number, one))
-    for found in inner.values():
-        _add(units, found, draft, drafts)
-    if not inner:
-        _add_inside(units, draft, drafts)
-
-
-def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
-    """Note the loops inside the calls that the core repeats."""
-    first = [units.calls[i] for i in range(draft.runs[0][0].first, draft.runs[0][0].last + 1)]
-    for place, call in enumerate(first):
-        if not units.is_core(call) or units.inside(call) is None:
-            continue
-        flat = object.__new__(Units)
-        flat.trace, flat.identity, flat.streams = units.trace, units.identity, units.streams
-        flat.repeated, flat.calls = set(), []
-        runs: list[tuple[Any, Run]] = []
-        for number, span in enumerate(draft.spans()):
-            if span.first + place > span.last:
-                continue
-            inner = units.inside(units.calls[span.first + place])
-            if inner is None:
-                return
-            flat.repeated |= inner.repeated
-            offset = len(flat.calls)
-            flat.calls += inner.calls
-            leaves = [(inner.symbol(c), i) for i, c in enumerate(inner.calls) if inner.is_core(c)]
-            nodes = fold([s for s, _ in leaves], [i + offset for _, i in leaves])
-            runs += [(number, node) for node in nodes if isinstance(node, Run)][:1]
-        if runs:
-            _add(flat, runs, draft, drafts)
-
-
-def _span(body: Node) -> Span:
-    places = [leaf.index for leaf in body.leaves() if isinstance(leaf, Leaf)]
-    return Span(min(places), max(places))
-
-
-def _explicit(units: Units, spec: Spec) -> list[Draft]:
-    """The iterations that a specification lists one by one."""
-    spans = []
-    for names in spec.iterations:
-        places = [i for i, c in enumerate(units.calls) if c.module in names]
-        if not places:
-            raise InputError(
-                f"the iteration {', '.join(names)} of the specification is never run; name modules "
-                "that the forward pass calls."
-            )
-        spans.append(Span(min(places), max(places)))
-    for one, two in zip(spans, spans[1:], strict=False):
-        if two.first <= one.last:
-            raise InputError(
-                "the iterations of the specification overlap: list the modules of each in the order "
-                "in which they run, and each module once."
-            )
-    return [Draft(units, [spans])]
 
 
 def _lift(draft: Draft) -> None:
@@ -202,7 +82,7 @@ def _widen(draft: Draft) -> None:
     for run in draft.runs:
         before = max((i for i in core if i < run[0].first), default=-1)
         after = min((i for i in core if i > run[-1].last), default=len(pattern))
-        pairs = list(zip(run, run[1:], strict=False))
+        pairs = list(pairwise(run))
         end, begin = split_gaps(
             [pattern[a.last + 1 : b.first] for a, b in pairs],
             pattern[before + 1 : run[0].first],
@@ -222,7 +102,7 @@ def _widen(draft: Draft) -> None:
 
 
 def _name(drafts: list[Draft]) -> None:
-    """`core` for a single loop; else a short name from the modules that are its own, or a letter."""
+    """`core` for a single loop; else a short name from its own modules, or a letter."""
     if len(drafts) == 1:
         drafts[0].name = "core"
         return
@@ -245,9 +125,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     maker = ports.UnitMaker(units, ports.width_of(units, top[0].spans(), spec))
     inside = [(d.spans()[0].first, d.spans()[-1].last) for d in top]
     between = [
-        call
-        for (_, end), (start, _) in zip(inside, inside[1:], strict=False)
-        for call in units.calls[end + 1 : start]
+        call for (_, end), (start, _) in pairwise(inside) for call in units.calls[end + 1 : start]
     ]
     head = ports.head_of(units)
     prelude = maker.role(units.calls[:first])
@@ -303,8 +181,8 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
         )
     symbols = [{u.shared for u in it.units} for it in iterations]
     names = [{u.module for u in it.units} for it in iterations]
-    again = any(a & b for a, b in zip(names, names[1:], strict=False))
-    tied = any(a & b for a, b in zip(symbols, symbols[1:], strict=False))
+    again = any(a & b for a, b in pairwise(names))
+    tied = any(a & b for a, b in pairwise(symbols))
     return Loop(
         name=draft.name,
         iterations=tuple(iterations),
@@ -325,7 +203,7 @@ def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
         (calls[0].start, calls[-1].end)
         for calls in (draft.parent.calls(s) for s in draft.parent.spans())
     ]
-    paths = []
+    paths: list[str] = []
     for run in draft.runs:
         begin = draft.calls(run[0])[0].start
         where = next(i for i, (a, b) in enumerate(bounds) if a <= begin <= b)
@@ -339,7 +217,10 @@ def _notes(loops: list[Loop]) -> list[str]:
     if not cut:
         return []
     inner = [p for p in cut if not any(o.startswith(p + ".") for o in cut)]
-    return [f"the model runs {', '.join(inner)} without gradients (torch.no_grad in its forward)"]
+    what = f"iteration{'s' if len(inner) > 1 else ''} {', '.join(inner)}"
+    if len(cut) == sum(loop.K for loop in loops):
+        what = "all iterations"
+    return [f"the model runs {what} without gradients (torch.no_grad in its forward)"]
 
 
 def _plain(units: Units, spec: Spec) -> LoopMap:
@@ -392,7 +273,7 @@ def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
         cuts.append(cuts[-1] + depth)
     iterations = tuple(
         Iteration(path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m)
-        for t, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+        for t, (a, b) in enumerate(pairwise(cuts))
     )
     rest: tuple[Unit, ...] = layers[cuts[-1] :]
     after = rest[0].h if rest else found.h_out

@@ -112,6 +112,10 @@ class Streams:
             return False
         return self.batch in (None, shape[0]) and self.pos in (None, shape[1])
 
+    def is_part(self, found: Found) -> bool:
+        """Whether a tensor is (batch, some positions, width): a stream, or some of its tokens."""
+        return found.tensor.ndim == 3 and self.batch in (None, found.tensor.shape[0])
+
     def entering(self, call: Call) -> list[Found]:
         """The streams among a call's arguments, in order; masks and rotary tables are smaller."""
         return [found for found in call.inputs if self.is_stream(found)]

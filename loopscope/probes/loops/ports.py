@@ -241,10 +241,9 @@ def _output(units: Units, calls: Sequence[Call], name: str | None) -> tuple[Call
     last = units.streams.leaving(core[-1])
     assert last is not None
     for call in reversed(calls):  # a norm after the core belongs to it, a router's output does not
-        found = units.streams.leaving(call)
-        if found is not None and units.streamy(call):
-            if found.tensor.shape[-1] == last.tensor.shape[-1]:
-                return call, found
+        found = units.streams.leaving(call) if units.streamy(call) else None
+        if found is not None and found.tensor.shape[-1] == last.tensor.shape[-1]:
+            return call, found
     return core[-1], last
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from loopscope.probes.loops.identity import Identity, Streams
 from loopscope.probes.loops.trace import Call, Trace
@@ -10,29 +11,44 @@ BLOCK_SHARE, MATRIX_SHARE = 0.01, 0.1
 """What a repeated block, or a bare matrix, must make up of all matrix products to be a core."""
 
 
+@dataclass(eq=False)
 class Units:
     """A traced forward pass as a flat sequence of calls.
 
     Attributes:
+        trace: The traced forward pass.
+        identity: Its modules.
+        streams: What a stream looks like.
+        repeated: Symbols of the units that repeat and weigh enough to be a core.
         calls: The units in order; lists and wrappers around a loop are opened, what does not
             repeat is one unit.
-        repeated: Symbols of the units that repeat and weigh enough to be a core.
     """
 
-    def __init__(
-        self, trace: Trace, identity: Identity, streams: Streams, core: Collection[str] = ()
-    ) -> None:
-        """Find the units.
+    trace: Trace
+    identity: Identity
+    streams: Streams
+    repeated: set[str]
+    calls: list[Call]
+
+    @classmethod
+    def of(
+        cls, trace: Trace, identity: Identity, streams: Streams, core: Collection[str] = ()
+    ) -> "Units":
+        """Find the units of a whole model.
 
         Args:
             trace: The traced forward pass.
             identity: Its modules.
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
+
+        Returns:
+            The units.
         """
-        self.trace, self.identity, self.streams = trace, identity, streams
-        self.repeated = set(core) or self._repeated([*trace.root.descendants()])
-        self.calls = self.under(trace.root)
+        units = cls(trace, identity, streams, set(core), [])
+        units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
+        units.calls = units.under(trace.root)
+        return units
 
     def symbol(self, call: Call) -> str:
         """What makes two calls calls of the same thing."""
@@ -63,9 +79,8 @@ class Units:
 
     def inside(self, call: Call) -> "Units | None":
         """The units of a repeated call, where something repeats in it."""
-        inner = object.__new__(Units)
-        inner.trace, inner.identity, inner.streams = self.trace, self.identity, self.streams
-        inner.repeated = self._repeated([*call.descendants()])
+        repeated = self._repeated([*call.descendants()])
+        inner = Units(self.trace, self.identity, self.streams, repeated, [])
         if not inner.repeated:
             return None
         inner.calls = inner.under(call)
@@ -109,6 +124,12 @@ def chain(call: Call, units: Units) -> list[Call]:
         The calls of the layers in order; empty where there is no such list.
     """
     weigh = units.identity.weight
+
+    def is_layer(call: Call) -> bool:  # some of the tokens will do (mixture of recursions)
+        return any(map(units.streams.is_part, call.inputs)) and any(
+            map(units.streams.is_part, call.outputs)
+        )
+
     for _ in range(12):
         groups: dict[tuple[str, type], list[Call]] = defaultdict(list)
         for child in call.children:
@@ -123,6 +144,6 @@ def chain(call: Call, units: Units) -> list[Call]:
             listed = all(name.isdigit() for name in names)
             alone = len(heavy) == 1 and all(name[-1:].isdigit() for name in names)
             fits = len(set(names)) == len(names) and (listed or alone)
-            return heavy[0] if fits and all(map(units.is_layered, heavy[0])) else []
+            return heavy[0] if fits and all(map(is_layer, heavy[0])) else []
         call = heavy[0][0]
     return []
