@@ -22,8 +22,9 @@ def gate_frames(
             )
             values = rng.uniform(0, 1, len(tokens))
             seen.append(
-                pd.DataFrame({"sample": 0, **key, "pos": range(len(tokens)), "token": tokens})
-                .assign(value=values)
+                pd.DataFrame(
+                    {"sample": 0, **key, "pos": range(len(tokens)), "token": tokens}
+                ).assign(value=values)
             )
     routing = pd.concat(mean, ignore_index=True).astype({"t": np.int16})
     types = {"t": np.int16, "pos": np.int32, "value": np.float32}

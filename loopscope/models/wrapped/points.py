@@ -66,7 +66,7 @@ def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
             if trace.root.grad and not call.grad:
                 names.cut.add(name)
     _states(names, found, by_port)
-    _layers(names, found, trace, by_order)
+    _layers(names, found, by_order)
     return names
 
 
@@ -93,7 +93,7 @@ def _states(names: Addresses, found: LoopMap, by_port: dict[Port, str]) -> None:
             names.ports[name] = where
 
 
-def _layers(names: Addresses, found: LoopMap, trace: Trace, by_order: dict[int, str]) -> None:
+def _layers(names: Addresses, found: LoopMap, by_order: dict[int, str]) -> None:
     """`blocks.{v}` over the unrolled depth and `loop.{path}.layer.{l}` in each iteration."""
     inner: dict[str, list[str]] = defaultdict(list)
     for name in names.ports:
@@ -106,9 +106,7 @@ def _layers(names: Addresses, found: LoopMap, trace: Trace, by_order: dict[int, 
             names.aliases.setdefault(prefix + name.removeprefix(place), name)
 
     def layers(unit: Unit) -> list[str]:
-        whole = trace.calls[unit.order]
-        inside = {c.module: c for c in reversed([whole, *whole.descendants()])}
-        return [by_order[inside[name].index] for name in unit.layers]
+        return [by_order[order] for order in unit.orders]
 
     for v, place in enumerate(p for unit in found.units() for p in layers(unit)):
         for side, suffix in (("in", "pre"), ("out", "post")):

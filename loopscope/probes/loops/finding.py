@@ -160,6 +160,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
 
 def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
     units, spans = draft.units, draft.spans()
+    maker = ports.UnitMaker(units, maker.width)
     chosen = ports.states(units, spans, spec)
     paths = _paths(draft, drafts)
     iterations = []

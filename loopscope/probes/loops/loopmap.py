@@ -40,6 +40,7 @@ class Unit:
             of those that are tied to it.
         layers: Names of the layers it runs, one after the other: those in its list of layers, or
             the module itself; empty for a bare matrix (an adapter).
+        orders: Place of each layer's call among all calls of a forward pass.
         order: Its place among all calls of a forward pass.
         h, h_m: The stream that enters it and the one that leaves it.
     """
@@ -48,6 +49,7 @@ class Unit:
     call: int
     shared: str
     layers: tuple[str, ...]
+    orders: tuple[int, ...]
     order: int
     h: Port
     h_m: Port

@@ -71,11 +71,13 @@ class UnitMaker:
 
     def unit(self, call: Call) -> Unit:
         """One call as a unit."""
+        layers = self.units.layers(call)
         return Unit(
             module=call.module,
             call=call.number,
             shared=self.units.symbol(call),
-            layers=tuple(layer.module for layer in self.units.layers(call)),
+            layers=tuple(layer.module for layer in layers),
+            orders=tuple(layer.index for layer in layers),
             order=call.index,
             h=entering(self.units, call),
             h_m=leaving(self.units, call),

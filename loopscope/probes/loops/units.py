@@ -10,6 +10,9 @@ from loopscope.probes.loops.trace import Call, Trace
 BLOCK_SHARE, MATRIX_SHARE = 0.01, 0.1
 """What a repeated block, or a bare matrix, must make up of all matrix products to be a core."""
 
+ALL_BUT = 0.9
+"""What a list of one layer makes up of the stack around it, at least."""
+
 
 @dataclass(eq=False)
 class Units:
@@ -110,6 +113,9 @@ class Units:
         """The layers that a call runs: the list in it, or itself; none for a bare matrix."""
         if self.identity.is_leaf(call.module):
             return ()
+        inner = self.inside(call)
+        if inner is not None:
+            return tuple(layer for one in inner.calls for layer in inner.layers(one))
         return tuple(chain(call, self)) or (call,)
 
 
@@ -145,5 +151,9 @@ def chain(call: Call, units: Units) -> list[Call]:
             alone = len(heavy) == 1 and all(name[-1:].isdigit() for name in names)
             fits = len(set(names)) == len(names) and (listed or alone)
             return heavy[0] if fits and all(map(is_layer, heavy[0])) else []
-        call = heavy[0][0]
+        only = heavy[0][0]
+        listed = only.module.rpartition(".")[2].isdigit()
+        if listed and is_layer(only) and weigh[only.module] >= ALL_BUT * weigh[call.module]:
+            return [only]
+        call = only
     return []
