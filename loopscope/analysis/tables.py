@@ -208,6 +208,8 @@ class Tables:
         frames = {name: pq.read_table(path).to_pandas() for name, path in paths.items()}
         for name, frame in frames.items():
             _check_columns(name, frame, where=str(paths[name]))
+            if frame.empty:  # the file has no categories to tell its dtypes from
+                frames[name] = empty(name)
         return cls(**frames, provenance=first or {})
 
     @classmethod

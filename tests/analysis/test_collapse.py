@@ -86,3 +86,71 @@ def test_without_a_loss_table_the_loss_is_unknown():
     given = tables()
     given.loss = None
     assert signs(given).set_index("sign").loc["loss", "n"] == 0
+
+
+def two_loops() -> Tables:
+    """Model a with loops H and L, L's updates the other way round; its loss stands with H."""
+    given = tables()
+    for name in ("update", "cka", "rank"):
+        outer = getattr(given, name).assign(loop="H")
+        inner = outer.assign(loop="L")
+        if name == "update":
+            swapped = {"core1": "core2", "core2": "core1"}
+            inner["block"] = inner["block"].astype(str).replace(swapped)
+        both = pd.concat([outer, inner], ignore_index=True)
+        setattr(given, name, both.astype(schema(name)))
+    given.loss = given.loss.assign(loop=pd.Categorical(["H", "H"]))
+    return given
+
+
+def test_each_loop_has_a_row_and_all_have_the_models_loss():
+    found = per_sample(two_loops())
+    assert found["model"].tolist() == ["a, H", "a, H", "a, L", "a, L"]
+    assert found["loss"].tolist() == [2.0, 3.0, 2.0, 3.0]
+    np.testing.assert_allclose(found["first_share"], [0.75, 0.5, 0.25, 0.5])
+    table = signs(two_loops())
+    assert table["model"].unique().tolist() == ["a, H", "a, L"]
+
+
+def shown(table: pd.DataFrame, capsys, monkeypatch) -> list[str]:
+    from loopscope.printing import print_signs
+
+    monkeypatch.setenv("COLUMNS", "150")
+    print_signs(table)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_printed_table_has_a_line_per_loop(capsys, monkeypatch):
+    lines = shown(signs(two_loops()), capsys, monkeypatch)
+    rows = [line.split() for line in lines if line.lstrip().startswith("a, ")]
+    assert [row[:4] for row in rows] == [
+        ["a,", "H", "2.500", "±0.707"], ["a,", "L", "2.500", "±0.707"],
+    ]  # fmt: skip
+    assert rows[0][4] == "0.625" and rows[1][4] == "0.375"
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+def test_a_loss_that_was_not_measured_is_a_dash_and_one_left_out_is_counted(
+    capsys, monkeypatch, flagged
+):
+    given = tables()
+    if flagged:
+        given.loss = given.loss.assign(value=np.nan, flag=pd.Categorical(["nonfinite"] * 2))
+    else:
+        given.loss = given.loss.iloc[:0]
+    table = signs(given)
+    row = table.set_index("sign").loc["loss"]
+    assert (row["n"], row["n_flagged"]) == (0, 2 if flagged else 0)
+    line = next(x for x in shown(table, capsys, monkeypatch) if x.split()[:1] == ["a"])
+    assert ("(2 out)" in line) is flagged
+    assert "–" in line and "nan" not in line
+
+
+def test_a_notebook_shows_a_column_per_loop_and_a_dash_for_no_loss():
+    from loopscope.analysis.compare import Comparison
+
+    given = two_loops()
+    given.loss = given.loss.iloc[:0]
+    html = Comparison(tables=given, samples={})._repr_html_()
+    assert "<th>a, H</th>" in html and "<th>a, L</th>" in html
+    assert html.count("<td>–</td>") == 2

@@ -1,4 +1,4 @@
-"""Routing of ports and gates, and models that predict no next token, from hand-made trajectories."""
+"""Routing of ports and gates, and models without next tokens, from hand-made trajectories."""
 
 import math
 from dataclasses import replace

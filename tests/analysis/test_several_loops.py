@@ -63,7 +63,7 @@ def test_every_table_has_its_schema_and_its_loops(run, tmp_path):
     assert list(tables.update["loop"].cat.categories) == ["H", "L"]
     tables.save(tmp_path)
     for name, frame in Tables.load(tmp_path).frames().items():
-        pd.testing.assert_frame_equal(frame, tables.frames()[name], check_categorical=False)
+        pd.testing.assert_frame_equal(frame, tables.frames()[name])
 
 
 def test_a_single_loop_keeps_its_own_name(run):

@@ -100,6 +100,8 @@ def _wrap(
     traced, found = _look(module, inputs, args, kwargs, spec, chosen)
     if loops is not None:
         chosen = settings(found, loops)
+        if found.K and len(found.loops) == 1 and chosen[0].value == 1:
+            spec = replace(spec, core=_body(traced, found))  # what runs once shows no loop
         traced, found = _look(module, inputs, args, kwargs, spec, chosen)
         _check_effect(found, chosen)
     logits = logits_of(traced)
@@ -134,6 +136,14 @@ def _wrap(
         again=again,
         **told,
     )
+
+
+def _body(traced: Trace, found: LoopMap) -> tuple[str, ...]:
+    """The modules that the first iteration calls by itself."""
+    a, b = found.loops[0].iterations[0].span
+    inside = [call for call in traced.calls if a <= call.index < b]
+    outermost = [c for c in inside if c.parent is None or not a <= c.parent.index < b]
+    return tuple(dict.fromkeys(call.module for call in outermost))
 
 
 def _look(

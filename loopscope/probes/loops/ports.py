@@ -153,16 +153,29 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
         return leaving(units, call)
     if prelude:
         return prelude[0].h
-    first = loops[0].iterations[0]
-    reader = next(c for c in units.trace.calls if c.module == first.h.module)
-    if first.h.columns is None and len(units.streams.entering(reader)) == 1:
-        return first.h
-    tables = [
-        c
-        for c in units.trace.calls
-        if c.integers and c.start < reader.start and units.streams.leaving(c) is not None
-    ]
-    return leaving(units, tables[-1]) if tables else first.h
+    first = loops[0].iterations[0].h
+    reader = next(
+        c for c in units.trace.calls if (c.module, c.number) == (first.module, first.call)
+    )
+    given = next(f.tensor for f in reader.inputs if f.where == first.where)
+    state = given if first.columns is None else given[..., slice(*first.columns)]
+    earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
+    streams = [(c, f) for c in earlier if (f := units.streams.leaving(c)) is not None]
+    tables = [f.tensor for c in earlier for f in c.outputs[:1] if c.integers]
+    made = any(_equal(f.tensor, state) for _, f in streams) or _is_sum(state, tables)
+    return first if made or not streams else leaving(units, streams[-1][0])
+
+
+def _is_sum(state: Tensor, tables: Sequence[Tensor]) -> bool:
+    """Whether a state is a weighted sum of embeddings: scaled, with positions added."""
+    fits = [t for t in tables if t.shape[-1] == state.shape[-1] and t.ndim <= 3]
+    if not fits:
+        return False
+    columns = [t.expand_as(state).double().cpu().flatten() for t in fits]
+    wanted = state.double().cpu().flatten()
+    basis = torch.stack(columns, dim=1)
+    rest = wanted - basis @ torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
+    return bool(rest.norm() <= 1e-3 * wanted.norm())
 
 
 def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Call | None) -> Port:
