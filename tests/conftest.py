@@ -1,8 +1,12 @@
 """Shared fixtures: small models made on the spot."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: cores may be shared
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
+_modules = tempfile.TemporaryDirectory(prefix="hf_modules_")
+os.environ["HF_MODULES_CACHE"] = _modules.name  # where transformers copies remote code to
 
 import pytest
 import torch

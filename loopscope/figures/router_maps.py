@@ -216,7 +216,9 @@ def _draw_map(
         say_unsound(ax, drawn.flagged)
     steps = [int(t) for t in drawn.values.index]
     columns = [str(s) for s in drawn.values.columns]
-    shown = columns if printed else labelled(columns, _LABELS)
+    # the first iteration's label stands beside two others, so the next must be further away
+    most = _LABELS if drawn.entropy is not None else _LABELS // 2 + 1
+    shown = columns if printed else labelled(columns, most)
     if drawn.entropy is None:
         rows = [state_label(f"h{t + 1}") for t in steps]
         targets = [source_label(s, panel.paths) for s in shown]

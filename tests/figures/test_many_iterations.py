@@ -1,6 +1,7 @@
 """Thirty-two iterations: some have a label, all are drawn."""
 
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,13 +31,13 @@ def touching(axis, start: str) -> bool:
     axis.get_figure().draw_without_rendering()
     boxes = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text()]
     ends = sorted((getattr(b, f"{start}0"), getattr(b, f"{start}1")) for b in boxes)
-    return any(after[0] < before[1] - 1 for before, after in zip(ends, ends[1:], strict=False))
+    return any(after[0] < before[1] - 1.5 for before, after in pairwise(ends))
 
 
 def test_round_numbers_are_labelled_with_both_ends():
     assert every(0, 32, 9) == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     assert every(1, 32, 9) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
-    assert every(0, 33, 9) == [0, 5, 10, 15, 20, 25, 33] or every(0, 33, 9)[-1] == 33
+    assert every(0, 30, 9) == [0, 4, 8, 12, 16, 20, 24, 30]
     assert every(0, 8, 9) == list(range(9))
 
 

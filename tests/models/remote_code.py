@@ -1,7 +1,6 @@
 """Checkpoints with Python code of their own, written as for transformers 4."""
 
 import json
-import textwrap
 from pathlib import Path
 
 import torch
@@ -106,9 +105,16 @@ def by_hand(weights: dict[str, torch.Tensor], tokens: torch.Tensor, rounds: int)
 def write(
     folder: Path, *, tied: str = '["lm_head.weight"]', extra: str = "", **config
 ) -> dict[str, torch.Tensor]:
-    """Write such a checkpoint; gives its weights."""
+    """Write such a checkpoint; gives its weights.
+
+    Args:
+        folder: Where to.
+        tied: What `_tied_weights_keys` says.
+        extra: A line after the imports.
+        **config: Entries of config.json that differ.
+    """
     folder.mkdir(parents=True)
-    (folder / "configuration_round.py").write_text(textwrap.dedent(CONFIGURATION))
+    (folder / "configuration_round.py").write_text(CONFIGURATION)
     (folder / "modeling_round.py").write_text(
         MODELING.replace("{tied}", tied).replace("{extra}", extra)
     )

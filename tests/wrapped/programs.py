@@ -58,7 +58,9 @@ def bodies(draw, K: int, nested: bool) -> tuple[Item, ...]:
         place = draw(st.integers(0, len(items)))
         items.insert(place, draw(st.one_of(HEAVY, LIGHT)))
     if nested and draw(st.booleans()):
-        counts = draw(st.lists(st.integers(1, 3), min_size=K, max_size=K).filter(lambda c: max(c) > 1))
+        counts = draw(
+            st.lists(st.integers(1, 3), min_size=K, max_size=K).filter(lambda c: max(c) > 1)
+        )
         inner = (Item("shared"), *([Item("shared")] if draw(st.booleans()) else []))
         items.insert(draw(st.integers(0, len(items))), Item("loop", tuple(counts), inner))
     return tuple(items)
@@ -70,7 +72,9 @@ def programs(draw) -> Program:
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
         K = draw(st.integers(2, 4))
         loops.append((K, draw(bodies(K, nested=True))))
-    return Program(draw(st.integers(0, 3)), tuple(loops), draw(st.integers(0, 3)), draw(st.integers(0, 99)))
+    return Program(
+        draw(st.integers(0, 3)), tuple(loops), draw(st.integers(0, 3)), draw(st.integers(0, 99))
+    )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import loopscope as ls
 from loopscope.errors import InputError
 from tests.standins.registry import CASES
-from tests.wrapped.by_hand import by_hand, change, first, recorder
+from tests.wrapped.by_hand import by_hand, change, first, hooks_on, recorder
 
 MAKE = {case.name: case.make for case in CASES}
 

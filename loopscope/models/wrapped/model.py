@@ -230,10 +230,9 @@ class WrappedModel(TextMixin, NamedHooks):
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         """Arguments of the original's forward for those of a call."""
-        if len(args) == 1 and not isinstance(args[0], Tensor | Mapping | tuple):
-            args = (self._as_tokens(args[0]),)
-        elif len(args) == 1 and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-            args = (self._as_tokens(args[0]),) if self.inputs.tokens is not None else args
+        if len(args) == 1 and not isinstance(args[0], Mapping | tuple):
+            if self.inputs.tokens is not None or not isinstance(args[0], Tensor):
+                args = (self._as_tokens(args[0]),)
         return self.inputs.complete(args, kwargs)
 
     def run(self, given: tuple[tuple, dict], taps: list[Tap]) -> Any:

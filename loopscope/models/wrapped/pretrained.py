@@ -115,7 +115,11 @@ def open_pretrained(
     references = _references(values) if remote else {}
     place = {"local_files_only": True, "trust_remote_code": remote}
     unused: list[str] = []
-    with _quiet(), named_failures(folder, remote=remote), repaired(folder, values, references):
+    with (
+        _quiet(),
+        named_failures(folder, remote=remote),
+        repaired(folder, values, references, untrained=untrained is not None),
+    ):
         config = transformers.AutoConfig.from_pretrained(folder, **place)
         home = _class(config, values, references)
         if untrained is not None:

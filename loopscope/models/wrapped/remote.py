@@ -48,34 +48,33 @@ def named_failures(folder: Path, *, remote: bool) -> Iterator[None]:
 
 
 @contextmanager
-def repaired(folder: Path, values: dict[str, Any], references: dict[str, str]) -> Iterator[None]:
+def repaired(
+    folder: Path, values: dict[str, Any], references: dict[str, str], *, untrained: bool
+) -> Iterator[None]:
     """Known breakages of a checkpoint's code, repaired while it is loaded.
 
     Args:
         folder: Holds the code.
         values: Its `config.json`.
         references: Auto class → `file.Class`; empty where no remote code runs.
+        untrained: Whether fresh weights are made, by the code's own initialisation.
     """
     if not references:
         yield
         return
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    for reference in references.values():
-        get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
-    models = [
-        get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
+    classes = {
+        auto: get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
         for auto, reference in references.items()
-        if auto.startswith("AutoModel")
-    ]
+    }
+    models = [one for auto, one in classes.items() if auto.startswith("AutoModel")]
     homes = _homes(models)
-    before: dict[Any, Any] = {
+    initialise: dict[Any, Any] = {
         one: one.__dict__["_init_weights"]
         for home in homes
         for one in vars(home).values()
-        if inspect.isclass(one)
-        and "_init_weights" in one.__dict__
-        and one.__module__ in sys.modules
+        if inspect.isclass(one) and "_init_weights" in one.__dict__
     }
     for name in values.get("architectures") or []:
         if name in _KNOWN:
@@ -84,14 +83,21 @@ def repaired(folder: Path, values: dict[str, Any], references: dict[str, str]) -
         _restore_default_rope(home)
     for model in models:
         _name_tied_weights(model, folder)
+    if untrained:
+        _unguard(initialise)
     try:
         yield
     finally:
-        for one, original in before.items():  # a guard for loading only: twins are initialised
-            if one.__dict__["_init_weights"] is not original:
-                one._init_weights = original
-                if "_tl_patched" in one.__dict__:
-                    del one._tl_patched
+        _unguard(initialise)
+
+
+def _unguard(initialise: dict[Any, Any]) -> None:
+    """Take away TransformerLens's guard, which keeps loaded weights from being initialised."""
+    for one, original in initialise.items():
+        if one.__dict__["_init_weights"] is not original:
+            one._init_weights = original
+            if "_tl_patched" in one.__dict__:
+                del one._tl_patched
 
 
 def fill_buffers(module: nn.Module, config: Any) -> None:

@@ -127,7 +127,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     between = [
         call for (_, end), (start, _) in pairwise(inside) for call in units.calls[end + 1 : start]
     ]
-    head = ports.head_of(units)
+    head = ports.head_of(units, units.calls[last])
     prelude = maker.role(units.calls[:first])
     rest = [c for c in units.calls[last + 1 :] if c is not head]
     coda, norm = ports.split_norm(units, rest, head)
@@ -161,7 +161,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
 def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
     units, spans = draft.units, draft.spans()
     maker = ports.UnitMaker(units, maker.width)
-    chosen = ports.states(units, spans, spec)
+    chosen = ports.states(units, spans, spec if draft.parent is None else Spec())
     paths = _paths(draft, drafts)
     iterations = []
     for i, span in enumerate(spans):
@@ -235,7 +235,7 @@ def _plain(units: Units, spec: Spec) -> LoopMap:
                 "no layers were found: no module with a matrix turns (batch, pos, width) into "
                 "(batch, pos, width) on the example. Give an example= of token ids (batch, pos)."
             )
-    head = ports.head_of(units)
+    head = ports.head_of(units, layers[-1])
     maker = ports.UnitMaker(units, None)
     everything = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
     tail = [c for c in everything if c.parent in {la.parent for la in layers} or c is head]

@@ -115,8 +115,8 @@ def logits_of(trace: Trace) -> Found | None:
     return next(iter([*named, *three]), None)
 
 
-def head_of(units: Units) -> Call | None:
-    """The unembedding: the last unit that turns another width into that of the logits."""
+def head_of(units: Units, last: Call) -> Call | None:
+    """The unembedding: the last unit after the layers that gives the logits' width from another."""
     logits = logits_of(units.trace)
     if logits is None:
         return None
@@ -124,7 +124,7 @@ def head_of(units: Units) -> Call | None:
     for call in reversed(units.calls):
         out = [f for f in call.outputs if f.tensor.ndim == 3 and f.tensor.shape[-1] == width]
         given = [f for f in call.inputs if f.tensor.ndim == 3 and f.tensor.shape[-1] != width]
-        if out and given:
+        if out and given and call.start > last.end:
             return call
     return None
 

@@ -233,7 +233,9 @@ def to_toml(found: LoopMap) -> str:
     ]
     if main is not None:
         names = [list(dict.fromkeys(u.module for u in it.units)) for it in main.iterations]
-        if main.mechanic == "module":
+        if len([loop for loop in found.loops if loop.parent is None]) > 1:
+            lines.append(f"# core = {_list(names[0])}  # only this loop; there are several")
+        elif main.mechanic == "module":
             lines.append(f"core = {_list(n for one in names for n in one)}  # repeated")
         else:
             lines.append(
@@ -260,8 +262,12 @@ def to_toml(found: LoopMap) -> str:
             every = [p.module for r in routers for p in (r.transition, *r.outputs) if p]
             lines.append(f"{kind} = {_list(every)}")
     lines += ["", "[loops]  # how the number of iterations is set: argument, attribute or config"]
-    for count in found.counts:
-        lines.append(f"{count.kind} = {{ {count.loop} = {_text(count.name)} }}")
+    for kind in COUNTS:
+        counts = [count for count in found.counts if count.kind == kind]
+        table = ", ".join(f"{count.loop} = {_text(count.name)}" for count in counts)
+        if table:
+            alone = len(found.loops) == 1
+            lines.append(f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}")
     if not found.counts:
         lines.append('# argument = "num_steps"')
     return "\n".join(lines) + "\n"

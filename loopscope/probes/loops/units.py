@@ -83,6 +83,7 @@ class Units:
     def inside(self, call: Call) -> "Units | None":
         """The units of a repeated call, where something repeats in it."""
         repeated = self._repeated([*call.descendants()])
+        repeated = {s for s in repeated if not self.identity.is_leaf(s)}  # a layer may reuse one
         inner = Units(self.trace, self.identity, self.streams, repeated, [])
         if not inner.repeated:
             return None
