@@ -1,12 +1,12 @@
 """Shared fixtures: small models made on the spot."""
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: cores may be shared
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
-_modules = tempfile.TemporaryDirectory(prefix="hf_modules_")
-os.environ["HF_MODULES_CACHE"] = _modules.name  # where transformers copies remote code to
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")  # remote code goes there
 
 import pytest
 import torch
@@ -48,3 +48,9 @@ def _make_model():
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remote_code_is_removed():
+    yield
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)

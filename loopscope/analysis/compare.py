@@ -38,6 +38,9 @@ class Comparison:
                 found.append(f"{name}: the text gave {len(samples)} windows of {wanted} asked for")
             provenance = self.tables.provenance["models"][name]
             found += [f"{name}: {note}" for note in provenance["notes"] if "n_ctx" in note]
+            if unused := provenance["training"].get("unused_weights"):
+                more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+                found.append(f"{name}: weights not used: {', '.join(unused[:3])}{more}")
         for table, frame in self.tables.frames().items():
             broken = frame[frame["flag"].eq("nonfinite")]
             for model, rows in broken.groupby("model", observed=True):

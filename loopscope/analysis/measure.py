@@ -98,7 +98,7 @@ def measure(
             if progress is not None:
                 progress(len(batch))
     assert recorder is not None
-    notes = [f"loss: {no_loss}, so the table has no rows"] if no_loss else []
+    notes = [f"loss: {no_loss}; the table has no rows"] if no_loss else []
     if "routing" in wanted and not recorder.has_routing:
         notes.insert(0, f"routing: {_no_routing(model)}, so its table has no rows")
     told = _provenance(model, samples, tokens, options, notes)

@@ -145,7 +145,8 @@ def _cycles(trajectory: Trajectory) -> Cycles:
     for kind, steps in (("write", trajectory.w_write), ("read", trajectory.w_read)):
         if steps is not None:
             first = {} if start is None else {-1: getattr(start, f"w_{kind}")}
-            found[kind] = first | dict(enumerate(steps))
+            # a router may be left out of some iterations
+            found[kind] = first | {t: w for t, w in enumerate(steps) if w is not None}
     return found
 
 

@@ -12,7 +12,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.notes import note, options_note, paths_note, samples_note
+from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 from loopscope.figures.ticks import labelled, spread_ends
@@ -81,7 +81,7 @@ def cka(
             f"Mean CKA between states ({kernel_label(kernel)} kernel, {estimator} estimator; "
             "tokens are the examples). Colours fixed to 0–1"
             f"{'; below 0 as 0' if _below(matrices) else ''}.",
-            paths_note(panels),
+            states_note(panels),
             samples_note(frame, panels),
             options_note(tables, panels, "cka"),
         )

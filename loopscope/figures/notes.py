@@ -23,7 +23,8 @@ def note(fig: Figure, *sentences: str) -> None:
     """
     size = SMALL - 0.5
     text = " ".join(s for s in sentences if s).replace("n = ", "n\u00a0=\u00a0")
-    lines = textwrap.wrap(text, int(fig.get_figwidth() * 72 / (size * 0.56)))
+    letters = int(fig.get_figwidth() * 72 / (size * 0.56))
+    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
     text = "\n".join(lines).replace("\u00a0", " ")
     fig.supxlabel(text, x=0.01, ha="left", fontsize=size, color=GREY, linespacing=1.25)
 
@@ -104,6 +105,25 @@ def _options(tables: Tables, model: str, names: set[str]) -> str:
     if options.get("bandwidth", 1.0) != 1.0 and "cka" in names:
         parts.append(f"RBF bandwidth t = {options['bandwidth']:g}")
     return ", ".join(parts)
+
+
+def states_note(panels: Sequence[Panel]) -> str:
+    """Say which iteration a state of a nested loop enters.
+
+    Args:
+        panels: What is shown.
+
+    Returns:
+        A sentence, empty where no loop is nested.
+    """
+    nested = [panel for panel in panels if any("." in path for path in panel.paths)]
+    if not nested:
+        return ""
+    first, *_, last = nested[0].paths
+    return (
+        f"{nested[0].title}: $h(t)$ enters the $t$-th of the iterations {printable(first)} … "
+        f"{printable(last)}, counted from 0 in the order in which they run."
+    )
 
 
 def paths_note(panels: Sequence[Panel]) -> str:

@@ -191,13 +191,16 @@ def _plan_measured(
                 missing.append(NotDrawn(figure=name, model=model, reason=text))
         if some := [m for m in wanted if m in held]:
             jobs.append(Job(name=name, make=partial(draw, tables, some)))
-    cases = [(model, loop) for model in wanted for loop in _loops(tables, model)]
+    loops = {model: _loops(tables, model) for model in wanted}
+    # what no loop of a model has is said of the model
+    routed = {model: loops[model] if _routes(tables, model) else [None] for model in wanted}
+    cases = [(m, loop) for found in (loops, routed) for m in wanted for loop in found[m]]
     part = loop_file_names(cases)
-    for stem, why_not, draw_one in (
-        ("fig1", _no_fig1, fig1),
-        ("routers", _no_routers, routers),
+    for stem, found, why_not, draw_one in (
+        ("fig1", loops, _no_fig1, fig1),
+        ("routers", routed, _no_routers, routers),
     ):
-        for model, loop in cases:
+        for model, loop in ((m, loop) for m in wanted for loop in found[m]):
             name = f"{stem}_{part[model, loop]}"
             one = () if loop is None else (loop,)
             if reason := why_not(tables, model, *one):
@@ -343,10 +346,14 @@ def _no_rbf(tables: Tables, estimator: str, model: str | None = None) -> str:
 
 
 def _no_routers(tables: Tables, model: str, loop: str | None = None) -> str:
-    frame = tables.routing
-    if frame is not None:
-        own = frame["kind"][_own(frame, model, loop)]
-        if not own.isin(["write", "read", "gate"]).any():
-            what = "it" if loop is None else f"its loop {loop}"
-            return f"{what} has no memory slots and no gates"
+    if tables.routing is not None and not _routes(tables, model, loop):
+        what = "it" if loop is None else f"its loop {loop}"
+        return f"{what} has no memory slots and no gates"
     return next(_reasons(tables, model, loop, ("routing",)), "")
+
+
+def _routes(tables: Tables, model: str, loop: str | None = None) -> bool:
+    frame = tables.routing
+    if frame is None:
+        return False
+    return bool(frame["kind"][_own(frame, model, loop)].isin(["write", "read", "gate"]).any())

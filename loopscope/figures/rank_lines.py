@@ -8,7 +8,7 @@ from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.notes import note, options_note, samples_note
+from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
 from loopscope.figures.ticks import labelled, spread_ends
@@ -91,6 +91,7 @@ def rank(
         note(
             fig,
             "Markers: mean, whiskers: ±1 SD over samples.",
+            states_note(panels),
             samples_note(frame, panels),
             options_note(tables, panels, "rank"),
         )

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import state_label, state_order
-from loopscope.figures.notes import note, options_note, paths_note, samples_note
+from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 from loopscope.figures.ticks import labelled
@@ -80,7 +80,7 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             BAND_NOTE,
             samples_note(frame, panels, "log10_sigma_rel"),
             legend_note(states),
-            paths_note(panels),
+            states_note(panels),
             options_note(tables, panels, "spectrum"),
         )
     return sheet.fig

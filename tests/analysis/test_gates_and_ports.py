@@ -188,7 +188,7 @@ def test_a_model_that_predicts_no_next_token_has_no_loss_and_says_why(run, causa
     assert len(tables.loss) == 0
     assert list(tables.loss.columns)[-1] == "value"
     assert len(tables.update) > 0
-    assert notes(tables)[1] == f"loss: the model {reason}, so the table has no rows"
+    assert notes(tables)[1] == f"loss: the model {reason}; the table has no rows"
     assert [options["logits"] for options in model.asked] == [False]
 
 

@@ -78,7 +78,8 @@ def test_paths_that_are_no_loop_and_number_are_explained_in_general(make):
 def test_loops_after_each_other_are_explained_by_one_of_them(make):
     loops = {"A": make("albert", K=2), "B": make("albert", K=2)}
     tables = join("albert", loops, {"A": ["A0", "A1"], "B": ["B0", "B1"]})
-    assert "A1: iteration 1 of A." in small_print(figures.cka(tables))
+    assert "A1: iteration 1 of A." in small_print(figures.update(tables))
+    assert "iteration" not in small_print(figures.cka(tables))
 
 
 @pytest.mark.parametrize("name", ["fig1", "routers"])
@@ -136,6 +137,14 @@ def test_a_loop_without_routers_is_named_and_the_other_keeps_its_name(hrm, tmp_p
     assert figures.routers(hrm, "hrm").get_suptitle() == "hrm, L"
 
 
+def test_what_no_loop_has_is_said_once_of_the_model(make, tmp_path, quick):
+    tables = nested(make)
+    tables.routing = tables.tokens = Tables.concat([make("mesh", B=6)]).routing.iloc[:0]
+    report = figures.draw_all(tables, tmp_path)
+    told = {n.figure: n.reason for n in report.not_drawn}
+    assert told == {"routers_hrm": "it has no memory slots and no gates"}
+
+
 def test_files_of_loops_are_never_those_of_another_model():
     cases = [("hrm", "H"), ("hrm", "h"), ("hrm_L", None), ("hrm", "L"), ("a/b", "x y"), ("c", None)]
     named = loop_file_names(cases)
@@ -151,8 +160,14 @@ def test_every_figure_of_several_loops_draws_without_a_warning(hrm):
         job.make().savefig(BytesIO(), format="png", dpi=40)
 
 
-def test_a_caption_of_three_lines_cuts_no_title_off(hrm, make):
-    fig = figures.cka(Tables.concat([hrm, make("base")]))
+@pytest.mark.parametrize("name", ["cka", "spectrum", "rank"])
+def test_figures_of_states_tell_which_iteration_they_enter(hrm, name):
+    told = small_print(getattr(figures, name)(hrm))
+    assert "hrm, L: $h(t)$ enters the $t$-th of the iterations H0.L0 … H1.L2," in told
+
+
+def test_a_caption_of_three_lines_cuts_no_title_off(make):
+    fig = figures.cka(Tables.concat([nested(make, flagged=3), make("base")]))
     fig.draw_without_rendering()
     assert fig.get_supxlabel().count("\n") == 2
     tops = [ax.title.get_window_extent().y1 for ax in fig.axes[:3]]

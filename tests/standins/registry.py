@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.standins import per_loop, repeated, tied, traps
+from tests.standins import injected, per_loop, repeated, tied, traps
 
 
 def numbered(name: str, first: int, last: int) -> tuple[str, ...]:
@@ -102,6 +102,16 @@ CASES = [
         cores=(same(numbered("model.layers", 0, 3), 4),),
         head="lm_head",
         norm=None,
+    ),
+    Case(
+        name="recurring",
+        make=injected.Recurring,
+        layout="1+2R4+1",
+        prelude=("transformer.prelude.0",),
+        cores=(same(numbered("transformer.recur", 0, 2), 4),),
+        coda=("transformer.coda.0",),
+        head="lm_head",
+        norm="norm_final",
     ),
     Case(
         name="nano_fork",

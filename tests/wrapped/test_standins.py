@@ -158,6 +158,7 @@ def test_a_given_initial_state_is_the_one_captured(tokens):
         ("depth", "argument", "num_steps"),
         ("gated", "attribute", "model.total_ut_steps"),
         ("nano_fork", "config", "n_loop"),
+        ("recurring", "argument", "num_recur"),
     ],
 )
 @pytest.mark.parametrize("loops", [1, 2, 6])

@@ -45,19 +45,20 @@ class Inputs:
         Returns:
             Positional and keyword arguments.
         """
-        if len(args) == 1 and isinstance(args[0], Mapping) and self.tokens is not None:
-            args, kwargs = (), {**args[0], **kwargs}
-        elif len(args) == 1 and isinstance(args[0], tuple) and not hasattr(args[0], "_fields"):
-            args = args[0]
+        only: Any = args[0] if len(args) == 1 else None
+        if isinstance(only, Mapping) and self.tokens is not None:
+            args, kwargs = (), {**only, **kwargs}
+        elif isinstance(only, tuple) and not hasattr(only, "_fields"):
+            args = only
         constant = {k: v for k, v in self.kwargs.items() if not isinstance(v, Tensor)}
         full = {**constant, **kwargs}
-        if len(args) == 1 and self.tokens is not None and isinstance(args[0], Tensor):
+        if self.tokens is not None and isinstance(only, Tensor):
             side, place = self.tokens
             if side == "kwargs":
-                args, full = (), {**full, str(place): args[0]}
+                args, full = (), {**full, str(place): only}
             else:
                 rest = list(self.args)
-                rest[int(place)] = args[0]
+                rest[int(place)] = only
                 args = tuple(rest)
         if self.cached == "argument":
             full.setdefault("use_cache", False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from warnings import warn
@@ -16,47 +15,17 @@ from loopscope.models.hooks import NamedHooks
 from loopscope.models.layout import Layout
 from loopscope.models.point import Point
 from loopscope.models.text import TextMixin
+from loopscope.models.wrapped.attention import eager_attention, only_read
 from loopscope.models.wrapped.cache import WrappedCache
+from loopscope.models.wrapped.config import WrappedConfig
 from loopscope.models.wrapped.inputs import Inputs
 from loopscope.models.wrapped.loopcount import Setting, looping
 from loopscope.models.wrapped.noise import same_for_every_sample
-from loopscope.models.wrapped.points import Addresses
+from loopscope.models.wrapped.points import PATTERN, Addresses
 from loopscope.models.wrapped.runner import Tap, get, tapped
-from loopscope.probes.loops.finding import regroup
 from loopscope.probes.loops.loopmap import LoopMap, Port, Step
 
 RETURNS = ("logits", "loss", "both", "output", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrappedConfig:
-    """What is known of a wrapped model's shape.
-
-    Attributes:
-        variant: Always `wrapped`.
-        layout: Depths of prelude, loops and coda, such as `2+4R8+2`.
-        K: Iterations of the main loop.
-        n_layers: The unrolled depth.
-        d_model: Width of the state.
-        d_vocab: Vocabulary size; None where the model has no embedding table.
-        n_ctx: Tokens seen in training; None where unknown.
-        architecture: Class of the model.
-        bos_token_id: The BOS token; None where unknown.
-    """
-
-    variant: str = "wrapped"
-    layout: str
-    K: int
-    n_layers: int
-    d_model: int
-    d_vocab: int | None
-    n_ctx: int | None
-    architecture: str
-    bos_token_id: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values, for provenance."""
-        return dict(self.__dict__)
 
 
 class WrappedModel(TextMixin, NamedHooks):
@@ -102,7 +71,6 @@ class WrappedModel(TextMixin, NamedHooks):
         self.settings = settings
         self.logits_at = logits_at
         self.seed = 0
-        self.patched_attention = False
         self._again = again
         self._originals = dict(module.named_modules())
         self._live: dict[str, Point] = {}
@@ -215,11 +183,13 @@ class WrappedModel(TextMixin, NamedHooks):
                 f"return_type must be one of {', '.join(map(repr, RETURNS))}, given "
                 f"{return_type!r}."
             )
+        used = {name: point for name, point in self._live.items() if _used(point)}
         taps: list[Tap] = [
-            (self.ports[name], point) for name, point in self._live.items() if _used(point)
+            (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
+            for name, point in used.items()
         ]
         given = self.prepare(args, kwargs)
-        output = self.run(given, taps)
+        output = self.run(given, taps, eager=any(name.endswith(PATTERN) for name in used))
         if return_type in ("output", None):
             return output if return_type else None
         logits = self.logits_in(output)
@@ -230,23 +200,24 @@ class WrappedModel(TextMixin, NamedHooks):
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         """Arguments of the original's forward for those of a call."""
-        if len(args) == 1 and not isinstance(args[0], Mapping | tuple):
-            if self.inputs.tokens is not None or not isinstance(args[0], Tensor):
-                args = (self._as_tokens(args[0]),)
+        alone = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
+        if alone and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
+            args = (self._as_tokens(args[0]),)
         return self.inputs.complete(args, kwargs)
 
-    def run(self, given: tuple[tuple, dict], taps: list[Tap]) -> Any:
+    def run(self, given: tuple[tuple, dict], taps: list[Tap], *, eager: bool = False) -> Any:
         """One forward pass of the original with functions at some of its tensors.
 
         Args:
             given: Its arguments, from `prepare`.
             taps: Tensors and what to do with them.
+            eager: Compute attention step by step, so that its pattern exists.
 
         Returns:
             What the original returns.
         """
         args, kwargs = given
-        with self._as_wanted() as more:
+        with self._as_wanted() as more, eager_attention(self.module, wanted=eager):
             if not taps:
                 return self.module(*args, **{**more, **kwargs})
             with tapped(self._originals, taps, self.map.calls):
@@ -360,23 +331,3 @@ class WrappedModel(TextMixin, NamedHooks):
 
 def _used(point: Point) -> bool:
     return bool(point.fwd_hooks or point.bwd_hooks)
-
-
-def regrouped(found: LoopMap, layout: str | Layout, name: str) -> LoopMap:
-    """The map of a plain stack whose layers are grouped by a layout.
-
-    Raises:
-        InputError: if the model has a loop, or the depths do not add up.
-    """
-    new = Layout.parse(layout)
-    if found.loops:
-        raise InputError(
-            f"layout groups the layers of a plain stack; {name!r} has a loop ({found}). Leave the "
-            "layout out."
-        )
-    if new.n_layers != len(found.prelude) or (new.shared and new.K > 1):
-        raise InputError(
-            f"layout {new} does not fit: {name!r} has {len(found.prelude)} unshared layers; give "
-            "unshared depths P+C1+...+CK+Q that add up to it."
-        )
-    return regroup(found, new.prelude, new.cores) if new.cores else found

@@ -10,6 +10,8 @@ from loopscope.probes.loops.loopmap import LoopMap, Port, Unit
 from loopscope.probes.loops.ports import port
 from loopscope.probes.loops.trace import Call, Found, Trace
 
+PATTERN = ".hook_pattern"
+
 
 @dataclass
 class Addresses:
@@ -36,7 +38,8 @@ def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
 
     Returns:
         `loop.{path}.{module}.hook_in` and `.hook_out` in a loop, `{module}.hook_in` outside; the
-        second call of a module in one place is `{module}:1`. `hook_embed`, `loop.{path}.hook_in`,
+        second call of a module in one place is `{module}:1`. Attentions of transformers have
+        `.hook_pattern` too (batch, head, query, key), to read. `hook_embed`, `loop.{path}.hook_in`,
         `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states of the main loop, and
         `loop.{name}.after.hook_in` what leaves another.
     """
@@ -65,9 +68,22 @@ def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
             by_port.setdefault(names.ports[name], name)
             if trace.root.grad and not call.grad:
                 names.cut.add(name)
+        if _gives_pattern(trace, call):
+            whole = Port(module=call.module, call=call.number, side="out", where=(1,))
+            names.ports[f"{place}.hook_pattern"] = whole
     _states(names, found, by_port)
     _layers(names, found, by_order)
     return names
+
+
+def _gives_pattern(trace: Trace, call: Call) -> bool:
+    """Whether a call is an attention of transformers: it returns (output, pattern) when eager."""
+    model, part = trace.modules[""], trace.modules[call.module]
+    return (
+        hasattr(model, "set_attn_implementation")
+        and type(part).__name__.endswith("Attention")
+        and any(found.where == (0,) for found in call.outputs)
+    )
 
 
 def _main(call: Call, streams: Streams, side: str) -> Found | None:
@@ -112,6 +128,9 @@ def _layers(names: Addresses, found: LoopMap, by_order: dict[int, str]) -> None:
         for side, suffix in (("in", "pre"), ("out", "post")):
             if f"{place}.hook_{side}" in names.ports:
                 names.aliases[f"blocks.{v}.hook_resid_{suffix}"] = f"{place}.hook_{side}"
+        patterns = [name for name in inner[place] if name.endswith(PATTERN)]
+        if len(patterns) == 1:
+            names.aliases[f"blocks.{v}.attn{PATTERN}"] = patterns[0]
     for loop in found.loops:
         for iteration in loop.iterations:
             for number, place in enumerate(p for u in iteration.units for p in layers(u)):

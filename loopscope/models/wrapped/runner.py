@@ -141,7 +141,8 @@ def put(holder: Any, where: tuple[Step, ...], value: Any) -> Any:
     inner = put(get(holder, (step,)), rest, value)
     if isinstance(holder, tuple) and isinstance(step, int):
         if hasattr(holder, "_fields"):  # a named tuple
-            return type(holder)(*holder[:step], inner, *holder[step + 1 :])
+            named: Any = type(holder)
+            return named(*holder[:step], inner, *holder[step + 1 :])
         return (*holder[:step], inner, *holder[step + 1 :])
     twin = copy.copy(holder)
     if isinstance(holder, Mapping | list):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
 from loopscope.models.model import LoopModel
+from loopscope.models.wrapped.config import config_of, regrouped
 from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import Inputs, is_tokens, learn
 from loopscope.models.wrapped.loopcount import Setting, known_counts, looping, settings
-from loopscope.models.wrapped.model import WrappedConfig, WrappedModel, regrouped
+from loopscope.models.wrapped.model import WrappedModel
 from loopscope.models.wrapped.noise import same_for_every_sample
 from loopscope.models.wrapped.points import addresses
 from loopscope.models.wrapped.runner import get
@@ -129,7 +130,7 @@ def _wrap(
         found,
         names,
         inputs,
-        config=_config(module, found, traced, batch, pos),
+        config=config_of(module, found, traced, batch, pos),
         name=name,
         settings=chosen,
         logits_at=where,
@@ -288,27 +289,3 @@ def _causal(
         other = get(module(*full_args, **full_kwargs), where)
     moved = (other - logits.detach())[:, :-1].abs().max()
     return bool(moved <= 1e-3 * logits.detach().abs().max())
-
-
-def _config(
-    module: nn.Module, found: LoopMap, traced: Trace, batch: int | None, pos: int | None
-) -> WrappedConfig:
-    config = getattr(module, "config", None)
-    rows = getattr(config, "vocab_size", None)
-    if rows is None:
-        looked_up = [traced.modules[c.module] for c in traced.calls if (batch, pos) in c.integers]
-        rows = next((m.num_embeddings for m in looked_up if isinstance(m, nn.Embedding)), None)
-    main = found.main
-    state = main.iterations[0].h_m if main else found.h_out
-    context = getattr(config, "max_position_embeddings", None)
-    bos = getattr(config, "bos_token_id", None)
-    return WrappedConfig(
-        layout=str(found),
-        K=found.K,
-        n_layers=found.n_layers,
-        d_model=state.shape[-1],
-        d_vocab=rows if isinstance(rows, int) else None,
-        n_ctx=context if isinstance(context, int) else None,
-        architecture=type(module).__name__,
-        bos_token_id=bos if isinstance(bos, int) else None,
-    )

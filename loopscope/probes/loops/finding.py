@@ -272,10 +272,14 @@ def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
     cuts = [prelude]
     for depth in cores:
         cuts.append(cuts[-1] + depth)
+    starts = [*(layer.order for layer in layers), layers[-1].order + 1]
     iterations = tuple(
-        Iteration(path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m)
+        Iteration(
+            path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m,
+            span=(starts[a], starts[b]),
+        )
         for t, (a, b) in enumerate(pairwise(cuts))
-    )
+    )  # fmt: skip
     rest: tuple[Unit, ...] = layers[cuts[-1] :]
     after = rest[0].h if rest else found.h_out
     loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")

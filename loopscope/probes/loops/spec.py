@@ -267,7 +267,9 @@ def to_toml(found: LoopMap) -> str:
         table = ", ".join(f"{count.loop} = {_text(count.name)}" for count in counts)
         if table:
             alone = len(found.loops) == 1
-            lines.append(f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}")
+            lines.append(
+                f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}"
+            )
     if not found.counts:
         lines.append('# argument = "num_steps"')
     return "\n".join(lines) + "\n"

@@ -1,0 +1,141 @@
+"""Foreign models: finding and capture, as ratios measured side by side in one run.
+
+    python benchmarks/wrapped.py [--threads 2] [--rounds 30]
+
+Prints a markdown table, on Hugging Face's HRM-Text (two nested loops) and ALBERT with random
+weights: what finding the loop costs in forward passes, capture of every loop state against the bare
+forward pass, and the same states by nnsight (where installed: pip install nnsight) and by
+TransformerLens's bridge, whose hooks keep a loop's last iteration only.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from forward import race
+from torch import nn
+from transformers import AlbertConfig, AlbertForMaskedLM, HrmTextConfig, HrmTextForCausalLM
+
+import loopscope as ls
+
+WIDTH = 256
+
+
+def hrm() -> nn.Module:
+    """Two stacks of three layers, (L³ H)²."""
+    config = HrmTextConfig(
+        vocab_size=2048, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=8,
+        num_hidden_layers=3,
+    )  # fmt: skip
+    return HrmTextForCausalLM(config).eval()
+
+
+def albert() -> nn.Module:
+    """One layer, twelve times."""
+    config = AlbertConfig(
+        vocab_size=2048, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=8,
+        embedding_size=64, num_hidden_layers=12,
+    )  # fmt: skip
+    return AlbertForMaskedLM(config).eval()
+
+
+def finding(name: str, module: nn.Module, tokens: torch.Tensor) -> str:
+    """How many forward passes finding takes, and how long on a small example."""
+    count = [0]
+    handle = module.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    began = time.perf_counter()
+    ls.wrap(module, tokens[:2, :8])
+    took = time.perf_counter() - began
+    handle.remove()
+    return f"| finding the loop | {name} | {count[0]} forward passes | {took:.2f} s | | ≤ 2 |"
+
+
+def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], object] | None:
+    """The output of both stacks in every iteration, by nnsight."""
+    try:
+        from nnsight import NNsight
+    except ImportError:
+        return None
+    traced = NNsight(module)
+
+    def run() -> object:
+        found = []
+        with traced.trace(tokens, use_cache=False) as tracer:  # noqa: F841
+            for _ in range(2):
+                for _ in range(3):
+                    found.append(traced.model.L_module.output.save())
+                    traced.model.L_module.next()
+                found.append(traced.model.H_module.output.save())
+                traced.model.H_module.next()
+        return found
+
+    try:
+        run()
+    except Exception as error:
+        print(f"nnsight could not read the iterations: {type(error).__name__}: {error}")
+        return None
+    return run
+
+
+def bridge_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], object] | None:
+    """What TransformerLens's bridge caches of the stacks' layers: the last iteration."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    try:
+        bridge = build_bridge_from_module(
+            copy.deepcopy(module), "HrmTextForCausalLM", hf_config=module.config
+        )
+        names = [n for n in bridge.hook_dict if n.endswith(("hook_resid_post", ".hook_out"))]
+        stacks = [n for n in names if n.count(".") == 2] or names
+
+        def run() -> object:
+            return bridge.run_with_cache(tokens, names_filter=stacks)
+
+        run()
+    except Exception as error:
+        print(f"the bridge could not run: {type(error).__name__}: {error}")
+        return None
+    return run
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    tokens = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(0))
+    print(f"{options.threads} threads, torch {torch.__version__}, float32, D {WIDTH}, 4×256 tokens\n")
+    print("| what | model | bare | with | ratio | target |")
+    print("|---|---|---|---|---|---|")
+    for name, module in (("HRM-Text", hrm()), ("ALBERT", albert())):
+        print(finding(name, module, tokens))
+        model = ls.wrap(module, tokens[:2, :8])
+        calls: dict[str, Callable[[], object]] = {
+            "bare": lambda m=module: m(tokens, **({"use_cache": False} if m is not None else {}))
+            if hasattr(m, "model")
+            else m(tokens),
+            "capture": lambda w=model: ls.capture(w, tokens),
+        }
+        if name == "HRM-Text":
+            for other, made in (
+                ("nnsight", nnsight_states(module, tokens)),
+                ("bridge, last iteration only", bridge_states(module, tokens)),
+            ):
+                if made is not None:
+                    calls[other] = made
+        with torch.no_grad():
+            took = race(calls, rounds=options.rounds)
+        for what, seconds in list(took.items())[1:]:
+            target = "≤ 1.05" if what == "capture" else ""
+            print(
+                f"| {what} / bare forward | {name} | {took['bare'] * 1e3:.1f} ms "
+                f"| {seconds * 1e3:.1f} ms | **{seconds / took['bare']:.3f}** | {target} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
