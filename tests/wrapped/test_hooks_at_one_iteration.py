@@ -1,6 +1,7 @@
 """Hooks at one iteration of one submodule, against hand-written torch hooks that count calls."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -51,9 +52,19 @@ PLACES = [
 ]
 
 
+TOKENS = torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(7))
+
+
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    return torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(7))
+    return TOKENS
+
+
+@cache
+def opened(name):
+    """A stand-in and its wrapped form; made once, as no run changes them."""
+    module = MAKE[name]()
+    return module, ls.wrap(module, TOKENS)
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
@@ -61,8 +72,7 @@ def tokens() -> torch.Tensor:
 def test_a_patch_at_one_call_is_the_same_patch_made_by_hand(
     name, address, part, call, side, tokens
 ):
-    module = MAKE[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
     shown = []
 
     def patch(x, hook):
@@ -84,8 +94,7 @@ def test_a_patch_at_one_call_is_the_same_patch_made_by_hand(
 def test_what_comes_before_a_patch_is_bit_equal_and_what_comes_after_is_not(
     name, address, part, call, tokens
 ):
-    module = MAKE[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
     with recorder(module) as clean:
         module(tokens)
     with recorder(module) as patched:
@@ -101,8 +110,7 @@ def test_what_comes_before_a_patch_is_bit_equal_and_what_comes_after_is_not(
 def test_caching_under_a_patch_shows_what_the_patch_by_hand_gives(
     name, address, part, call, tokens
 ):
-    module = MAKE[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
     with model.hooks(fwd_hooks=[(f"{address}.hook_out", lambda x, hook: change(x))]):
         _, patched = model.run_with_cache(tokens)
     with by_hand(module, part, call, "out"):
@@ -113,8 +121,7 @@ def test_caching_under_a_patch_shows_what_the_patch_by_hand_gives(
 
 @pytest.mark.parametrize("name", ["gated", "nano_fork", "chained", "encoder"])
 def test_every_submodule_at_every_iteration_is_reached(name, tokens):
-    module = MAKE[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
     (loop,) = model.map.loops
     with recorder(module) as seen:
         module(tokens)
@@ -130,8 +137,7 @@ def test_every_submodule_at_every_iteration_is_reached(name, tokens):
 
 
 def test_a_state_patched_inside_a_concatenation_changes_only_its_columns(tokens):
-    module = MAKE["depth"]()
-    model = ls.wrap(module, tokens)
+    module, model = opened("depth")
     start = torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(4))
     patched = model.run_with_hooks(
         tokens,
@@ -153,8 +159,7 @@ def test_a_state_patched_inside_a_concatenation_changes_only_its_columns(tokens)
 
 
 def test_a_patch_through_an_alias_is_the_patch_at_its_address(tokens):
-    module = MAKE["aliased"]()
-    model = ls.wrap(module, tokens)
+    module, model = opened("aliased")
     results = [
         model.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook: change(x))])
         for name in [
@@ -170,8 +175,7 @@ def test_a_patch_through_an_alias_is_the_patch_at_its_address(tokens):
 
 
 def test_hooks_at_two_iterations_and_both_sides_add_up(tokens):
-    module = MAKE["gated"]()
-    model = ls.wrap(module, tokens)
+    module, model = opened("gated")
     names = [
         ("loop.0.model.layers.1.hook_in", 0, "in"),
         ("loop.2.model.layers.1.hook_in", 2, "in"),
@@ -190,8 +194,7 @@ def test_hooks_at_two_iterations_and_both_sides_add_up(tokens):
 
 
 def test_a_filter_by_predicate_chooses_one_module_in_every_iteration(tokens):
-    module = MAKE["gated"]()
-    model = ls.wrap(module, tokens)
+    module, model = opened("gated")
     _, cache = model.run_with_cache(
         tokens, names_filter=lambda name: name.endswith("layers.0.attn.hook_out")
     )
@@ -202,7 +205,7 @@ def test_a_filter_by_predicate_chooses_one_module_in_every_iteration(tokens):
 
 
 def test_a_name_that_does_not_exist_lists_near_ones(tokens):
-    model = ls.wrap(MAKE["gated"](), tokens)
+    _, model = opened("gated")
     with pytest.raises(InputError, match=r"loop\.2\.model\.layers\.1\.hook_out"):
         model.run_with_hooks(
             tokens, fwd_hooks=[("loop.2.model.layer.1.hook_out", lambda x, hook: x)]

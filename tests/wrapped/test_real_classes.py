@@ -1,5 +1,7 @@
 """Real classes of transformers against torch hooks written by hand that count calls."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -11,9 +13,12 @@ from tests.wrapped.real import albert, hrm_text, llama, neox, zamba2
 GROUP = "encoder.albert_layer_groups"
 
 
+TOKENS = torch.randint(3, 61, (2, 11), generator=torch.Generator().manual_seed(7))
+
+
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    return torch.randint(3, 61, (2, 11), generator=torch.Generator().manual_seed(7))
+    return TOKENS
 
 
 def flat(units) -> tuple[str, ...]:
@@ -254,13 +259,19 @@ PATCHES = [
 ]
 
 
+@cache
+def opened(name):
+    """A model and its wrapped form; made once, as no run changes them."""
+    module = MODELS[name]()
+    return module, ls.wrap(module, TOKENS)
+
+
 @pytest.mark.parametrize("side", ["in", "out"])
 @pytest.mark.parametrize("name, address, part, call", PATCHES)
 def test_a_patch_in_a_real_model_is_the_same_patch_made_by_hand(
     name, address, part, call, side, tokens
 ):
-    module = MODELS[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
     hook = (f"{address}.hook_{side}", lambda x, hook: 1.5 * x + 0.25)
     with torch.no_grad():
         patched = model.run_with_hooks(tokens, return_type="output", fwd_hooks=[hook])
@@ -275,8 +286,7 @@ def test_a_patch_in_a_real_model_is_the_same_patch_made_by_hand(
 
 @pytest.mark.parametrize("name", ["albert", "hrm_text", "zamba2", "llama"])
 def test_real_models_are_captured_under_inference_mode_autocast_and_in_bf16(name, tokens):
-    module = MODELS[name]()
-    model = ls.wrap(module, tokens)
+    module, model = opened(name)
 
     def last(traj):
         return list(traj.loops.values())[-1].h_m[-1] if traj.K else traj.h_out

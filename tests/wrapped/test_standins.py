@@ -1,5 +1,7 @@
 """Every way in which loops are written: maps and states against a manual unroll."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,11 +14,21 @@ ids = [case.name for case in CASES]
 looped_ids = [case.name for case in LOOPED]
 
 
+TOKENS = torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(7))
+TOKENS[0, 0] = 1  # three steps in the stand-in whose loop depends on it
+NAMED = {case.name: case for case in CASES}
+
+
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    found = torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(7))
-    found[0, 0] = 1  # three steps in the stand-in whose loop depends on it
-    return found
+    return TOKENS.clone()
+
+
+@cache
+def opened(name):
+    """A stand-in and its wrapped form; made once, as no run changes them."""
+    module = NAMED[name].make()
+    return module, ls.wrap(module, TOKENS)
 
 
 def unroll(module, tokens, start=None):
@@ -56,7 +68,7 @@ def flat(units) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_the_map_is_what_a_reader_of_the_code_would_say(case, tokens):
-    found = ls.wrap(case.make(), tokens).map
+    found = opened(case.name)[1].map
     assert str(found) == case.layout
     assert flat(found.prelude) == case.prelude
     assert flat(found.coda) == case.coda
@@ -73,8 +85,8 @@ def test_the_map_is_what_a_reader_of_the_code_would_say(case, tokens):
 
 @pytest.mark.parametrize("case", LOOPED, ids=looped_ids)
 def test_paths_say_where_each_iteration_stands(case, tokens):
-    module = case.make()
-    found = ls.wrap(module, tokens).map
+    module, model = opened(case.name)
+    found = model.map
     start = torch.zeros(2, 11, 32) if case.random else None
     for loop, walk in zip(found.loops, unroll(module, tokens, start).loops, strict=True):
         paths = [it.path for it in loop.iterations]
@@ -86,7 +98,9 @@ def test_paths_say_where_each_iteration_stands(case, tokens):
 @pytest.mark.parametrize("case", LOOPED, ids=looped_ids)
 def test_captured_states_equal_the_manual_unroll_bit_for_bit(case, tokens):
     module = case.make()
-    traj = ls.capture(ls.wrap(module, tokens, spec=case.spec), tokens, logits=True)
+    model = ls.wrap(module, tokens, spec=case.spec) if case.spec else opened(case.name)[1]
+    module = model.module
+    traj = ls.capture(model, tokens, logits=True)
     states = unroll(module, tokens, traj.h[0] if case.random else None)
     exact = case.name != "token_routed"  # its manual unroll runs the samples one by one
 
@@ -106,8 +120,7 @@ def test_captured_states_equal_the_manual_unroll_bit_for_bit(case, tokens):
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_logits_with_capture_are_bit_equal_to_those_without(case, tokens):
-    module = case.make()
-    model = ls.wrap(module, tokens)
+    module, model = opened(case.name)
     bare = model(tokens)
     with_capture, cache = model.run_with_cache(tokens)
     assert torch.equal(bare, with_capture)
@@ -118,8 +131,7 @@ def test_logits_with_capture_are_bit_equal_to_those_without(case, tokens):
 
 @pytest.mark.parametrize("case", LOOPED, ids=looped_ids)
 def test_every_address_of_an_iteration_holds_that_iterations_tensor(case, tokens):
-    module = case.make()
-    model = ls.wrap(module, tokens)
+    module, model = opened(case.name)
     _, cache = model.run_with_cache(tokens)
     loop = model.map.main
     start = cache[f"loop.{loop.iterations[0].path}.hook_in"] if case.random else None
@@ -165,7 +177,7 @@ def test_a_given_initial_state_is_the_one_captured(tokens):
 def test_the_number_of_iterations_is_set_where_the_model_allows_it(
     name, kind, count, loops, tokens
 ):
-    case = next(case for case in CASES if case.name == name)
+    case = NAMED[name]
     module = case.make()
     model = ls.wrap(module, tokens)
     assert [(c.kind, c.name) for c in model.map.counts] == [(kind, count)]
@@ -181,7 +193,7 @@ def test_the_number_of_iterations_is_set_where_the_model_allows_it(
 
 
 def test_a_loop_count_hidden_in_a_plain_object_is_named_by_a_spec(tokens):
-    module = next(case for case in CASES if case.name == "aliased").make()
+    module = NAMED["aliased"].make()
     spec = {"loops": {"attribute": "model.loop_config.num_rec"}}
     model = ls.wrap(module, tokens, spec=spec, loops=5)
     states = module.states(tokens, steps=5)
@@ -191,13 +203,13 @@ def test_a_loop_count_hidden_in_a_plain_object_is_named_by_a_spec(tokens):
 
 @pytest.mark.parametrize("name", ["tied_stack", "relaxed", "token_routed"])
 def test_iterations_that_are_distinct_modules_cannot_be_more(name, tokens):
-    case = next(case for case in CASES if case.name == name)
+    case = NAMED[name]
     with pytest.raises(InputError, match="distinct modules"):
         ls.wrap(case.make(), tokens, loops=2)
 
 
 def test_a_loop_that_depends_on_the_tokens_is_named_when_its_length_changes(tokens):
-    case = next(case for case in CASES if case.name == "adaptive")
+    case = NAMED["adaptive"]
     model = ls.wrap(case.make(), tokens)
     other = tokens.clone()
     other[0, 0] = 2
@@ -213,7 +225,7 @@ def test_a_forward_that_fails_says_in_which_module_and_what_to_do(tokens):
 
 @pytest.mark.parametrize("name", ["mesh_port", "mesh_port_early"])
 def test_routers_of_a_mesh_port_give_the_weights_of_its_cycle(name, tokens):
-    module = next(case for case in CASES if case.name == name).make()
+    module = NAMED[name].make()
     traj = ls.capture(ls.wrap(module, tokens), tokens)
     states = unroll(module, tokens)
     assert traj.mesh_cycle and traj.transition is not None
@@ -231,7 +243,7 @@ def test_routers_of_a_mesh_port_give_the_weights_of_its_cycle(name, tokens):
 
 
 def test_exit_gates_are_probabilities_of_leaving_after_each_iteration(tokens):
-    module = next(case for case in CASES if case.name == "gated").make()
+    module = NAMED["gated"].make()
     traj = ls.capture(ls.wrap(module, tokens), tokens)
     (name,) = traj.gates
     assert "early_exit_gate" in name
@@ -241,7 +253,7 @@ def test_exit_gates_are_probabilities_of_leaving_after_each_iteration(tokens):
 
 
 def test_token_routers_are_gates_of_their_recursions(tokens):
-    module = next(case for case in CASES if case.name == "token_routed").make()
+    module = NAMED["token_routed"].make()
     traj = ls.capture(ls.wrap(module, tokens), tokens)
     (name,) = traj.gates
     with torch.no_grad():
@@ -252,7 +264,7 @@ def test_token_routers_are_gates_of_their_recursions(tokens):
 
 def test_parameters_of_one_iteration_are_told_from_shared_ones(tokens):
     def of(name):
-        return ls.wrap(next(c for c in CASES if c.name == name).make(), tokens).map.main
+        return ls.wrap(NAMED[name].make(), tokens).map.main
 
     lora = of("lora_per_loop")
     for t, iteration in enumerate(lora.iterations):
@@ -269,7 +281,7 @@ def test_parameters_of_one_iteration_are_told_from_shared_ones(tokens):
 
 
 def test_gradients_that_the_model_cuts_are_said(tokens):
-    found = ls.wrap(next(c for c in CASES if c.name == "two_clocks").make(), tokens).map
+    found = ls.wrap(NAMED["two_clocks"].make(), tokens).map
     inner = found.loop("L")
     assert [it.grad for it in inner.iterations] == [False, False, True] * 2
     assert any("grad" in note for note in found.notes)

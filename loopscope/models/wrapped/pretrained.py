@@ -244,7 +244,7 @@ def _quiet() -> Iterator[None]:
         logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled(),
     )  # fmt: skip
     logging.set_verbosity_error()
-    pass
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning):
