@@ -181,12 +181,13 @@ def test_compare_takes_layout_for_plain_stacks_and_loops_for_the_rest(run, tmp_p
     blocks = {m: set(update[update["model"].eq(m)]["block"]) for m in ("llama", "mine")}
     assert blocks["llama"] == {"prelude", "core1", "coda"}
     assert blocks["mine"] == {"prelude", "core1", "core2", "core3", "coda"}
-    words = ["base", "my_looped.py:mine", "--loops", 2, "--out", tmp_path, *SMALL]
+    words = ["base", "my_looped.py:mine", "vanilla", "--loops", 2, "--out", tmp_path, *SMALL]
     code, _, err = run("compare", *words, draw=False)
     assert code == 0, err
     update = pd.read_parquet(tmp_path / "tables" / "update.parquet")
-    for _, rows in update.groupby("model", observed=True):
-        assert set(rows["block"]) == {"prelude", "core1", "core2", "coda"}
+    blocks = {m: set(update[update["model"].eq(m)]["block"]) for m in ("base", "mine")}
+    assert blocks["base"] == blocks["mine"] == {"prelude", "core1", "core2", "coda"}
+    assert "core3" in set(update[update["model"].eq("vanilla")]["block"])  # it has no loop
 
 
 def test_two_factories_of_one_name_are_told_apart(run, here, tmp_path):

@@ -37,7 +37,8 @@ class Comparison:
             if len(samples) < wanted:
                 found.append(f"{name}: the text gave {len(samples)} windows of {wanted} asked for")
             provenance = self.tables.provenance["models"][name]
-            found += [f"{name}: {note}" for note in provenance["notes"] if "n_ctx" in note]
+            told = [n for n in provenance["notes"] if "n_ctx" in n or n.startswith("loss")]
+            found += [f"{name}: {note}" for note in told]
             if unused := provenance["training"].get("unused_weights"):
                 more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
                 found.append(f"{name}: weights not used: {', '.join(unused[:3])}{more}")

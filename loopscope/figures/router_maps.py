@@ -76,7 +76,7 @@ def routers(tables: Tables, model: str, loop: str | None = None) -> Figure:
     """
     frame = need(tables, "routing")
     panel = choose_one(tables, frame, model, loop, "routing")
-    frame = frame[frame["model"].eq(model) & frame["loop"].eq(panel.loop)]
+    frame = frame[frame["model"].eq(model)]
     stats = panel.rows(aggregate.routing(frame))
     maps = [router_map(stats, kind) for kind in ("write", "read", "alpha")]
     gates = gate_rows(stats, tables.tokens, panel)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from loopscope.analysis import measure as measure_module
+from loopscope.analysis.compare import Comparison
 from loopscope.analysis.measure import MEASURES, measure
 from loopscope.analysis.routing import gate_statistics
 from loopscope.analysis.tables import Tables
+from loopscope.data import Samples
 from tests.analysis.loop_trajectories import (
     POS,
     SAMPLES,
@@ -190,6 +192,13 @@ def test_a_model_that_predicts_no_next_token_has_no_loss_and_says_why(run, causa
     assert len(tables.update) > 0
     assert notes(tables)[1] == f"loss: the model {reason}; the table has no rows"
     assert [options["logits"] for options in model.asked] == [False]
+
+
+def test_a_comparison_notes_that_a_model_has_no_loss(run):
+    tables = run(Wrapped(nested(), causal=False), ["rank", "loss"])
+    samples = {"played": Samples(tokens=tokens(), source="", sha256="")}
+    [note] = Comparison(tables=tables, samples=samples).notes
+    assert note.startswith("played: loss: the model looks at later tokens")
 
 
 @pytest.mark.parametrize("d_vocab", [VOCABULARY, None])

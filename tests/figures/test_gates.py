@@ -48,6 +48,8 @@ def test_a_gate_alone_shows_its_means_entropies_and_one_text(ouro):
     )
     mean, seen = meshes(ax)
     assert (mean.shape, seen.shape) == ((3, 1), (3, 40))
+    found = [c for c in ax.collections if isinstance(c, QuadMesh)]
+    assert [c.get_coordinates()[0, 0, 0] for c in found] == [0, 3]  # side by side
     own = ouro.routing[ouro.routing["t"].eq(1)]
     assert mean[1, 0] == pytest.approx(own["mean"].mean())
     assert f"{own['entropy'].mean():.2f}" in [t.get_text() for t in ax.texts]

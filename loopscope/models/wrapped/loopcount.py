@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.probes.loops.loopmap import LoopCount, LoopMap
@@ -60,9 +60,9 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
     for name in ARGUMENTS:
         if name in arguments and isinstance(arguments[name].default, int | type(None)):
             return (LoopCount(kind="argument", name=name, loop=main.name),)
-    for prefix, part in module.named_modules():
+    for prefix, holder in _holders(module):
         for name in ATTRIBUTES:
-            if type(part.__dict__.get(name)) is int and part.__dict__[name] == main.K:
+            if type(holder.get(name)) is int and holder[name] == main.K:
                 where = f"{prefix}.{name}" if prefix else name
                 return (LoopCount(kind="attribute", name=where, loop=main.name),)
     config = getattr(module, "config", None)

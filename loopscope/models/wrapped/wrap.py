@@ -229,8 +229,8 @@ def _example(
             "example must be a tensor, a tuple of positional arguments or a dict of keyword "
             f"arguments, given {type(example).__name__}."
         )
-    if is_tokens(example) and example.shape[0] == 1:
-        example = example.repeat(2, 1)  # one sample cannot be told from what is made for all
+    if is_tokens(example):  # two samples: one cannot be told from what is made for all
+        example = example[:2] if len(example) > 1 else example.repeat(2, 1)
     return (example,), {}
 
 

@@ -1,7 +1,7 @@
 """Drafts: the loops of a sequence of units, before their boundaries are settled."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +34,7 @@ class Draft:
     runs: list[list[Span]]
     parent: "Draft | None" = None
     name: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def calls(self, span: Span) -> list[Call]:
         """The calls of an iteration."""

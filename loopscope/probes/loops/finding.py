@@ -10,7 +10,7 @@ from loopscope.probes.loops.folding import split_gaps
 from loopscope.probes.loops.identity import Identity, Streams
 from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap, Port, Unit
 from loopscope.probes.loops.naming import letter, short_name
-from loopscope.probes.loops.parameters import owned, shared
+from loopscope.probes.loops.parameters import by_iteration
 from loopscope.probes.loops.spec import Spec
 from loopscope.probes.loops.trace import Call, Trace
 from loopscope.probes.loops.units import Units, chain
@@ -136,7 +136,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
     embed = ports.embed_port(units, found_prelude, loops, spec)
     h_out = ports.out_port(units, found_coda, loops, norm)
-    notes = list(_notes(loops))
+    notes = [*_notes(loops), *(note for draft in drafts for note in draft.notes)]
     if len(top) > 1:
         notes.append(
             f"{len(top)} loops run one after the other ({', '.join(d.name for d in top)}); each "
@@ -163,6 +163,13 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     maker = ports.UnitMaker(units, maker.width)
     chosen = ports.states(units, spans, spec if draft.parent is None else Spec())
     paths = _paths(draft, drafts)
+    shared, own = by_iteration(units.trace, [draft.calls(span) for span in spans])
+    if chosen.cut and draft.parent is None:
+        first = ", ".join(paths[t] for t in chosen.cut)
+        draft.notes.append(
+            f"no gradient flows from iteration {first} of {draft.name} back to the one before: the "
+            "state is detached there, or the iterations do not depend on each other"
+        )
     iterations = []
     for i, span in enumerate(spans):
         calls = draft.calls(span)
@@ -177,7 +184,7 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
                 span=(min([*inside, *(u.order for u in role)]), max(inside) + 1),
                 grad=not units.trace.root.grad
                 or all(d.grad for c in calls for d in (c, *c.descendants())),
-                own=owned(units, [draft.calls(s) for s in spans], i),
+                own=own[i],
             )
         )
     symbols = [{u.shared for u in it.units} for it in iterations]
@@ -189,7 +196,7 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
         iterations=tuple(iterations),
         after=chosen.after,
         parent=draft.parent.name if draft.parent else None,
-        shared=shared(units, [draft.calls(s) for s in spans]),
+        shared=shared,
         mechanic="module" if again else "parameters" if tied else "none",
     )
 

@@ -14,16 +14,23 @@ from loopscope.probes.loops.spec import Spec
 from loopscope.probes.loops.trace import Call, Found, Trace
 from loopscope.probes.loops.units import Units
 
+CHECKED = 8
+"""Iterations between which the flow of gradients is followed."""
+
 LOGITS = ("logits", "prediction_logits", "prediction_scores")
 
 
 @dataclass(frozen=True)
 class States:
-    """Where a loop's states are: entering and leaving each iteration, and entering what follows."""
+    """Where a loop's states are: entering and leaving each iteration, and entering what follows.
+
+    `cut` lists the iterations whose state does not pass gradients on to the one before.
+    """
 
     h: list[Port]
     h_m: list[Port]
     after: Port
+    cut: list[int]
 
 
 @dataclass(frozen=True)
@@ -50,19 +57,25 @@ class UnitMaker:
     def __init__(self, units: Units, width: int | None) -> None:
         self.units, self.width = units, width
         self.known = {id(call) for call in units.calls}
+        self.inner: dict[int, set[int]] = {}
 
     def role(self, calls: Sequence[Call]) -> tuple[Unit, ...]:
         """The calls with matrices among some, wrappers that hold nothing else instead of parts."""
         region, found = {id(call) for call in calls}, {}
         for call in calls:
             while (up := call.parent) is not None and up.parent is not None:
-                inside = {id(c) for c in up.descendants()} & self.known
-                if not inside <= region or not self.units.streamy(up):
+                if not self._inside(up) <= region or not self.units.streamy(up):
                     break
                 call = up
             if self.units.is_layered(call) and not self._narrow(call):
                 found[call.index] = call
         return tuple(self.unit(call) for _, call in sorted(found.items()))
+
+    def _inside(self, call: Call) -> set[int]:
+        """The units in a call."""
+        if call.index not in self.inner:
+            self.inner[call.index] = {id(c) for c in call.descendants()} & self.known
+        return self.inner[call.index]
 
     def _narrow(self, call: Call) -> bool:
         out = self.units.streams.leaving(call)
@@ -213,7 +226,9 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
         for o in [_like(several, best)]
     ]
     h_m = [port(call, "out", found) for call, found in outs]
-    return States(h, h_m, _after(units, spans[-1], outs[-1], width))
+    read = [_like(several, best).found for several in options]
+    cut = [t for t in range(1, len(read)) if _is_cut(read[t].node, outs[t - 1][1].node, t)]
+    return States(h, h_m, _after(units, spans[-1], outs[-1], width), cut)
 
 
 def width_of(units: Units, spans: Sequence[Any], spec: Spec) -> int:
@@ -294,6 +309,21 @@ def _like(options: Sequence[_Option], wanted: _Option) -> _Option:
         if one.found.where == wanted.found.where and one.columns == wanted.columns:
             return one
     return options[0]
+
+
+def _is_cut(later: Any, earlier: Any, t: int) -> bool:
+    """Whether no gradient flows from an iteration's input back to the output before it."""
+    if earlier is None or t > CHECKED:
+        return False
+    seen, left = set(), [later]
+    while left:
+        node = left.pop()
+        if node is earlier:
+            return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [above for above, _ in node.next_functions]
+    return True
 
 
 def _after(units: Units, span: Any, last: tuple[Call, Found], width: int) -> Port:

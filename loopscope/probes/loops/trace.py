@@ -18,10 +18,11 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class Found:
-    """A tensor in a call's arguments or result, and how to get to it."""
+    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to."""
 
     where: tuple[Step, ...]
     tensor: Tensor
+    node: Any = None
 
 
 @dataclass(eq=False)
@@ -192,7 +193,7 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield Found(where, value.detach())
+            yield Found(where, value.detach(), value.grad_fn)
     elif depth == 0:
         return
     elif isinstance(value, Mapping):
