@@ -72,6 +72,19 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
     return ()
 
 
+def _holders(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Attributes of every module, then of the plain objects that modules hold."""
+    parts = list(module.named_modules())
+    for prefix, part in parts:
+        yield prefix, vars(part)
+    config = getattr(module, "config", None)
+    for prefix, part in parts:
+        for name, value in vars(part).items():
+            plain = hasattr(value, "__dict__") and not isinstance(value, type | Tensor | nn.Module)
+            if plain and value is not config and not callable(value):
+                yield f"{prefix}.{name}".lstrip("."), vars(value)
+
+
 def _named(module: nn.Module, found: LoopMap, kind: Any, loop: str | None, name: str) -> LoopCount:
     names = [one.name for one in found.loops]
     if loop is not None and loop not in names:
