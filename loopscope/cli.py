@@ -227,7 +227,7 @@ def params(
     from loopscope.models.params import layout_counts, model_counts, paper_counts
     from loopscope.printing import print_counts
 
-    shape: dict[str, Any] = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
+    shape: Any = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
     shaped = any(value is not None for value in shape.values())
     if model is not None:
         if layout is not None or shaped:

@@ -113,7 +113,7 @@ def damage(folder, kind):
         ("not json", r"config.json cannot be read as JSON"),
         ("a list", "must hold a JSON object"),
         ("version", "format_version 2; this loopscope reads 1"),
-        ("foreign", "a Hugging Face model of type 'llama'"),
+        ("foreign", "no weights of model_type 'llama'"),
         ("unknown key", "did you mean slots"),
         ("misshapen", r"misshapen: embed.weight is \(61, 32\) instead of \(60, 32\)"),
         ("other layout", r"missing: prelude\.1.*not expected: core\.1"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from loopscope.errors import InputError
@@ -130,6 +131,8 @@ def open_pretrained(
                 code = {"trust_remote_code": remote} if auto else {}
                 module = make(config, dtype=torch.float32, **code).to(dtype)
         else:
+            if not remote:
+                _check_names(folder, home, config)
             more = {} if device_map is None else {"device_map": device_map}
             module, info = home.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True,
@@ -186,6 +189,27 @@ def _class(config: Any, values: dict[str, Any], references: dict[str, str]) -> A
         if auto in fitting:
             return getattr(transformers, auto)
     return named_class or transformers.AutoModel
+
+
+def _check_names(folder: Path, home: Any, config: Any) -> None:
+    """Whether the weights are of this kind of model at all, before memory is taken for them."""
+    stored: set[str] = set()
+    for file in weight_files(folder):
+        if not file.endswith(".safetensors"):
+            return  # pickled tensors have no header to look at
+        with safe_open(folder / file, framework="pt") as opened:
+            stored |= set(opened.keys())
+    make = home.from_config if hasattr(home, "from_config") else home._from_config
+    with torch.device("meta"):
+        wanted = make(config).state_dict()
+    # transformers renames on loading, so only the ends of the names are compared
+    ends = [{".".join(name.split(".")[-2:]) for name in names} for names in (stored, wanted)]
+    if not ends[0] & ends[1]:
+        raise InputError(
+            f"the weights in {folder} are no weights of model_type {config.model_type!r}: there is "
+            f"{', '.join(sorted(stored)[:3])}, it has {', '.join(list(wanted)[:3])}. config.json "
+            "belongs to another model."
+        )
 
 
 def _check_loaded(folder: Path, module: nn.Module, info: dict[str, Any]) -> list[str]:
