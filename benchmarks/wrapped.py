@@ -53,7 +53,7 @@ def finding(name: str, module: nn.Module, tokens: torch.Tensor) -> str:
 
 
 def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], object] | None:
-    """The output of both stacks in every iteration, by nnsight."""
+    """The output of the fast stack in all its six iterations, by nnsight."""
     try:
         from nnsight import NNsight
     except ImportError:
@@ -61,18 +61,14 @@ def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], obje
     traced = NNsight(module)
 
     def run() -> object:
-        found = []
-        with traced.trace(tokens, use_cache=False) as tracer:  # noqa: F841
-            for _ in range(2):
-                for _ in range(3):
-                    found.append(traced.model.L_module.output.save())
-                    traced.model.L_module.next()
-                found.append(traced.model.H_module.output.save())
-                traced.model.H_module.next()
+        with traced.trace(tokens, use_cache=False) as tracer:
+            found = list().save()
+            for _ in tracer.iter[0:6]:
+                found.append(traced.model.L_module.output)
         return found
 
     try:
-        run()
+        assert len(run()) == 6  # type: ignore[arg-type]
     except Exception as error:
         print(f"nnsight could not read the iterations: {type(error).__name__}: {error}")
         return None
@@ -108,16 +104,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokens = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(0))
-    print(f"{options.threads} threads, torch {torch.__version__}, float32, D {WIDTH}, 4×256 tokens\n")
+    told = f"float32, D {WIDTH}, 4×256 tokens"
+    print(f"{options.threads} threads, torch {torch.__version__}, {told}\n")
     print("| what | model | bare | with | ratio | target |")
     print("|---|---|---|---|---|---|")
     for name, module in (("HRM-Text", hrm()), ("ALBERT", albert())):
         print(finding(name, module, tokens))
         model = ls.wrap(module, tokens[:2, :8])
         calls: dict[str, Callable[[], object]] = {
-            "bare": lambda m=module: m(tokens, **({"use_cache": False} if m is not None else {}))
-            if hasattr(m, "model")
-            else m(tokens),
+            "bare": lambda m=module: (
+                m(tokens, **({"use_cache": False} if m is not None else {}))
+                if hasattr(m, "model")
+                else m(tokens)
+            ),
             "capture": lambda w=model: ls.capture(w, tokens),
         }
         if name == "HRM-Text":

@@ -215,7 +215,7 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
     Returns:
         One port per iteration and side, and the state after the last.
     """
-    outs = [_output(units, _calls(units, s), spec.output) for s in spans]
+    outs = [_output(units, _calls(units, s), spec) for s in spans]
     width = width_of(units, spans, spec)
     readers = [_reader(units, _calls(units, s), spec.input) for s in spans]
     options = [_options(units, call, width, spec.columns) for call in readers]
@@ -233,7 +233,7 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
 
 def width_of(units: Units, spans: Sequence[Any], spec: Spec) -> int:
     """Width of a loop's state: that of most iterations' outputs."""
-    outs = [_output(units, _calls(units, s), spec.output) for s in spans]
+    outs = [_output(units, _calls(units, s), spec) for s in spans]
     return Counter(f.tensor.shape[-1] for _, f in outs).most_common(1)[0][0]
 
 
@@ -258,7 +258,8 @@ def _reader(units: Units, calls: Sequence[Call], name: str | None) -> Call:
     return next(c for c in calls if units.streams.entering(c))
 
 
-def _output(units: Units, calls: Sequence[Call], name: str | None) -> tuple[Call, Found]:
+def _output(units: Units, calls: Sequence[Call], spec: Spec) -> tuple[Call, Found]:
+    name = spec.output
     if name is not None:
         call = _within(units, calls, name, "state.output")
         found = units.streams.leaving(call)
@@ -270,6 +271,8 @@ def _output(units: Units, calls: Sequence[Call], name: str | None) -> tuple[Call
     core = [c for c in calls if units.is_core(c)] or [c for c in calls if units.streamy(c)]
     last = units.streams.leaving(core[-1])
     assert last is not None
+    if spec.core:
+        return core[-1], last
     for call in reversed(calls):  # a norm after the core belongs to it, a router's output does not
         found = units.streams.leaving(call) if units.streamy(call) else None
         if found is not None and found.tensor.shape[-1] == last.tensor.shape[-1]:

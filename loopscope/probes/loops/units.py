@@ -143,7 +143,8 @@ def chain(call: Call, units: Units) -> list[Call]:
             if weigh[child.module] and not units.identity.is_leaf(child.module):
                 groups[units.identity.pattern(child.module)].append(child)
         heavy = sorted(groups.values(), key=lambda calls: -sum(weigh[c.module] for c in calls))
-        whole = sum(weigh[child.module] for child in call.children)
+        leaf = units.identity.is_leaf
+        whole = sum(weigh[c.module] for c in call.children if not leaf(c.module))
         if not heavy or 2 * sum(weigh[c.module] for c in heavy[0]) < whole:
             return []
         if len(heavy[0]) > 1:
