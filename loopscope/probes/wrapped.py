@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from loopscope.errors import InputError
 from loopscope.probes.capture import Trajectory, Transition
 from loopscope.probes.loops.loopmap import Loop, LoopMap, Port, Router
 from loopscope.probes.loops.routers import weights
@@ -36,8 +37,11 @@ def capture_wrapped(model: "WrappedModel", tokens: Any, *, logits: bool) -> Traj
     output, kept = model.read(given, _ports(found))
     ids = model.inputs.tokens_in(*given) if model.inputs.tokens is not None else None
     scores = model.logits_in(output) if logits else None
-    if not isinstance(scores, Tensor) or ids is None or scores.shape[:2] != ids.shape:
-        scores = None
+    if logits and (not isinstance(scores, Tensor) or ids is None or scores.shape[:2] != ids.shape):
+        raise InputError(
+            f"{model.name!r} returns no logits for each token on this input; leave logits=True "
+            "out, or wrap it with an example= whose arguments ask for them."
+        )
     common: dict[str, Any] = {
         "h_emb": kept["embed",],
         "h_out": kept["out",],

@@ -111,7 +111,7 @@ def test_a_toml_file_does_as_a_dict(tokens, tmp_path):
         ({"core": ["inner"], "loops": {"argument": 3}}, InputError, "must be a name"),
         ({"core": [["inner"], ["inner"]]}, InputError, "overlap"),
         ({"core": 3}, InputError, "list of module names"),
-        ({"embed": "head"}, InputError, None),
+        ({"core": ["inner"], "embed": "head"}, InputError, None),
     ],
 )
 def test_a_spec_that_does_not_fit_says_what_is_wrong(spec, error, says, tokens):
@@ -129,3 +129,9 @@ def test_a_file_that_is_no_toml_is_named(text, tokens, tmp_path):
         ls.wrap(Sandwich(), tokens, spec=tmp_path / "bad.toml")
     with pytest.raises(InputError, match="--write-spec"):
         ls.wrap(Sandwich(), tokens, spec=tmp_path / "none.toml")
+
+
+def test_a_second_candidate_for_the_core_is_said_with_a_way_to_choose_it(tokens):
+    with pytest.warns(UserWarning, match=r"outer also runs more than once.*core = \["):
+        model = ls.wrap(Sandwich(), tokens)
+    assert model.map.K == 3 and "outer" in model.map.to_dict()["notes"][0]

@@ -99,7 +99,7 @@ def map_tree(module: nn.Module, found: LoopMap) -> Branch:
         root.add("no loop: a layout string such as 4+8+8+4 groups the layers into virtual blocks")
     if found.random:
         root.add("random numbers are drawn in each forward pass; capture seeds them")
-    for note in found.notes:
+    for note in (*found.doubts, *found.notes):
         root.add(f"note: {note}")
     return root
 

@@ -107,6 +107,8 @@ def _wrap(
         _check_effect(found, chosen)
     logits = logits_of(traced)
     where = None if logits is None else logits.where
+    for doubt in found.doubts:
+        warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
     batch, pos = example_shape(args, kwargs)
     names = addresses(traced, Streams(batch, pos), found)
     name = told.pop("name") or type(module).__name__

@@ -45,7 +45,7 @@ class Draft:
         return [span for run in self.runs for span in run]
 
 
-def draft_loops(units: Units, one: bool) -> list[Draft]:
+def draft_loops(units: Units, one: bool) -> tuple[list[Draft], list[str]]:
     """Find the loops in a sequence of units.
 
     Args:
@@ -53,7 +53,7 @@ def draft_loops(units: Units, one: bool) -> list[Draft]:
         one: Whether all that repeats must be one loop, as where the core was named.
 
     Returns:
-        The loops, an outer one before those in it.
+        The loops, an outer one before those in it, and the symbols that repeat outside of them.
     """
     leaves = [(units.symbol(c), i) for i, c in enumerate(units.calls) if units.is_core(c)]
     nodes = fold([s for s, _ in leaves], [i for _, i in leaves])
@@ -63,7 +63,9 @@ def draft_loops(units: Units, one: bool) -> list[Draft]:
     drafts: list[Draft] = []
     for run in top:
         _add(units, [(None, run)], None, drafts)
-    return drafts
+    looped = {leaf.symbol for run in top for leaf in run.leaves()}
+    rest = [str(s) for s, _ in leaves if s not in looped]
+    return drafts, list(dict.fromkeys(rest))
 
 
 def _by_first(nodes: list[Node]) -> Run:

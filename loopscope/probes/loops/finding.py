@@ -34,17 +34,23 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     core = {identity.symbol[name] for name in spec.core}
     named = core | {identity.symbol[n] for one in spec.iterations for n in one}
     units = Units.of(trace, identity, streams, named)
+    rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations)
     else:
-        drafts = draft_loops(units, one=bool(spec.core))
+        drafts, rest = draft_loops(units, one=bool(spec.core))
+    doubts = [
+        f"{', '.join(rest)} also run{'s' if len(rest) == 1 else ''} more than once, and in no "
+        "loop; if that is the core, a spec can say so: core = [...]"
+    ]
+    doubts = doubts if rest else []
     if not drafts:
-        return _plain(units, spec)
+        return replace(_plain(units, spec), doubts=tuple(doubts))
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
         _lift(draft)
         _widen(draft)
     _name(drafts)
-    return _assemble(units, drafts, spec)
+    return replace(_assemble(units, drafts, spec), doubts=tuple(doubts))
 
 
 def _lift(draft: Draft) -> None:

@@ -160,7 +160,8 @@ class LoopMap:
         counts: How the number of iterations is set, for each loop where that is known.
         random: Whether a forward pass draws random numbers (an initial state, noise).
         causal: Whether a token's logits depend on earlier tokens alone; None where there are none.
-        notes: What a user should know: a gradient that is cut, other candidates.
+        notes: What a user should know, such as a gradient that is cut.
+        doubts: What may have been read wrongly, such as another candidate for the core.
         calls: How often each module is called.
         source: Who says so: `found`, `spec`, `family`, or `layout`.
     """
@@ -179,6 +180,7 @@ class LoopMap:
     random: bool = False
     causal: bool | None = None
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     calls: dict[str, int]
     source: str = "found"
 
@@ -231,7 +233,7 @@ class LoopMap:
             "routers": [f"{router.kind} {router.name}" for router in self.routers],
             "random": self.random,
             "causal": self.causal,
-            "notes": list(self.notes),
+            "notes": [*self.doubts, *self.notes],
         }
 
     def __str__(self) -> str:
