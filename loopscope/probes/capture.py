@@ -93,9 +93,10 @@ class Trajectory:
         return {"h_emb": self.h_emb, **loop, "h_out": self.h_out}
 
     def __repr__(self) -> str:
-        batch, pos, width = self.h_emb.shape
+        batch, pos, width = self.h[0].shape
         slots = f", {self.w_write[0].shape[-1]} slots" if self.w_write else ""
-        return f"Trajectory: {batch} × {pos} tokens, d_model {width}, K={self.K}{slots}"
+        loop = "" if self.loop == "core" else f"{self.loop}: "
+        return f"Trajectory: {batch} × {pos} tokens, d_model {width}, {loop}K={self.K}{slots}"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{c}</th>" for c in ("state", "shape", "‖·‖ per token"))

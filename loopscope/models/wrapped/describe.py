@@ -27,6 +27,12 @@ class Branch:
         self.below.append(branch)
         return branch
 
+    def lines(self, depth: int = 0) -> Iterable[str]:
+        """This line and all below it, each level indented by two spaces."""
+        yield "  " * depth + self.text
+        for branch in self.below:
+            yield from branch.lines(depth + 1)
+
 
 def describe_wrapped(model: Any) -> dict[str, Any]:
     """Facts about a wrapped model, as plain data.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from types import SimpleNamespace
 from typing import Any
 from warnings import warn
@@ -327,6 +328,13 @@ class WrappedModel(TextMixin, NamedHooks):
             f"WrappedModel {self.name!r}: {self.config.architecture} {self.map}, {loops}, "
             f"d_model={self.config.d_model}, {n:,} parameters"
         )
+
+    def _repr_html_(self) -> str:
+        from loopscope.models.describe import to_html
+        from loopscope.models.wrapped.describe import describe_wrapped, map_tree
+
+        tree = escape("\n".join(map_tree(self.module, self.map).lines()))
+        return f"{to_html(describe_wrapped(self))}<pre>{tree}</pre>"
 
 
 def _used(point: Point) -> bool:

@@ -142,7 +142,7 @@ class LoopCount:
     loop: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoopMap:
     """Roles, loops and iterations of one forward pass.
 
@@ -235,6 +235,11 @@ class LoopMap:
             "causal": self.causal,
             "notes": [*self.doubts, *self.notes],
         }
+
+    def __repr__(self) -> str:
+        loops = ", ".join(f"{loop.name} × {loop.K}" for loop in self.loops) or "no loop"
+        routers = "".join(f", {r.kind} {r.name}" for r in self.routers)
+        return f"LoopMap {self} ({self.source}): {loops}{routers}"
 
     def __str__(self) -> str:
         """The layout: `2+4R8+2`; nested loops as `0+(1R3+1)R2+0`, several one after the other."""
