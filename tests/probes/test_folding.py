@@ -28,6 +28,13 @@ def written(node) -> str:
         ("cicic", ["{ci|ci|c}"]),
         ("abcabcab", ["{abc|abc|ab}"]),
         ("abccba", ["a", "b", "{c|c}", "b", "a"]),
+        ("abacabac", ["{abac|abac}"]),
+        ("abcbabcb", ["{abcb|abcb}"]),
+        ("abacad" * 3, ["{abacad|abacad|abacad}"]),
+        ("abba" * 4, ["{" + "|".join(["a{b|b}a"] * 4) + "}"]),
+        ("aba" * 4, ["{aba|aba|aba|aba}"]),
+        ("abcba" * 3, ["{abcba|abcba|abcba}"]),
+        ("xabab", ["x", "{ab|ab}"]),
         ("", []),
     ],
 )

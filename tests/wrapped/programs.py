@@ -28,7 +28,7 @@ class Item:
 
     kind: `shared` (one module, called again), `alias` (the same under a second name in odd
     iterations), `tied` (a module for each iteration, parameters shared), `own` (a module for each
-    iteration), `norm` (a light module, called again), `loop`.
+    iteration), `again` (the body's first shared module once more), `norm` (a light module, called again), `loop`.
     """
 
     kind: str
@@ -46,7 +46,8 @@ class Program:
     seed: int = 0
 
 
-HEAVY = st.sampled_from(["shared", "alias", "tied"]).map(Item)
+HEAVIES = tuple(Item(kind) for kind in ("shared", "alias", "tied"))
+HEAVY = st.sampled_from(HEAVIES)
 LIGHT = st.sampled_from(["norm", "own"]).map(Item)
 
 
@@ -63,6 +64,9 @@ def bodies(draw, K: int, nested: bool) -> tuple[Item, ...]:
         )
         inner = (Item("shared"), *([Item("shared")] if draw(st.booleans()) else []))
         items.insert(draw(st.integers(0, len(items))), Item("loop", tuple(counts), inner))
+    elif items[0].kind == "shared" and len([i for i in items if i in HEAVIES]) > 1:
+        if draw(st.booleans()):
+            items.append(Item("again"))
     return tuple(items)
 
 
@@ -110,6 +114,8 @@ class Runs(nn.Module):
             name = f"{prefix}{'abcdefgh'[place]}"
             if item.kind == "loop":
                 self._make(f"{name}n", max(item.counts), item.body, generator)
+            elif item.kind == "again":
+                continue
             elif item.kind == "norm":
                 self.body[name] = nn.LayerNorm(WIDTH)
             elif item.kind in ("own", "tied"):
@@ -147,6 +153,8 @@ class Runs(nn.Module):
                 if item.kind == "norm":
                     x = self.body[name](x)
                     continue
+                if item.kind == "again":
+                    name = f"{prefix}a"
                 if item.kind in ("own", "tied"):
                     layers.append(f"body.{name}.{t}")
                     x = self.body[name][t](x)

@@ -158,6 +158,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
         norm=None if norm is None else norm.module,
         head=None if head is None else head.module,
         random=units.trace.random,
+        mutates=units.trace.mutates,
         notes=tuple(notes),
         calls=units.trace.counts,
         source=spec.source,
@@ -265,6 +266,7 @@ def _plain(units: Units, spec: Spec) -> LoopMap:
         norm=None if norm is None else norm.module,
         head=None if head is None else head.module,
         random=units.trace.random,
+        mutates=units.trace.mutates,
         calls=units.trace.counts,
         source=spec.source,
     )

@@ -1,10 +1,12 @@
-"""Folding: a sequence of calls back into the nested loops that made it (pure Python)."""
+"""Folding: a sequence of calls back into the nested loops that made it (needs no torch)."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ Node = Leaf | Sequence_ | Run
 def fold(symbols: Sequence[Hashable], indices: Sequence[int] | None = None) -> list[Node]:
     """Find the loops that a sequence of symbols consists of.
 
-    Equal neighbours become a run; symbols that always follow each other become one symbol; and so
-    on until nothing changes. `LLLHLLLH` gives one run of two bodies, each a run of three L and an
-    H. Runs of one body count as the same symbol whatever their length, so inner loops may vary.
+    Two readings are made. Kept is the one that leaves fewer calls of a loop's parts outside of it,
+    then the shorter one. One looks for the longest exact repetition,
+    and then inside and around it (`abacabac`: two of abac). The other joins what always stands
+    together: equal neighbours become a run, symbols that always follow each other one symbol, runs
+    of one body count as the same whatever their length, and the last iteration may lack its end
+    (`LHLLLHLLH`: three of a run of L and an H; `cicic`: ci, ci, c).
 
     Args:
         symbols: One per call, in the order of the calls.
@@ -72,7 +77,75 @@ def fold(symbols: Sequence[Hashable], indices: Sequence[int] | None = None) -> l
         What is left at the top: runs, and calls that no loop explains.
     """
     numbers = range(len(symbols)) if indices is None else indices
-    nodes: list[Node] = [Leaf(s, i) for s, i in zip(symbols, numbers, strict=True)]
+    return _fold([Leaf(s, i) for s, i in zip(symbols, numbers, strict=True)])
+
+
+def _fold(leaves: list[Leaf]) -> list[Node]:
+    joined = _fold_by_joining(list(leaves))
+    exact = _fold_exactly(leaves)
+    if exact is None:
+        return joined
+    return min((joined, exact), key=lambda nodes: (_left_over(nodes), _length(nodes)))
+
+
+def _left_over(nodes: Sequence[Node]) -> int:
+    """Calls outside of all loops of what some loop calls too."""
+    looped = {leaf.symbol for node in nodes if isinstance(node, Run) for leaf in node.leaves()}
+    outside = [leaf for node in nodes if not isinstance(node, Run) for leaf in node.leaves()]
+    return sum(leaf.symbol in looped for leaf in outside)
+
+
+def _length(nodes: Iterable[Node]) -> int:
+    """Length of a reading: symbols to write down, one more for each loop and irregularity."""
+    total = 0
+    for node in nodes:
+        if isinstance(node, Leaf):
+            total += 1
+        elif isinstance(node, Sequence_):
+            total += _length(node.parts)
+        else:
+            sizes = [len(list(body.leaves())) for body in node.bodies]
+            fullest = node.bodies[sizes.index(max(sizes))]
+            total += 1 + _length([fullest]) + _irregular(node)
+    return total
+
+
+def _irregular(run: Run) -> int:
+    """One for a last iteration that lacks its end, one for inner loops of different lengths."""
+    parts = [len(_parts(body)) for body in run.bodies]
+    lengths = [[len(r.bodies) for r in runs_in(body)] for body in run.bodies]
+    whole = [one for one, n in zip(lengths, parts, strict=True) if n == max(parts)]
+    return (len(set(parts)) > 1) + any(one != whole[0] for one in whole)
+
+
+def _fold_exactly(leaves: list[Leaf]) -> list[Node] | None:
+    """The reading by the longest exact repetition; None where nothing repeats side by side."""
+    code = {key: n for n, key in enumerate(dict.fromkeys(leaf.key for leaf in leaves))}
+    row = np.array([code[leaf.key] for leaf in leaves])
+    best = (0, 0, 0, 0)  # symbols saved, minus the period, minus the start, iterations
+    for period in range(1, len(row) // 2 + 1):
+        apart = np.flatnonzero(row[:-period] != row[period:])
+        edges = np.concatenate([[-1], apart, [len(row) - period]])
+        same = np.diff(edges) - 1
+        place = int(same.argmax())
+        times = (int(same[place]) + period) // period
+        if times > 1:
+            best = max(best, ((times - 1) * period, -period, -int(edges[place] + 1), times))
+    saved, period, start, times = best[0], -best[1], -best[2], best[3]
+    if not saved:
+        return None
+    end = start + times * period
+    bodies = [leaves[i : i + period] for i in range(start, end, period)]
+    found = [_fold(body) for body in bodies]
+    run = Run(tuple(b[0] if len(b) == 1 else _sequence(b) for b in found))
+    return [*_fold(leaves[:start]), run, *_fold(leaves[end:])]
+
+
+def _sequence(nodes: list[Node]) -> "Sequence_":
+    return Sequence_(("then", *(node.key for node in nodes)), tuple(nodes))
+
+
+def _fold_by_joining(nodes: list[Node]) -> list[Node]:
     while True:
         for step in (_fold_runs, _merge_always, _merge_but_once):
             shorter = step(nodes)

@@ -159,6 +159,7 @@ class LoopMap:
         mesh_cycle: Whether the states follow from the routers by MeSH Eqs. 2-5, on the example.
         counts: How the number of iterations is set, for each loop where that is known.
         random: Whether a forward pass draws random numbers (an initial state, noise).
+        mutates: Whether it changes states in place, so that keeping one takes a copy.
         causal: Whether a token's logits depend on earlier tokens alone; None where there are none.
         notes: What a user should know, such as a gradient that is cut.
         doubts: What may have been read wrongly, such as another candidate for the core.
@@ -178,6 +179,7 @@ class LoopMap:
     mesh_cycle: bool = False
     counts: tuple[LoopCount, ...] = ()
     random: bool = False
+    mutates: bool = False
     causal: bool | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.probes.loops.loopmap import Loop, Port, Unit
@@ -122,10 +122,33 @@ def leaving(units: Units, call: Call) -> Port:
 
 
 def logits_of(trace: Trace) -> Found | None:
-    """The logits in what the model returned: by name, else its first floating (batch, ·, ·)."""
+    """The logits in what the model returned.
+
+    Args:
+        trace: The traced forward pass.
+
+    Returns:
+        The floating tensor (batch, ·, ·) that is called logits, has the width of an embedding
+        table, or is what the last matrix gave; else the first. None where there is none.
+    """
     three = [f for f in trace.root.outputs if f.tensor.ndim == 3]
-    named = [f for f in three if f.where and f.where[-1] in LOGITS]
-    return next(iter([*named, *three]), None)
+    tables = {
+        module.num_embeddings
+        for call in trace.calls
+        if isinstance(module := trace.modules[call.module], nn.Embedding)
+    }
+    last = [c.outputs[0].tensor for c in trace.calls if c.outputs and _is_matrix(trace, c)][-1:]
+    preferred = (
+        [f for f in three if f.where and f.where[-1] in LOGITS],
+        [f for f in three if f.tensor.shape[-1] in tables],
+        [f for f in three if any(_equal(f.tensor, x) for x in last)],
+        three,
+    )
+    return next((found[0] for found in preferred if found), None)
+
+
+def _is_matrix(trace: Trace, call: Call) -> bool:
+    return isinstance(trace.modules[call.module], nn.Linear)
 
 
 def head_of(units: Units, last: Call) -> Call | None:
@@ -181,7 +204,13 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
 
 def _is_sum(state: Tensor, tables: Sequence[Tensor]) -> bool:
     """Whether a state is a weighted sum of embeddings: scaled, with positions added."""
-    fits = [t for t in tables if t.shape[-1] == state.shape[-1] and t.ndim <= 3]
+    ends = [t.shape[: -4:-1] for t in tables]
+    fits = [
+        t
+        for t, end in zip(tables, ends, strict=True)
+        if t.ndim <= 3 and all(n in (1, m) for n, m in zip(end, state.shape[::-1], strict=False))
+        and t.shape[-1] == state.shape[-1]
+    ]
     if not fits:
         return False
     columns = [t.expand_as(state).double().cpu().flatten() for t in fits]

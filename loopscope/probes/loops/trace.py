@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
 from loopscope.probes.loops.loopmap import Step
@@ -71,6 +72,7 @@ class Trace:
         uses: (tick, parameter's name) of every use of a parameter by a torch function.
         result: What the model returned.
         random: Whether random numbers were drawn.
+        mutates: Whether a tensor was changed in place after it was noted.
     """
 
     root: Call
@@ -79,6 +81,7 @@ class Trace:
     uses: list[tuple[int, str]]
     result: Any
     random: bool
+    mutates: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -127,6 +130,13 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     clock, calls, stack = [0], [], []  # type: ignore[var-annotated]
     numbers: dict[str, int] = {}
 
+    versions: list[tuple[Tensor, int]] = []
+
+    def watch(value: Any) -> None:
+        for one in tree_leaves(value):
+            if isinstance(one, Tensor) and not one.is_inference():
+                versions.append((one, one._version))
+
     def begin(this: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         name, clock[0] = names[id(this)], clock[0] + 1
         number = numbers.get(name, 0)
@@ -142,6 +152,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             for v in (*given, *named.values())
             if isinstance(v, Tensor) and not v.is_floating_point()
         ]
+        watch((given, named))
         if stack:
             stack[-1].children.append(call)
         calls.append(call)
@@ -152,6 +163,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         call = stack.pop()
         call.end = clock[0]
         call.outputs = list(_tensors(result, ()))
+        watch(result)
 
     uses = _Uses(parameters, clock)
     inference = any(p.is_inference() for p in module.parameters())
@@ -186,6 +198,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         uses=uses.seen,
         result=result,
         random=not _same(before, _random_state(module)),
+        mutates=any(tensor._version != version for tensor, version in versions),
     )
 
 
@@ -193,7 +206,7 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield Found(where, value.detach(), value.grad_fn)
+            yield Found(where, value.detach().clone(), value.grad_fn)
     elif depth == 0:
         return
     elif isinstance(value, Mapping):
