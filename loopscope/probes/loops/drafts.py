@@ -100,7 +100,7 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
     for place, call in enumerate(first):
         if not units.is_core(call) or units.inside(call) is None:
             continue
-        flat = Units(units.trace, units.identity, units.streams, set(), [])
+        flat = Units(units.trace, units.identity, units.streams, set(), [], units.logits_width)
         runs: list[tuple[Any, Run]] = []
         for number, span in enumerate(draft.spans()):
             if span.first + place > span.last:

@@ -12,6 +12,7 @@ from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap, Port, Unit
 from loopscope.probes.loops.naming import letter, short_name
 from loopscope.probes.loops.parameters import by_iteration
 from loopscope.probes.loops.spec import Spec
+from loopscope.probes.loops.states import states, width_of
 from loopscope.probes.loops.trace import Call, Trace
 from loopscope.probes.loops.units import Units, chain
 
@@ -33,7 +34,9 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     identity = Identity.of(trace.modules)
     core = {identity.symbol[name] for name in spec.core}
     named = core | {identity.symbol[n] for one in spec.iterations for n in one}
-    units = Units.of(trace, identity, streams, named)
+    logits = ports.logits_of(trace)
+    width = None if logits is None else logits.tensor.shape[-1]
+    units = Units.of(trace, identity, streams, named, width)
     rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations)
@@ -128,12 +131,13 @@ def _name(drafts: list[Draft]) -> None:
 def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     top = [draft for draft in drafts if draft.parent is None]
     first, last = top[0].spans()[0].first, top[-1].spans()[-1].last
-    maker = ports.UnitMaker(units, ports.width_of(units, top[0].spans(), spec))
+    maker = ports.UnitMaker(units, width_of(units, top[0].spans(), spec))
     inside = [(d.spans()[0].first, d.spans()[-1].last) for d in top]
     between = [
         call for (_, end), (start, _) in pairwise(inside) for call in units.calls[end + 1 : start]
     ]
-    head = ports.head_of(units, units.calls[last])
+    core = [c for c in units.calls[: last + 1] if units.is_core(c)]
+    head = ports.head_of(units, core[-1])
     prelude = maker.role(units.calls[:first])
     rest = [c for c in units.calls[last + 1 :] if c is not head]
     coda, norm = ports.split_norm(units, rest, head)
@@ -168,7 +172,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
 def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
     units, spans = draft.units, draft.spans()
     maker = ports.UnitMaker(units, maker.width)
-    chosen = ports.states(units, spans, spec if draft.parent is None else Spec())
+    chosen = states(units, spans, spec if draft.parent is None else Spec())
     paths = _paths(draft, drafts)
     shared, own = by_iteration(units.trace, [draft.calls(span) for span in spans])
     if chosen.cut and draft.parent is None:

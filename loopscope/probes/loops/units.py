@@ -32,10 +32,16 @@ class Units:
     streams: Streams
     repeated: set[str]
     calls: list[Call]
+    logits_width: int | None = None
 
     @classmethod
     def of(
-        cls, trace: Trace, identity: Identity, streams: Streams, core: Collection[str] = ()
+        cls,
+        trace: Trace,
+        identity: Identity,
+        streams: Streams,
+        core: Collection[str] = (),
+        logits_width: int | None = None,
     ) -> "Units":
         """Find the units of a whole model.
 
@@ -44,11 +50,12 @@ class Units:
             identity: Its modules.
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
+            logits_width: Width of the logits.
 
         Returns:
             The units.
         """
-        units = cls(trace, identity, streams, set(core), [])
+        units = cls(trace, identity, streams, set(core), [], logits_width)
         units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
         units.calls = units.under(trace.root)
         return units
@@ -63,6 +70,7 @@ class Units:
 
     def _repeated(self, calls: Sequence[Call]) -> set[str]:
         heavy = [c for c in calls if self.identity.weight[c.module] and self.streamy(c)]
+        heavy = [c for c in heavy if not self.is_head(c)]
         count = Counter(self.symbol(c) for c in heavy)
         total = sum(
             self.identity.weight[c.module]
@@ -84,7 +92,7 @@ class Units:
         """The units of a repeated call, where something repeats in it."""
         repeated = self._repeated([*call.descendants()])
         repeated = {s for s in repeated if not self.identity.is_leaf(s)}  # a layer may reuse one
-        inner = Units(self.trace, self.identity, self.streams, repeated, [])
+        inner = Units(self.trace, self.identity, self.streams, repeated, [], self.logits_width)
         if not inner.repeated:
             return None
         inner.calls = inner.under(call)
@@ -101,6 +109,14 @@ class Units:
             elif self.identity.has_parameters(child.module):
                 found.append(child)
         return found
+
+    def is_head(self, call: Call) -> bool:
+        """Whether a call turns another width into that of the logits."""
+        width = self.logits_width
+        given, out = self.streams.entering(call), self.streams.leaving(call)
+        if width is None or out is None or out.tensor.shape[-1] != width:
+            return False
+        return all(f.tensor.shape[-1] != width for f in given)
 
     def is_core(self, call: Call) -> bool:
         """Whether a call may be (a part of) an iteration by itself."""
