@@ -48,8 +48,8 @@ class Trajectory:
         h_out: The coda's output, before the final layer norm.
         blocks: `prelude`, `core1` … `coreK`, `coda` to (input, raw output); parts without layers
             are left out.
-        logits: (batch, pos, d_vocab) if asked for.
-        tokens: The tokens, (batch, pos).
+        logits: (batch, token, d_vocab) if asked for.
+        tokens: The tokens, (batch, token); a position each, but in loops over something else.
         loop: Name of the loop.
         path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
         gates: Each gate's probability (an exit gate, a token router) at each iteration, None where
@@ -68,8 +68,8 @@ class Trajectory:
     transition: Transition | None
     h_out: Float[Tensor, "batch pos d_out"]
     blocks: dict[str, tuple[Tensor, Tensor]]
-    logits: Float[Tensor, "batch pos d_vocab"] | None = None
-    tokens: Int[Tensor, "batch pos"] | None = None
+    logits: Float[Tensor, "batch token d_vocab"] | None = None
+    tokens: Int[Tensor, "batch token"] | None = None
     loop: str = "core"
     path: tuple[str, ...] = ()
     gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)

@@ -28,7 +28,8 @@ class Item:
 
     kind: `shared` (one module, called again), `alias` (the same under a second name in odd
     iterations), `tied` (a module for each iteration, parameters shared), `own` (a module for each
-    iteration), `again` (the body's first shared module once more), `norm` (a light module, called again), `loop`.
+    iteration), `again` (the body's first shared module once more), `norm`
+    (a light module, called again), `loop`.
     """
 
     kind: str
@@ -64,9 +65,8 @@ def bodies(draw, K: int, nested: bool) -> tuple[Item, ...]:
         )
         inner = (Item("shared"), *([Item("shared")] if draw(st.booleans()) else []))
         items.insert(draw(st.integers(0, len(items))), Item("loop", tuple(counts), inner))
-    elif items[0].kind == "shared" and len([i for i in items if i in HEAVIES]) > 1:
-        if draw(st.booleans()):
-            items.append(Item("again"))
+    elif items[0].kind == "shared" and sum(item in HEAVIES for item in items) > 1:
+        items += [Item("again")] * draw(st.integers(0, 1))
     return tuple(items)
 
 

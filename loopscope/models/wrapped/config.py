@@ -7,7 +7,7 @@ from torch import nn
 
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
-from loopscope.probes.loops.finding import regroup
+from loopscope.probes.loops.plain import regroup
 from loopscope.probes.loops.loopmap import LoopMap
 from loopscope.probes.loops.trace import Trace
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,18 +48,18 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
     Raises:
         InputError: if the specification names what does not exist.
     """
-    if found.main is None or found.main.mechanic != "module":
+    if found.main is None:
         return ()
     if spec.counts:
         there = {None, *(loop.name for loop in found.loops)}
         said = [c for c in spec.counts if spec.source != "family" or c[1] in there]
         return tuple(_named(module, found, *one) for one in said)
     main = found.main
-    if any(loop.parent is None for loop in found.loops[1:]):
+    if main.mechanic != "module" or any(loop.parent is None for loop in found.loops[1:]):
         return ()
-    arguments = inspect.signature(module.forward).parameters
+    known = inspect.signature(module.forward).parameters
     for name in ARGUMENTS:
-        if name in arguments and isinstance(arguments[name].default, int | type(None)):
+        if name in known and isinstance(known[name].default, int | type(None)):
             return (LoopCount(kind="argument", name=name, loop=main.name),)
     for prefix, holder in _holders(module):
         for name in ATTRIBUTES:
@@ -121,12 +122,13 @@ def _holder(module: nn.Module, count: LoopCount) -> tuple[Any, str]:
     return holder, entry
 
 
-def settings(found: LoopMap, loops: int | Mapping[str, int]) -> tuple[Setting, ...]:
+def settings(found: LoopMap, loops: Any) -> tuple[Setting, ...]:
     """What to set so that loops run as often as wanted.
 
     Args:
         found: The model's map.
-        loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run).
+        loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run): any
+            whole numbers, those of numpy too.
 
     Returns:
         The settings.
@@ -135,15 +137,20 @@ def settings(found: LoopMap, loops: int | Mapping[str, int]) -> tuple[Setting, .
         InputError: for numbers below 1, loops that do not exist, and models that allow none.
     """
     if found.main is None:
-        raise InputError("the model has no loop, so its number of iterations cannot be set.")
-    wanted = {found.main.name: loops} if isinstance(loops, int) else dict(loops)
+        raise InputError(
+            "the model has no loop, so its number of iterations cannot be set. If it runs its core "
+            "once by default, a spec can say what the core is: core = [...]"
+        )
+    wanted = dict(loops) if isinstance(loops, Mapping) else {found.main.name: loops}
+    if not wanted:
+        names = ", ".join(loop.name for loop in found.loops)
+        raise InputError(f"loops names no loop; give a number, or one for some of {names}.")
     by_loop = {count.loop: count for count in found.counts}
     chosen = []
     for name, value in wanted.items():
         if name not in {loop.name for loop in found.loops}:
             raise unknown_name("loop", name, [loop.name for loop in found.loops])
-        if type(value) is not int or value < 1:
-            raise InputError(f"loops must be whole numbers of at least 1, given {value!r}.")
+        value = _whole(value)
         if name not in by_loop:
             why = (
                 "nothing that sets it was found; a spec can name it: [loops] argument = ..., "
@@ -156,19 +163,33 @@ def settings(found: LoopMap, loops: int | Mapping[str, int]) -> tuple[Setting, .
     return tuple(chosen)
 
 
+def _whole(value: Any) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"loops must be whole numbers of at least 1, given {value!r}.")
+    return number
+
+
+def arguments(chosen: tuple[Setting, ...]) -> dict[str, int]:
+    """The settings that are arguments of forward."""
+    return {one.count.name: one.value for one in chosen if one.count.kind == "argument"}
+
+
 @contextmanager
-def looping(module: nn.Module, chosen: tuple[Setting, ...]) -> Iterator[dict[str, int]]:
-    """Within this context the model loops as set; gives the arguments to pass to its forward."""
-    before, arguments = [], {}
+def looping(module: nn.Module, chosen: tuple[Setting, ...]) -> Iterator[None]:
+    """Within this context attributes and configuration are as set."""
+    before = []
     try:
         for one in chosen:
             if one.count.kind == "argument":
-                arguments[one.count.name] = one.value
                 continue
             holder, entry = _holder(module, one.count)
             before.append((holder, entry, getattr(holder, entry)))
             setattr(holder, entry, one.value)
-        yield arguments
+        yield
     finally:
         for holder, entry, value in reversed(before):
             setattr(holder, entry, value)

@@ -1,7 +1,7 @@
 """Noise: random numbers of a forward pass, the same in every run and for every sample."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,28 +19,51 @@ _IN_PLACE = {
 
 
 class _OnePerBatch(TorchFunctionMode):
-    """Draws what is random for the first sample and repeats it for the others."""
+    """Draws what is random for the first sample and repeats it for the others.
+
+    Args:
+        batch, pos: Shape of this run's tokens. Only what is (batch, …) is repeated, and
+            (batch · pos, width), which has all samples in one axis; where batch and pos are equal,
+            a matrix is ambiguous and drawn as it is.
+    """
+
+    def __init__(self, batch: int, pos: int) -> None:
+        super().__init__()
+        self.batch, self.pos = batch, pos
+
+    def _one(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of one sample's part, None for what is not made of samples."""
+        if self.batch < 2 or len(shape) < 2:
+            return None
+        if shape[0] == self.batch and (len(shape) > 2 or self.batch != self.pos):
+            return (1, *shape[1:])
+        if shape[0] == self.batch * self.pos and len(shape) == 2:
+            return (self.pos, *shape[1:])
+        return None
+
+    def _all(self, one: Tensor) -> Tensor:
+        return one.repeat(self.batch, *[1] * (one.ndim - 1))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _IN_PLACE and args[0].ndim > 1 and args[0].shape[0] > 1:
-            first = args[0][:1].clone()
+        if func in _IN_PLACE and (one := self._one(args[0].shape)):
+            first = args[0][: one[0]].clone()
             func(first, *args[1:], **kwargs)
-            return args[0].copy_(first.expand_as(args[0]))
+            return args[0].copy_(self._all(first))
         tensors = bool(args) and all(isinstance(a, Tensor) for a in args)
-        if func in _LIKE and tensors and args[0].ndim > 1 and args[0].shape[0] > 1:
-            drawn = func(*(a[:1] for a in args), **kwargs)
-            return drawn.expand(args[0].shape).clone()
-        if func in _SIZED:
+        if func in _LIKE and tensors and (one := self._one(args[0].shape)):
+            return self._all(func(*(a[: one[0]] for a in args), **kwargs))
+        if func in _SIZED and "out" not in kwargs:
             size = args[0] if args and isinstance(args[0], tuple | list) else args
-            if len(size) > 1 and size[0] > 1 and "out" not in kwargs:
-                drawn = func(1, *size[1:], **kwargs)
-                return drawn.expand(*size).clone()
+            if one := self._one(size):
+                return self._all(func(*one, **kwargs))
         return func(*args, **kwargs)
 
 
 @contextmanager
-def same_for_every_sample(module: nn.Module, seed: int | None) -> Iterator[None]:
+def same_for_every_sample(
+    module: nn.Module, seed: int | None, batch: int | None = None, pos: int | None = None
+) -> Iterator[None]:
     """Within this context a model's random numbers are the same in each run and for each sample.
 
     Without it a random initial state would depend on the batch a sample is in.
@@ -48,9 +71,13 @@ def same_for_every_sample(module: nn.Module, seed: int | None) -> Iterator[None]
     Args:
         module: The model, for its devices.
         seed: None for a model that draws none: then nothing is done.
+        batch, pos: Shape of this run's tokens; without them samples differ.
     """
     if seed is None:
         yield
         return
-    with seeded(module, seed), _OnePerBatch():
+    with (
+        seeded(module, seed),
+        nullcontext() if batch is None or pos is None else _OnePerBatch(batch, pos),
+    ):
         yield

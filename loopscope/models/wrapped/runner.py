@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -10,74 +10,136 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
+from loopscope.models.wrapped.schedule import Key, Schedule
 from loopscope.probes.loops.loopmap import Port, Step
 
 Tap = tuple[Port, Callable[[Tensor], Any]]
 """A tensor and what to do with it: None, or the same tensor, leaves it as it is."""
 
 
+class _Run:
+    """What one forward pass has called so far."""
+
+    def __init__(self) -> None:
+        self.stretch = 0  # iterations that have begun
+        self.calls: dict[str, int] = {}
+        self.missed: list[int] = []
+
+
 @contextmanager
 def tapped(
-    modules: Mapping[str, nn.Module], taps: Iterable[Tap], calls: Mapping[str, int]
-) -> Iterator[None]:
+    modules: Mapping[str, nn.Module], taps: Sequence[Tap], plan: Schedule
+) -> Iterator[list[int]]:
     """Within this context, each tap's function sees its tensor and may replace it.
 
-    Only the modules that are tapped get hooks, which are removed at the end whatever happens.
+    Only the modules that are tapped get hooks, and those that tell when an iteration begins; all
+    are removed at the end whatever happens.
 
     Args:
         modules: Canonical name to module.
         taps: Tensors and functions.
-        calls: How often each module is called in one forward pass.
+        plan: Where the calls of a forward pass stand.
+
+    Yields:
+        A list that holds, after the forward pass, the numbers of the taps that it did not reach.
 
     Raises:
-        InputError: after a forward pass that called a tapped module more or less often.
+        InputError: after a forward pass with more or fewer iterations than the example's.
     """
-    sides: dict[tuple[str, str], dict[int, list[Tap]]] = defaultdict(lambda: defaultdict(list))
-    for tap in taps:
-        sides[tap[0].module, tap[0].side][tap[0].call].append(tap)
-    handles, counters = [], {}
+    sides: dict[tuple[str, str], dict[Key, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (port, _) in enumerate(taps):
+        sides[port.module, port.side][plan.key(port)].append(number)
+    run, reached = _Run(), set[int]()
+    anchors = plan.begins if any(plan.inside(port) for port, _ in taps) else {}
+    looped = {port.module for port, _ in taps if plan.inside(port)}
+    handles = []
     try:
-        for (name, side), by_call in sides.items():
-            counters[name, side] = count = [0]
+        for name, numbers in anchors.items():  # first: they say in which iteration the others are
+            run.calls[name] = 0
+            handles.append(modules[name].register_forward_pre_hook(_anchor(run, name, numbers)))
+        for (name, side), by_key in sides.items():
+            count = _counter(run if name in looped else None)
             if side == "in":
-                hook = _before(by_call, count)
-                handles.append(modules[name].register_forward_pre_hook(hook, with_kwargs=True))
+                before = _before(by_key, taps, count, reached)
+                handles.append(modules[name].register_forward_pre_hook(before, with_kwargs=True))
             else:
-                handles.append(modules[name].register_forward_hook(_behind(by_call, count)))
-        yield
+                behind = _behind(by_key, taps, count, reached)
+                handles.append(modules[name].register_forward_hook(behind))
+        yield run.missed
     finally:
         for handle in handles:
             handle.remove()
-    for (name, _), count in counters.items():
-        if count[0] != calls[name]:
-            raise InputError(
-                f"{name} was called {count[0]} times, {calls[name]} on the example: this model "
-                "loops as often as its input asks for. Fix the number (loops=n), or wrap it again "
-                "with this input as example=."
-            )
+    for name, count in run.calls.items():
+        _check(name, count, plan.calls[name])
+    run.missed += [n for n in range(len(taps)) if n not in reached]
 
 
-def _before(by_call: Mapping[int, list[Tap]], count: list[int]) -> Callable:
+def _check(name: str, count: int, wanted: int) -> None:
+    """Raise if what begins the iterations was called more or less often than on the example."""
+    if count == wanted:
+        return
+    if count == 0:
+        raise InputError(
+            f"{name} was not called, {wanted} times on the example, so no iteration was seen: "
+            "compiled or scripted code calls no hooks, or the model skips its loop on this input. "
+            "Use the uncompiled model, or wrap it again with this input as example=."
+        )
+    raise InputError(
+        f"{name} was called {count} times, {wanted} on the example: this model loops as often as "
+        "its input asks for. Fix the number (loops=n), or wrap it again with this input as "
+        "example=."
+    )
+
+
+def _anchor(run: _Run, name: str, numbers: Container[int]) -> Callable:
+    def hook(module: nn.Module, args: Any) -> None:
+        if run.calls[name] in numbers:
+            run.stretch += 1
+        run.calls[name] += 1
+
+    return hook
+
+
+def _counter(run: _Run | None) -> Callable[[], Key]:
+    """Which call this is: of its stretch, or of all where there is no run."""
+    last = [0, -1]
+
+    def count() -> Key:
+        now = 0 if run is None else run.stretch
+        last[:] = [now, last[1] + 1 if now == last[0] else 0]
+        return last[0], last[1]
+
+    return count
+
+
+def _before(
+    by_key: Mapping[Key, list[int]],
+    taps: Sequence[Tap],
+    count: Callable[[], Key],
+    reached: set[int],
+) -> Callable:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        number = count[0]
-        count[0] += 1
         given = None
-        for port, function in by_call.get(number, ()):
-            holder = given or {"args": args, "kwargs": kwargs}
-            changed = _apply(holder, port, function)
+        for number in by_key.get(count(), ()):
+            reached.add(number)
+            changed = _apply(given or {"args": args, "kwargs": kwargs}, *taps[number])
             given = changed if changed is not None else given
         return None if given is None else (given["args"], given["kwargs"])
 
     return hook
 
 
-def _behind(by_call: Mapping[int, list[Tap]], count: list[int]) -> Callable:
+def _behind(
+    by_key: Mapping[Key, list[int]],
+    taps: Sequence[Tap],
+    count: Callable[[], Key],
+    reached: set[int],
+) -> Callable:
     def hook(module: nn.Module, args: Any, result: Any) -> Any:
-        number = count[0]
-        count[0] += 1
         given = None
-        for port, function in by_call.get(number, ()):
-            changed = _apply(result if given is None else given, port, function)
+        for number in by_key.get(count(), ()):
+            reached.add(number)
+            changed = _apply(result if given is None else given, *taps[number])
             given = changed if changed is not None else given
         return given
 

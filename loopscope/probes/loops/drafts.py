@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from loopscope.errors import InputError
@@ -134,21 +133,20 @@ def listed(units: Units, iterations: Sequence[Sequence[str]]) -> list[Draft]:
         The one loop.
 
     Raises:
-        InputError: for iterations that are never run, or that overlap.
+        InputError: for modules that do not run in that order.
     """
-    spans = []
+    spans, place = [], 0
     for names in iterations:
-        places = [i for i, c in enumerate(units.calls) if c.module in names]
-        if not places:
-            raise InputError(
-                f"the iteration {', '.join(names)} of the specification is never run; name modules "
-                "that the forward pass calls."
-            )
-        spans.append(Span(min(places), max(places)))
-    for one, two in pairwise(spans):
-        if two.first <= one.last:
-            raise InputError(
-                "the iterations of the specification overlap: list the modules of each in the "
-                "order in which they run, and each module once."
-            )
+        found: list[int] = []
+        for name in names:
+            later = (i for i in range(place, len(units.calls)) if units.calls[i].module == name)
+            here = next(later, None)
+            if here is None:
+                raise InputError(
+                    f"{name} of the iteration {', '.join(names)} of the specification does not run "
+                    "there: list the modules of each iteration in the order in which they run."
+                )
+            found.append(here)
+            place = here + 1
+        spans.append(Span(found[0], found[-1]))
     return [Draft(units, [spans])]

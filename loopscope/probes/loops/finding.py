@@ -8,13 +8,14 @@ from loopscope.probes.loops import ports
 from loopscope.probes.loops.drafts import Draft, Span, draft_loops, listed
 from loopscope.probes.loops.folding import split_gaps
 from loopscope.probes.loops.identity import Identity, Streams
-from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap, Port, Unit
+from loopscope.probes.loops.loopmap import Iteration, Loop, LoopMap
 from loopscope.probes.loops.naming import letter, short_name
 from loopscope.probes.loops.parameters import by_iteration
+from loopscope.probes.loops.plain import elsewhere, plain
 from loopscope.probes.loops.spec import Spec
 from loopscope.probes.loops.states import states, width_of
 from loopscope.probes.loops.trace import Call, Trace
-from loopscope.probes.loops.units import Units, chain
+from loopscope.probes.loops.units import Units
 
 
 def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
@@ -36,7 +37,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     named = core | {identity.symbol[n] for one in spec.iterations for n in one}
     logits = ports.logits_of(trace)
     width = None if logits is None else logits.tensor.shape[-1]
-    units = Units.of(trace, identity, streams, named, width)
+    units = _units(trace, identity, streams, named, width)
     rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations)
@@ -48,7 +49,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     ]
     doubts = doubts if rest else []
     if not drafts:
-        return replace(_plain(units, spec), doubts=tuple(doubts))
+        return replace(plain(units, spec), doubts=(*doubts, *elsewhere(units)))
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
         _lift(draft)
         _widen(draft)
@@ -146,6 +147,13 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
     embed = ports.embed_port(units, found_prelude, loops, spec)
     h_out = ports.out_port(units, found_coda, loops, norm)
+    state = loops[0].iterations[0].h
+    if state.shape[:2] != embed.shape[:2]:
+        embed, h_out = state, loops[0].after
+        drafts[0].notes.append(
+            f"the loop runs over {state.shape[1]} positions, not those of the tokens; h_emb and "
+            "h_out are its first and last state"
+        )
     notes = [*_notes(loops), *(note for draft in drafts for note in draft.notes)]
     if len(top) > 1:
         notes.append(
@@ -242,64 +250,27 @@ def _notes(loops: list[Loop]) -> list[str]:
     return [f"the model runs {what} without gradients (torch.no_grad in its forward)"]
 
 
-def _plain(units: Units, spec: Spec) -> LoopMap:
-    """The map of a stack without a loop."""
-    layers = chain(units.trace.root, units)
-    while not layers:
-        layers = [c for c in units.trace.root.descendants() if units.is_layered(c)]
-        layers = [c for c in layers if not units.identity.is_leaf(c.module)][:1] or layers[:1]
-        if not layers:
-            raise InputError(
-                "no layers were found: no module with a matrix turns (batch, pos, width) into "
-                "(batch, pos, width) on the example. Give an example= of token ids (batch, pos)."
-            )
-    head = ports.head_of(units, layers[-1])
-    maker = ports.UnitMaker(units, None)
-    everything = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
-    tail = [c for c in everything if c.parent in {la.parent for la in layers} or c is head]
-    _, norm = ports.split_norm(units, [c for c in tail if c is not head], head)
-    prelude = spec.pick("prelude", maker.role(layers), units.trace.counts)
-    coda = spec.pick("coda", (), units.trace.counts)
-    out = Port(**{**prelude[-1].h_m.__dict__})
-    return LoopMap(
-        embed=prelude[0].h,
-        prelude=prelude,
-        loops=(),
-        coda=coda,
-        h_out=ports.entering(units, norm) if norm is not None else out,
-        norm=None if norm is None else norm.module,
-        head=None if head is None else head.module,
-        random=units.trace.random,
-        mutates=units.trace.mutates,
-        calls=units.trace.counts,
-        source=spec.source,
-    )
-
-
-def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
-    """The layers of a plain stack as virtual blocks.
-
-    Args:
-        found: The map of a plain stack.
-        prelude: Layers before the first block.
-        cores: Layers of each block; what is left is the coda.
-
-    Returns:
-        The map with one loop whose iterations share nothing.
-    """
-    layers = found.prelude
-    cuts = [prelude]
-    for depth in cores:
-        cuts.append(cuts[-1] + depth)
-    starts = [*(layer.order for layer in layers), layers[-1].order + 1]
-    iterations = tuple(
-        Iteration(
-            path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m,
-            span=(starts[a], starts[b]),
+def _units(
+    trace: Trace, identity: Identity, streams: Streams, core: set[str], width: int | None
+) -> Units:
+    """The units, where streams are (batch, pos, width), or (batch, ·, width) if only that loops."""
+    units = Units.of(trace, identity, streams, core, width)
+    lost = core - {units.symbol(c) for c in trace.calls if units.is_core(c)}
+    if lost and lost == core:
+        raise InputError(
+            f"core of the specification names {', '.join(sorted(lost))}, which turns no "
+            "(batch, pos, width) into (batch, pos, width); name the modules that the state runs "
+            "through."
         )
-        for t, (a, b) in enumerate(pairwise(cuts))
-    )  # fmt: skip
-    rest: tuple[Unit, ...] = layers[cuts[-1] :]
-    after = rest[0].h if rest else found.h_out
-    loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")
-    return replace(found, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")
+    if units.repeated or None in (streams.batch, streams.pos):
+        return units
+    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, width)
+    if fewer.repeated:
+        return fewer
+    turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, width)
+    if turned.repeated and streams.pos != streams.batch:
+        raise InputError(
+            f"{', '.join(sorted(turned.repeated))} runs again on tensors (pos, batch, width); "
+            "loopscope reads (batch, pos, width). Put the batch first (batch_first=True)."
+        )
+    return units

@@ -160,6 +160,11 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
                 f"embed = {spec.embed!r} of the specification gives no (batch, pos, width); name "
                 "the module whose output the first layer reads."
             )
+        before = [*(unit.order for unit in prelude), *(it.span[0] for it in loops[0].iterations)]
+        if call.index > before[0]:
+            raise InputError(
+                f"embed = {spec.embed!r} of the specification does not run before the first layer."
+            )
         return leaving(units, call)
     if prelude:
         return prelude[0].h

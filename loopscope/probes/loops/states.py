@@ -177,7 +177,14 @@ def _options(
 ) -> list[_Option]:
     given = units.streams.entering(call)
     if columns is not None:
-        return [_Option(found, columns) for found in given]
+        fits = [f for f in given if f.tensor.shape[-1] >= columns[1]]
+        if not fits or columns[1] - columns[0] != width:
+            raise InputError(
+                f"state.columns = {list(columns)} of the specification does not fit: the state has "
+                f"{width} columns, and {call.module} is given tensors of "
+                f"{', '.join(str(f.tensor.shape[-1]) for f in given)}."
+            )
+        return [_Option(found, columns) for found in fits]
     whole = [_Option(f, None) for f in given if f.tensor.shape[-1] == width]
     parts = [
         _Option(f, (start, start + width))
@@ -235,7 +242,8 @@ def _after(units: Units, span: Any, last: tuple[Call, Found], width: int) -> Por
     for call in units.calls[span.last + 1 :]:
         if not units.streams.entering(call):
             continue
-        options = [o for o in _options(units, call, width, None) if o.value.shape[-1] == width]
+        shape = last[1].tensor.shape
+        options = [o for o in _options(units, call, width, None) if o.value.shape == shape]
         same = [o for o in options if equal(o.value, last[1].tensor)]
         if found := (same or options):
             return port(call, "in", found[0].found, found[0].columns)
