@@ -17,19 +17,19 @@ NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 
 
 def _store_compact(
-    hook_fn: Callable, positions: Slice | None, tensor: Tensor, hook: HookPoint
+    hook_fn: Callable, positions: Slice | None, copies: bool, tensor: Tensor, hook: HookPoint
 ) -> None:
-    """Cache a copy where the tensor is a view that would keep a larger buffer alive."""
+    """Cache a copy where the tensor is a view that would keep a larger buffer alive, or if told."""
     if positions is not None:
         tensor = positions.apply(tensor, dim=1)
-    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+    if copies or tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
         tensor = tensor.detach().clone()
     hook_fn(tensor, hook=hook)
 
 
-def _reader(hook_fn: Callable, positions: Slice | None = None) -> Callable:
+def _reader(hook_fn: Callable, positions: Slice | None = None, copies: bool = False) -> Callable:
     """A caching hook, marked as one that writes nothing into its tensor."""
-    reader = partial(_store_compact, hook_fn, positions)
+    reader = partial(_store_compact, hook_fn, positions, copies)
     reader.reads_only = True  # type: ignore[attr-defined]
     return reader
 
@@ -42,6 +42,11 @@ class NamedHooks(HookedRootModule):
     """
 
     aliases: dict[str, str]
+
+    @property
+    def copies(self) -> bool:
+        """Whether what is cached must be copied, since the model changes it in place later."""
+        return False
 
     def setup(self) -> None:
         """Name all modules; call last in `__init__`."""
@@ -125,8 +130,8 @@ class NamedHooks(HookedRootModule):
         _, turned, turned_bwd = super().get_caching_hooks(
             lambda name: name in rotated, *args, **kwargs
         )
-        readers = [(name, _reader(fn)) for name, fn in fwd]
-        readers += [(name, _reader(fn, positions)) for name, fn in turned]
+        readers = [(name, _reader(fn, copies=self.copies)) for name, fn in fwd]
+        readers += [(name, _reader(fn, positions, self.copies)) for name, fn in turned]
         return cache, readers, bwd + turned_bwd
 
     def _check_reached(self, names: Iterable[Any], stop_at_layer: int | None) -> None:

@@ -34,7 +34,9 @@ def capture_wrapped(model: "WrappedModel", tokens: Any, *, logits: bool) -> Traj
     """
     found = model.map
     given = model.prepare((tokens,), {})
-    output, kept = model.read(given, _ports(found))
+    ports = _ports(found)
+    output, kept = model.read(given, ports)
+    _check_reached(model, ports, kept)
     ids = model.inputs.tokens_in(*given) if model.inputs.tokens is not None else None
     scores = model.logits_in(output) if logits else None
     if logits and (not isinstance(scores, Tensor) or ids is None or scores.shape[:2] != ids.shape):
@@ -59,6 +61,18 @@ def capture_wrapped(model: "WrappedModel", tokens: Any, *, logits: bool) -> Traj
     if not others:
         return views[main]
     return _view(found, found.loops[0], kept, common, {name: views[name] for name in others})
+
+
+def _check_reached(
+    model: "WrappedModel", ports: Mapping[Key, Port], kept: Mapping[Key, Tensor]
+) -> None:
+    """Raise if this input does not reach a state; a gate may be skipped."""
+    for key, where in ports.items():
+        if key not in kept and key[0] != "gate":
+            raise InputError(
+                f"{model.name!r} did not call {where.module} in every iteration in which it did on "
+                "the example, so a state is missing; wrap it again with this input as example=."
+            )
 
 
 def _ports(found: LoopMap) -> dict[Key, Port]:

@@ -142,7 +142,7 @@ def test_attention_patterns_of_every_iteration_are_those_of_eager_attention(toke
     eager = module(tokens, use_cache=False).logits
     handle.remove()
     module.set_attn_implementation("sdpa")
-    logits, cache = model.run_with_cache(tokens)
+    logits, cache = model.run_with_cache(tokens, names_filter=lambda name: True)
     paths = [it.path for it in model.map.loop("L").iterations]
     for path, pattern in zip(paths, wanted, strict=True):
         name = f"loop.{path}.model.L_module.layers.0.self_attn.hook_pattern"

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
-from loopscope.probes.loops.plain import regroup
 from loopscope.probes.loops.loopmap import LoopMap
+from loopscope.probes.loops.plain import regroup
 from loopscope.probes.loops.trace import Trace
 
 
@@ -41,6 +42,33 @@ class WrappedConfig:
     def to_dict(self) -> dict[str, Any]:
         """The values, for provenance."""
         return dict(self.__dict__)
+
+
+class LensConfig:
+    """The values that TransformerLens's tools read from `model.cfg`.
+
+    Type and device are the module's own at the time of asking, also after it was moved or cast.
+    """
+
+    def __init__(self, module: nn.Module, config: WrappedConfig, name: str) -> None:
+        self._module = module
+        self.n_layers = config.n_layers
+        self.d_model = config.d_model
+        self.d_vocab = config.d_vocab
+        self.n_ctx = config.n_ctx
+        self.model_name = name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating parameter."""
+        found = (p.dtype for p in self._module.parameters() if p.is_floating_point())
+        return next(found, torch.float32)
+
+    @property
+    def device(self) -> str:
+        """Where the first parameter that is there lies."""
+        real = (str(p.device) for p in self._module.parameters() if p.device.type != "meta")
+        return next(real, "cpu")
 
 
 def regrouped(found: LoopMap, layout: str | Layout, name: str) -> LoopMap:

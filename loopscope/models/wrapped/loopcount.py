@@ -55,7 +55,7 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
         said = [c for c in spec.counts if spec.source != "family" or c[1] in there]
         return tuple(_named(module, found, *one) for one in said)
     main = found.main
-    if main.mechanic != "module" or any(loop.parent is None for loop in found.loops[1:]):
+    if (main.mechanic != "module" and main.K > 1) or any(loop.parent is None for loop in found.loops[1:]):
         return ()
     known = inspect.signature(module.forward).parameters
     for name in ARGUMENTS:
@@ -156,7 +156,7 @@ def settings(found: LoopMap, loops: Any) -> tuple[Setting, ...]:
                 "nothing that sets it was found; a spec can name it: [loops] argument = ..., "
                 "attribute = ... or config = ..."
             )
-            if found.loop(name).mechanic != "module":
+            if found.loop(name).mechanic != "module" and found.loop(name).K > 1:
                 why = "its iterations are distinct modules"
             raise InputError(f"the number of iterations of {name} cannot be set: {why}.")
         chosen.append(Setting(by_loop[name], value))

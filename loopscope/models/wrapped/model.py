@@ -1,35 +1,34 @@
 """WrappedModel: somebody else's model, every tensor of every iteration by name."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from html import escape
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from loopscope.errors import InputError
 from loopscope.models.hooks import NamedHooks
 from loopscope.models.layout import Layout
 from loopscope.models.point import Point
 from loopscope.models.text import TextMixin
-from loopscope.models.wrapped.attention import eager_attention, only_read
 from loopscope.models.wrapped.cache import WrappedCache
-from loopscope.models.wrapped.config import WrappedConfig
+from loopscope.models.wrapped.config import LensConfig, WrappedConfig
 from loopscope.models.wrapped.inputs import Inputs
-from loopscope.models.wrapped.loopcount import Setting, looping
-from loopscope.models.wrapped.noise import same_for_every_sample
+from loopscope.models.wrapped.loopcount import Setting
 from loopscope.models.wrapped.points import PATTERN, Addresses
-from loopscope.models.wrapped.runner import Tap, get, tapped
-from loopscope.probes.loops.loopmap import LoopMap, Port, Step
+from loopscope.models.wrapped.running import Running
+from loopscope.models.wrapped.schedule import Schedule
+from loopscope.probes.loops.loopmap import LoopMap, Step
+
+if TYPE_CHECKING:
+    from loopscope.models.wrapped.wrap import Recipe
 
 RETURNS = ("logits", "loss", "both", "output", None)
 
 
-class WrappedModel(TextMixin, NamedHooks):
+class WrappedModel(Running, TextMixin, NamedHooks):
     """A model made by `wrap`: the original module plus names for every iteration.
 
     It is called, hooked and cached as a native model: `model(tokens)` gives logits,
@@ -42,7 +41,9 @@ class WrappedModel(TextMixin, NamedHooks):
         name: Name in tables and figures.
         tokenizer: A `tokenizers.Tokenizer`, or None.
         provenance: Where the weights come from.
-        seed: Of the random numbers that a forward pass draws, where it draws any.
+        seed: Of the random numbers that a forward pass draws, where it draws any, and of dropout in
+            training mode; None (to train the model) leaves them to torch.
+        recipe: What it was wrapped with.
     """
 
     map: LoopMap
@@ -60,7 +61,8 @@ class WrappedModel(TextMixin, NamedHooks):
         provenance: dict[str, Any] | None = None,
         settings: tuple[Setting, ...] = (),
         logits_at: tuple[Step, ...] | None = None,
-        again: Callable[..., "WrappedModel"],
+        plan: Schedule,
+        recipe: "Recipe",
     ) -> None:
         super().__init__()
         self.module = module
@@ -71,22 +73,29 @@ class WrappedModel(TextMixin, NamedHooks):
         self.provenance = provenance or {}
         self.settings = settings
         self.logits_at = logits_at
-        self.seed = 0
-        self._again = again
+        self.seed: int | None = 0
+        self.plan = plan
+        self.recipe = recipe
         self._originals = dict(module.named_modules())
         self._live: dict[str, Point] = {}
         self.setup()
         self._name(names)
         self.name = name
-        self.cfg = SimpleNamespace(
-            n_layers=found.n_layers,
-            d_model=config.d_model,
-            d_vocab=config.d_vocab,
-            n_ctx=config.n_ctx,
-            device=str(self.input_device),
-            dtype=next((p.dtype for p in module.parameters()), torch.float32),
-            model_name=name,
-        )
+        self.cfg = LensConfig(module, config, name)
+
+    @property
+    def training(self) -> bool:
+        """Whether the original is in training mode."""
+        module = self.__dict__.get("_modules", {}).get("module")
+        return False if module is None else module.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """Nothing to keep: `train` and `eval` set the original's own."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the original; runs with hooks use its uncompiled code."""
+        self.module.compile(*args, **kwargs)
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -127,6 +136,24 @@ class WrappedModel(TextMixin, NamedHooks):
             UnknownNameError: if there is no such hook; near matches are listed.
         """
         return super().canonical(self.resolve(name))
+
+    def select(self, names_filter: Any) -> set[str]:
+        """Canonical names that a filter means; None means all but the attention patterns.
+
+        A pattern makes the attention run step by step, so it takes being asked for.
+
+        Raises:
+            UnknownNameError: if a given name does not exist.
+            InputError: if nothing is selected.
+        """
+        if names_filter is None:
+            return {name for name in self.hook_dict if not name.endswith(PATTERN)}
+        return super().select(names_filter)
+
+    @property
+    def copies(self) -> bool:
+        """Whether what is kept must be copied, since the model changes it in place later."""
+        return self.map.mutates
 
     def hook_points(self) -> Any:
         """The points that have, or had, hooks; thousands of others need no cleaning up."""
@@ -184,13 +211,8 @@ class WrappedModel(TextMixin, NamedHooks):
                 f"return_type must be one of {', '.join(map(repr, RETURNS))}, given "
                 f"{return_type!r}."
             )
-        used = {name: point for name, point in self._live.items() if _used(point)}
-        taps: list[Tap] = [
-            (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
-            for name, point in used.items()
-        ]
         given = self.prepare(args, kwargs)
-        output = self.run(given, taps, eager=any(name.endswith(PATTERN) for name in used))
+        output, _ = self._run_live(given, {})
         if return_type in ("output", None):
             return output if return_type else None
         logits = self.logits_in(output)
@@ -198,62 +220,6 @@ class WrappedModel(TextMixin, NamedHooks):
             return logits
         loss = self._loss(logits, given[0], given[1])
         return (logits, loss) if return_type == "both" else loss
-
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        """Arguments of the original's forward for those of a call."""
-        alone = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
-        if alone and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
-            args = (self._as_tokens(args[0]),)
-        return self.inputs.complete(args, kwargs)
-
-    def run(self, given: tuple[tuple, dict], taps: list[Tap], *, eager: bool = False) -> Any:
-        """One forward pass of the original with functions at some of its tensors.
-
-        Args:
-            given: Its arguments, from `prepare`.
-            taps: Tensors and what to do with them.
-            eager: Compute attention step by step, so that its pattern exists.
-
-        Returns:
-            What the original returns.
-        """
-        args, kwargs = given
-        with self._as_wanted() as more, eager_attention(self.module, wanted=eager):
-            if not taps:
-                return self.module(*args, **{**more, **kwargs})
-            with tapped(self._originals, taps, self.map.calls):
-                return self.module(*args, **{**more, **kwargs})
-
-    @contextmanager
-    def _as_wanted(self) -> Iterator[dict[str, Any]]:
-        """Number of iterations, random numbers, key-value cache and compilation as they must be."""
-        with (
-            looping(self.module, self.settings) as more,
-            same_for_every_sample(self.module, self.seed if self.map.random else None),
-            self.inputs.running(self.module),
-        ):
-            yield more
-
-    def logits_in(self, output: Any) -> Any:
-        """The logits in what the original returned; all of it where there are none."""
-        return output if self.logits_at is None else get(output, self.logits_at)
-
-    def why_no_loss(self, logits: Any) -> str | None:
-        """Why a next-token loss makes no sense; None where it does."""
-        if self.map.causal is None or not isinstance(logits, Tensor):
-            return "the model gives no logits per token"
-        if not self.map.causal:
-            return "the model looks at later tokens, so it predicts no next token"
-        return None
-
-    def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
-        if reason := self.why_no_loss(logits):
-            raise InputError(f"there is no loss: {reason}.")
-        tokens = self.inputs.tokens_in(args, kwargs)
-        if tokens.shape[1] < 2:
-            raise InputError(f"a loss needs at least 2 tokens, given {tokens.shape[1]}.")
-        targets = tokens[:, 1:].flatten().to(logits.device)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets)
 
     def run_with_cache(self, *model_args: Any, **kwargs: Any) -> Any:
         """Run the model and keep activations by name, every iteration's own.
@@ -275,30 +241,10 @@ class WrappedModel(TextMixin, NamedHooks):
         out, cache = super().run_with_cache(*model_args, return_cache_object=False, **kwargs)
         return out, WrappedCache(cache, self, has_batch_dim=not squeezed) if keep else cache
 
-    def read(
-        self, given: tuple[tuple, dict], ports: Mapping[Any, Port]
-    ) -> tuple[Any, dict[Any, Tensor]]:
-        """One forward pass that keeps some tensors, and nothing else.
-
-        Args:
-            given: Arguments, from `prepare`.
-            ports: What to keep, under any keys.
-
-        Returns:
-            What the original returned, and the tensors by key.
-        """
-        kept: dict[Any, Tensor] = {}
-
-        def keep(key: Any) -> Callable[[Tensor], None]:
-            return lambda tensor: kept.__setitem__(key, tensor.detach())
-
-        output = self.run(given, [(port, keep(key)) for key, port in ports.items()])
-        return output, kept
-
     # -- other views -----------------------------------------------------------------------------
 
-    def with_loops(self, loops: int | Mapping[str, int]) -> "WrappedModel":
-        """The same module with another number of iterations; weights are shared.
+    def with_loops(self, loops: Any) -> "WrappedModel":
+        """The same module with another number of iterations; weights are shared, hooks are not.
 
         Args:
             loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run).
@@ -306,15 +252,15 @@ class WrappedModel(TextMixin, NamedHooks):
         Raises:
             InputError: for models that do not allow it, or where it has no effect.
         """
-        return self._again(loops=loops)
+        return self.recipe.build(self.module, loops=loops)
 
     def with_layout(self, layout: str | Layout) -> "WrappedModel":
-        """The layers of a plain stack grouped into virtual blocks; weights are shared.
+        """The layers of a plain stack grouped into virtual blocks; weights are shared, not hooks.
 
         Raises:
             InputError: if the model has a loop, or the depths do not add up.
         """
-        return self._again(layout=layout)
+        return self.recipe.build(self.module, layout=layout)
 
     @property
     def input_device(self) -> torch.device:
@@ -335,7 +281,3 @@ class WrappedModel(TextMixin, NamedHooks):
 
         tree = escape("\n".join(map_tree(self.module, self.map).lines()))
         return f"{to_html(describe_wrapped(self))}<pre>{tree}</pre>"
-
-
-def _used(point: Point) -> bool:
-    return bool(point.fwd_hooks or point.bwd_hooks)

@@ -69,8 +69,8 @@ def tapped(
     finally:
         for handle in handles:
             handle.remove()
-    for name, count in run.calls.items():
-        _check(name, count, plan.calls[name])
+    for name, times in run.calls.items():
+        _check(name, times, plan.calls[name])
     run.missed += [n for n in range(len(taps)) if n not in reached]
 
 

@@ -70,7 +70,7 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
         for part in module.modules():
             if part.__dict__.get("gradient_checkpointing") is True:
                 during.callback(setattr, part, "gradient_checkpointing", True)
-                part.gradient_checkpointing = False
+                setattr(part, "gradient_checkpointing", False)  # noqa: B010
         yield
 
 

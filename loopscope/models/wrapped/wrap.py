@@ -1,7 +1,7 @@
 """`wrap`: a module in memory becomes a model whose loop is known."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.layout import Layout
 from loopscope.models.model import LoopModel
+from loopscope.models.wrapped.causal import Arguments, is_causal
 from loopscope.models.wrapped.config import config_of, regrouped
+from loopscope.models.wrapped.example import plain_tokenizer, the_example, the_module
 from loopscope.models.wrapped.families import family_spec
-from loopscope.models.wrapped.inputs import Inputs, is_tokens, learn
-from loopscope.models.wrapped.loopcount import Setting, known_counts, looping, settings
+from loopscope.models.wrapped.inputs import Inputs, learn
+from loopscope.models.wrapped.loopcount import Setting, arguments, known_counts, looping, settings
 from loopscope.models.wrapped.model import WrappedModel
 from loopscope.models.wrapped.noise import same_for_every_sample
 from loopscope.models.wrapped.points import addresses
-from loopscope.models.wrapped.runner import get
+from loopscope.models.wrapped.schedule import schedule
+from loopscope.models.wrapped.surroundings import buffers_kept, uncompiled, without_checkpointing
 from loopscope.probes.loops.finding import find
 from loopscope.probes.loops.identity import Streams, example_shape
 from loopscope.probes.loops.loopmap import LoopMap
@@ -28,16 +31,14 @@ from loopscope.probes.loops.routers import with_routers
 from loopscope.probes.loops.spec import Spec, read_spec
 from loopscope.probes.loops.trace import Trace, trace
 
-SpecLike = str | Path | Mapping[str, Any] | None
-
 
 def wrap(
     module: Any,
     example: Any = None,
     *,
-    spec: SpecLike = None,
+    spec: Any = None,
     layout: str | Layout | None = None,
-    loops: int | Mapping[str, int] | None = None,
+    loops: Any = None,
     name: str | None = None,
     tokenizer: Any = None,
     provenance: dict[str, Any] | None = None,
@@ -70,74 +71,114 @@ def wrap(
         if loops is not None:
             module = module.with_loops(loops)
         return module if layout is None else module.with_layout(layout)
-    module = _module(module)
-    args, kwargs = _example(module, example, tokenizer)
-    given = read_spec(spec, module)
+    module = the_module(module)
+    args, kwargs = the_example(module, example, tokenizer)
+    if not (spec is None or isinstance(spec, str | Path | Mapping)):
+        raise InputError(
+            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
+        )
+    said = read_spec(spec, module)
     if spec is None:
-        given = read_spec(family_spec(module), module, source="family")
+        said = read_spec(family_spec(module), module, source="family")
+    recipe = Recipe(
+        args=args,
+        kwargs=kwargs,
+        spec=said,
+        layout=layout,
+        loops=loops,
+        name=name or type(module).__name__,
+        tokenizer=plain_tokenizer(tokenizer or getattr(module, "tokenizer", None)),
+        provenance=provenance or {},
+    )
+    return recipe.build(module)
 
-    def again(
-        *, loops: int | Mapping[str, int] | None = None, layout: str | Layout | None = layout
-    ) -> WrappedModel:
-        return _wrap(
-            module, args, kwargs, given, layout, loops,
-            name=name, tokenizer=tokenizer, provenance=provenance,
-        )  # fmt: skip
 
-    return again(loops=loops)
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a model was wrapped with, to wrap it again with other iterations or another layout."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    spec: Spec
+    layout: str | Layout | None
+    loops: Any
+    name: str
+    tokenizer: Any
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, module: nn.Module, **changes: Any) -> WrappedModel:
+        """Wrap a module.
+
+        Args:
+            module: The module, or a copy of it.
+            **changes: What shall be otherwise: `loops`, `layout`.
+
+        Returns:
+            The wrapped model.
+
+        Raises:
+            InputError: as `wrap`.
+        """
+        recipe = replace(self, **changes) if changes else self
+        device = Inputs(tokens=None).device(module)
+        inputs = learn(
+            module,
+            tuple(_placed(value, device) for value in recipe.args),
+            {key: _placed(value, device) for key, value in recipe.kwargs.items()},
+        )
+        with buffers_kept(module):
+            return _wrapped(module, inputs, recipe)
 
 
-def _wrap(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    spec: Spec,
-    layout: str | Layout | None,
-    loops: int | Mapping[str, int] | None,
-    **told: Any,
-) -> WrappedModel:
-    inputs = learn(module, args, kwargs)
+def _placed(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _wrapped(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedModel:
+    loops, layout, spec = recipe.loops, recipe.layout, recipe.spec
     chosen: tuple[Setting, ...] = ()
-    traced, found = _look(module, inputs, args, kwargs, spec, chosen)
+    traced, found = _look(module, inputs, spec, chosen)
     if loops is not None:
         chosen = settings(found, loops)
         if found.K and len(found.loops) == 1 and chosen[0].value == 1:
             spec = replace(spec, core=_body(traced, found))  # what runs once shows no loop
-        traced, found = _look(module, inputs, args, kwargs, spec, chosen)
+        traced, found = _look(module, inputs, spec, chosen)
         _check_effect(found, chosen)
     logits = logits_of(traced)
     where = None if logits is None else logits.where
+    given = inputs.example(arguments(chosen))
+    causal, restless = None, False
+    if found.head is not None:
+
+        def run(given: Arguments) -> Any:
+            return _run(module, inputs, given, chosen)
+
+        causal, restless = is_causal(run, given, inputs.tokens, traced.result, where, module)
+    if restless:
+        doubt = (
+            "two runs on the same input differ: random numbers from a generator of its own, which "
+            "no seed here reaches; states of two runs cannot be compared"
+        )
+        found = replace(found, doubts=(*found.doubts, doubt))
+    found = replace(found, causal=causal)
     for doubt in found.doubts:
         warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
-    batch, pos = example_shape(args, kwargs)
-    names = addresses(traced, Streams(batch, pos), found)
-    name = told.pop("name") or type(module).__name__
-    found = replace(
-        found, causal=_causal(module, inputs, args, kwargs, traced, where, found, chosen)
-    )
     if layout is not None:
-        found = regrouped(found, layout, name)
-        names = addresses(traced, Streams(batch, pos), found)
-    told["tokenizer"] = _tokenizer(told.pop("tokenizer") or getattr(module, "tokenizer", None))
-
-    def again(
-        *,
-        loops: int | Mapping[str, int] | None = loops,
-        layout: str | Layout | None = layout,
-    ) -> WrappedModel:
-        return _wrap(module, args, kwargs, spec, layout, loops, name=name, **told)
-
+        found = regrouped(found, layout, recipe.name)
+    batch, pos = example_shape(*given)
     return WrappedModel(
         module,
         found,
-        names,
+        addresses(traced, Streams(batch, pos), found),
         inputs,
         config=config_of(module, found, traced, batch, pos),
-        name=name,
+        name=recipe.name,
+        tokenizer=recipe.tokenizer,
+        provenance=recipe.provenance,
         settings=chosen,
         logits_at=where,
-        again=again,
-        **told,
+        plan=schedule(traced, found),
+        recipe=replace(recipe, spec=spec),
     )
 
 
@@ -149,96 +190,34 @@ def _body(traced: Trace, found: LoopMap) -> tuple[str, ...]:
     return tuple(dict.fromkeys(call.module for call in outermost))
 
 
-def _look(
+def _run(
     module: nn.Module,
     inputs: Inputs,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    spec: Spec,
+    given: Arguments,
     chosen: tuple[Setting, ...],
+    call: Any = None,
+) -> Any:
+    """A forward pass as the wrapped model's later ones, or what is called instead of it."""
+    with (
+        looping(module, chosen),
+        same_for_every_sample(module, 0, *example_shape(*given)),
+        inputs.running(module),
+        uncompiled(),
+    ):
+        return module(*given[0], **given[1]) if call is None else call(module, *given)
+
+
+def _look(
+    module: nn.Module, inputs: Inputs, spec: Spec, chosen: tuple[Setting, ...]
 ) -> tuple[Trace, LoopMap]:
     """One traced forward pass and its map."""
-    with (
-        looping(module, chosen) as more,
-        same_for_every_sample(module, 0),
-        inputs.running(module),
-    ):
-        full_args, full_kwargs = inputs.complete(args, {**more, **kwargs})
-        traced = trace(module, full_args, full_kwargs)
-    streams = Streams(*example_shape(args, kwargs))
+    given = inputs.example(arguments(chosen))
+    with torch.enable_grad(), without_checkpointing(module):  # tracing needs gradients
+        traced = _run(module, inputs, given, chosen, trace)
+    streams = Streams(*example_shape(*given))
     found = find(traced, streams, spec)
     found = replace(found, counts=known_counts(module, found, spec))
     return traced, with_routers(traced, streams, found, spec)
-
-
-def _module(module: Any) -> nn.Module:
-    """The module itself, checked."""
-    if not isinstance(module, nn.Module):
-        raise InputError(
-            f"wrap takes a torch module, given {type(module).__name__}; ls.load opens names, "
-            "folders and files."
-        )
-    original = getattr(module, "_orig_mod", None)
-    if isinstance(original, nn.Module):
-        warn(
-            "this model was compiled; hooks in compiled code are ignored, so the original is "
-            "wrapped and runs uncompiled.",
-            stacklevel=3,
-        )
-        module = original
-    meta = [n for n, p in module.named_parameters() if p.device.type == "meta"]
-    placed = any(hasattr(m, "_hf_hook") for m in module.modules())
-    if meta and not placed:
-        raise InputError(
-            f"{len(meta)} parameters have no values (they are on the meta device), such as "
-            f"{meta[0]}; load the weights first."
-        )
-    return module
-
-
-def _example(
-    module: nn.Module, example: Any, tokenizer: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example as arguments of forward."""
-    if example is None:
-        tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
-        get_table = getattr(module, "get_input_embeddings", None)
-        try:
-            table = get_table() if get_table is not None else None
-        except (NotImplementedError, AttributeError):
-            table = None
-        rows = getattr(table, "num_embeddings", None) or min(
-            (t.num_embeddings for t in tables), default=0
-        )
-        if not rows:
-            raise InputError(
-                "the model has no embedding table, so no example can be made up; give example=: "
-                "what its forward takes (a tensor, a tuple, or a dict of arguments)."
-            )
-        drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
-        example = drawn.to(Inputs(tokens=None).device(module))
-    if isinstance(example, str):
-        read = _tokenizer(tokenizer or getattr(module, "tokenizer", None))
-        if read is None:
-            raise InputError("the example is text, and there is no tokenizer; give token ids.")
-        example = torch.tensor([read.encode(example, add_special_tokens=False).ids])
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, tuple | list):
-        return tuple(example), {}
-    if not isinstance(example, Tensor):
-        raise InputError(
-            "example must be a tensor, a tuple of positional arguments or a dict of keyword "
-            f"arguments, given {type(example).__name__}."
-        )
-    if is_tokens(example):  # two samples: one cannot be told from what is made for all
-        example = example[:2] if len(example) > 1 else example.repeat(2, 1)
-    return (example,), {}
-
-
-def _tokenizer(tokenizer: Any) -> Any:
-    """A `tokenizers.Tokenizer`, from itself or from a fast tokenizer of transformers."""
-    return getattr(tokenizer, "backend_tokenizer", tokenizer)
 
 
 def _check_effect(found: LoopMap, chosen: tuple[Setting, ...]) -> None:
@@ -255,39 +234,3 @@ def _check_effect(found: LoopMap, chosen: tuple[Setting, ...]) -> None:
                 f"ran {got:g} times; it does not set the number of iterations. Name what does in a "
                 "spec: [loops] argument = ..., attribute = ... or config = ..."
             )
-
-
-@torch.no_grad()
-def _causal(
-    module: nn.Module,
-    inputs: Inputs,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    traced: Trace,
-    where: tuple[Any, ...] | None,
-    found: LoopMap,
-    chosen: tuple[Setting, ...],
-) -> bool | None:
-    """Whether earlier logits stay as they are when the last token changes."""
-    if where is None or inputs.tokens is None or found.head is None:
-        return None
-    logits = get(traced.result, where)
-    side, place = inputs.tokens
-    tokens = (args if side == "args" else kwargs)[place]  # type: ignore[index]
-    if logits.shape[:2] != tokens.shape or tokens.shape[1] < 2:
-        return None
-    changed = tokens.clone()
-    changed[:, -1] = tokens[:, -2] if not torch.equal(tokens[:, -1], tokens[:, -2]) else 0
-    if side == "args":
-        args = tuple(changed if i == place else value for i, value in enumerate(args))
-    else:
-        kwargs = {**kwargs, str(place): changed}
-    with (
-        looping(module, chosen) as more,
-        same_for_every_sample(module, 0),
-        inputs.running(module),
-    ):
-        full_args, full_kwargs = inputs.complete(args, {**more, **kwargs})
-        other = get(module(*full_args, **full_kwargs), where)
-    moved = (other - logits.detach())[:, :-1].abs().max()
-    return bool(moved <= 1e-3 * logits.detach().abs().max())

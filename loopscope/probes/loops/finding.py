@@ -54,7 +54,8 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         _lift(draft)
         _widen(draft)
     _name(drafts)
-    return replace(_assemble(units, drafts, spec), doubts=tuple(doubts))
+    found = _assemble(units, drafts, spec)
+    return replace(found, doubts=(*doubts, *found.doubts))
 
 
 def _lift(draft: Draft) -> None:
@@ -154,6 +155,12 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
             f"the loop runs over {state.shape[1]} positions, not those of the tokens; h_emb and "
             "h_out are its first and last state"
         )
+    bare = [loop for loop in loops if not any(u.layers for it in loop.iterations for u in it.units)]
+    doubts = tuple(
+        f"{loop.name} has no layer, only bare matrices ({loop.iterations[0].units[0].module}, …); "
+        "if its state is handed on in an object of its own, hooks see parts of it alone"
+        for loop in bare
+    )
     notes = [*_notes(loops), *(note for draft in drafts for note in draft.notes)]
     if len(top) > 1:
         notes.append(
@@ -172,6 +179,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
         random=units.trace.random,
         mutates=units.trace.mutates,
         notes=tuple(notes),
+        doubts=doubts,
         calls=units.trace.counts,
         source=spec.source,
     )
