@@ -59,7 +59,7 @@ class Counted(Small):
 
 def test_a_module_is_addressed_in_its_own_iteration_whatever_ran_before():
     module = Branching()
-    model = ls.wrap(module, EVEN)
+    model = ls.wrap(module, EVEN, spec={"state": {"output": "core"}})
     assert [n for n in model.hook_dict if n.endswith("ex.hook_in")] == [
         "loop.0.ex.hook_in", "loop.2.ex.hook_in",
     ]  # fmt: skip
@@ -74,26 +74,31 @@ def test_a_module_is_addressed_in_its_own_iteration_whatever_ran_before():
     assert torch.equal(out, module(ODD))
 
 
+def _by_expert(module, tokens):
+    """What each expert gives in each iteration, by torch hooks, and the logits."""
+    found: dict[str, torch.Tensor] = {}
+    begun: list[int] = []
+    handles = [module.core.register_forward_pre_hook(lambda m, a: begun.append(1))]
+    for i, expert in enumerate(module.experts):
+
+        def note(m, args, result, i=i):
+            found[f"loop.{len(begun) - 1}.experts.{i}.hook_out"] = result.clone()
+
+        handles.append(expert.register_forward_hook(note))
+    with torch.no_grad():
+        wanted = module(tokens)
+    for handle in handles:
+        handle.remove()
+    return found, wanted
+
+
 def test_experts_that_get_no_token_leave_the_others_in_their_iterations():
     module = Experts()
     model = ls.wrap(module, TOKENS)
     others = [torch.randint(50, (b, 8), generator=torch.Generator().manual_seed(b)) for b in (1, 3)]
     for tokens in others:
-        runs: list[tuple[int, int, torch.Tensor]] = []
-        count = [-1]
-        handles = [module.core.register_forward_pre_hook(lambda m, a: count.append(count.pop() + 1))]
-        for i, expert in enumerate(module.experts):
-            handles.append(
-                expert.register_forward_hook(
-                    lambda m, a, r, i=i: runs.append((count[0], i, r.detach().clone()))
-                )
-            )
-        with torch.no_grad():
-            wanted = module(tokens)
-        for handle in handles:
-            handle.remove()
+        hit, wanted = _by_expert(module, tokens)
         names = [n for n in model.hook_dict if "experts" in n and n.endswith("hook_out")]
-        hit = {f"loop.{t}.experts.{i}.hook_out": r for t, i, r in runs}
         with pytest.warns() if set(names) - set(hit) else torch.no_grad():
             out, cache = model.run_with_cache(tokens)
         assert torch.equal(out, wanted)
@@ -127,21 +132,10 @@ def test_a_loop_that_is_not_entered_has_its_own_message():
 
 
 def test_a_state_that_this_input_does_not_reach_cannot_be_captured():
-    class Late(Small):
-        def loop(self, x):
-            for t in range(4):
-                x = self.core(x)
-                if t < 3 or self.last:
-                    x = self.norm(x)
-            return x
-
-        def forward(self, tokens):
-            self.last = bool(tokens[0, 0])
-            return super().forward(tokens)
-
-    model = ls.wrap(Late(), ODD, spec={"core": ["core", "norm"], "state": {"output": "norm"}})
+    model = ls.wrap(Branching(), EVEN)  # whose raw output is that of ex where it runs
+    assert ls.capture(model, EVEN).K == 4
     with pytest.raises(InputError, match="a state is missing"):
-        ls.capture(model, EVEN)
+        ls.capture(model, ODD)
 
 
 def test_a_model_run_in_its_own_hook_says_so():

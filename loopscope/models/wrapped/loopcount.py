@@ -55,7 +55,8 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
         said = [c for c in spec.counts if spec.source != "family" or c[1] in there]
         return tuple(_named(module, found, *one) for one in said)
     main = found.main
-    if (main.mechanic != "module" and main.K > 1) or any(loop.parent is None for loop in found.loops[1:]):
+    distinct = main.mechanic != "module" and main.K > 1
+    if distinct or any(loop.parent is None for loop in found.loops[1:]):
         return ()
     known = inspect.signature(module.forward).parameters
     for name in ARGUMENTS:

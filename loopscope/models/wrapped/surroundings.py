@@ -57,9 +57,6 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
 
     The second time hooks would be gone, and gradients those of another forward pass.
     """
-    if not torch.is_grad_enabled():
-        yield
-        return
     with ExitStack() as during:
         for name, other in (
             ("CheckpointFunction", _Straight),
@@ -67,7 +64,7 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
         ):
             during.callback(setattr, checkpoint, name, getattr(checkpoint, name))
             setattr(checkpoint, name, other)
-        for part in module.modules():
+        for part in module.modules() if torch.is_grad_enabled() else ():
             if part.__dict__.get("gradient_checkpointing") is True:
                 during.callback(setattr, part, "gradient_checkpointing", True)
                 setattr(part, "gradient_checkpointing", False)  # noqa: B010

@@ -203,6 +203,7 @@ def _run(
         same_for_every_sample(module, 0, *example_shape(*given)),
         inputs.running(module),
         uncompiled(),
+        without_checkpointing(module),
     ):
         return module(*given[0], **given[1]) if call is None else call(module, *given)
 
@@ -212,7 +213,7 @@ def _look(
 ) -> tuple[Trace, LoopMap]:
     """One traced forward pass and its map."""
     given = inputs.example(arguments(chosen))
-    with torch.enable_grad(), without_checkpointing(module):  # tracing needs gradients
+    with torch.enable_grad():  # tracing needs gradients
         traced = _run(module, inputs, given, chosen, trace)
     streams = Streams(*example_shape(*given))
     found = find(traced, streams, spec)
