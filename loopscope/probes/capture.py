@@ -130,7 +130,7 @@ def capture(
     *,
     memory: bool = True,
     logits: bool = False,
-    loops: int | Mapping[str, int] | None = None,
+    loops: Any = None,
 ) -> Trajectory:
     """Run a model once and keep the states of every iteration.
 
@@ -140,7 +140,7 @@ def capture(
         memory: Keep MeSH's buffer after each write: K + 1 tensors of (batch, slot, pos, d_model),
             by far the largest part.
         logits: Keep the logits too; otherwise a native model does not compute them.
-        loops: Number of iterations, where the model allows another than its own.
+        loops: Number of iterations, where the model allows another than its own; a dict by loop.
 
     Returns:
         The trajectory; its tensors carry no gradients.
