@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,10 +185,11 @@ def inspect(
 
     if write_spec is not None and write_spec.exists():
         _fail(f"{write_spec} is there already; remove it, or give --write-spec another name.")
-    loaded = load(
-        model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, device_map=device_map,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # what a model prints is no part of --json
+        loaded = load(
+            model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, device_map=device_map,
+        )  # fmt: skip
     found: Any = getattr(loaded, "map", None)
     if write_spec is not None:
         from loopscope.output import write_text

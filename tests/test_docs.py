@@ -52,7 +52,7 @@ def test_inspect_says_what_the_page_says_it_does(folder):
 def test_the_figures_are_there(folder):
     for name in ("fig1_make", "fig3_update", "fig4_cka", "fig5_spectrum", "routers_make"):
         assert (folder / "figures" / "figures" / f"{name}.png").stat().st_size > 10_000
-    assert (folder / "side-by-side" / "tables" / "signs.csv").is_file()
+    assert (folder / "longer" / "tables" / "signs.csv").is_file()
 
 
 def test_the_spec_that_was_written_gives_the_same_figures(folder):

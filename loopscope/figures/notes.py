@@ -147,7 +147,8 @@ def paths_note(panels: Sequence[Panel]) -> str:
         return f"{printable(example)}: an iteration's place in the loops, counted from 0."
     return (
         f"{printable(example)}: {' in '.join(reversed(places))}. Iterations stand in the order in "
-        "which they run, all counted from 0; $h(t)$ enters the $t$-th."
+        "which they run, all counted from 0; $h(t)$ enters the $t$-th. Prelude and coda: all that "
+        "runs before and after this loop."
     )
 
 

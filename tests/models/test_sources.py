@@ -568,7 +568,8 @@ def test_families_say_how_the_number_of_iterations_is_set():
 
     assert family_spec(of("huginn_raven")) == {"loops": {"argument": "num_steps"}}
     counts = {"config": {"H": "H_cycles", "L": "L_cycles"}}
-    assert family_spec(of("hrm_text")) == {"loops": counts}
+    carried = {"input": "previous output"}
+    assert family_spec(of("hrm_text")) == {"loops": counts, "state": carried}
     one, two = (of("albert", num_hidden_groups=n) for n in (1, 2))
     assert family_spec(one) == {"loops": {"config": "num_hidden_layers"}}
     assert family_spec(two) is None and family_spec(of("llama")) is None

@@ -252,3 +252,35 @@ def test_a_body_that_uses_a_block_twice_is_one_loop_and_can_be_listed(tokens):
 def test_a_spec_that_cannot_be_meant_is_refused(spec, says, tokens):
     with pytest.raises(InputError, match=says):
         ls.wrap(DeepSupervision(), tokens, spec=spec)
+
+
+@pytest.mark.parametrize("vocabulary", [V, 50257])
+def test_a_large_vocabulary_does_not_hide_the_loop(vocabulary):
+    module = DeepSupervision()
+    module.embed = nn.Embedding(vocabulary, D)
+    module.head = nn.Linear(D, vocabulary)
+    assert str(ls.wrap(module).map) == "0+1R4+0"
+
+
+class Coda(Base):
+    """A module named coda that is not what follows the loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle, self.coda = nn.LayerNorm(D), Block()
+
+    def run(self, e: Tensor) -> Tensor:
+        for _ in range(3):
+            e = self.core(e)
+        return self.head(self.coda(self.middle(e)))
+
+
+def test_a_module_named_coda_keeps_its_address(tokens):
+    module = Coda()
+    model = ls.wrap(module, tokens)
+    seen = []
+    handle = module.coda.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    cache = model.run_with_cache(tokens)[1]
+    handle.remove()
+    assert torch.equal(cache["coda.hook_in"], seen[0])
+    assert torch.equal(cache["loop.core.after.hook_in"], cache["loop.2.hook_out"])

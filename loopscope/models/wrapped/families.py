@@ -39,7 +39,11 @@ def _ouro(module: nn.Module) -> dict[str, Any] | None:
 
 def _hrm_text(module: nn.Module) -> dict[str, Any] | None:
     # read from the configuration at run time
-    return {"loops": {"config": {"H": "H_cycles", "L": "L_cycles"}}}
+    # a stack is given the sum of both states; the states are what the stacks gave last
+    return {
+        "state": {"input": "previous output"},
+        "loops": {"config": {"H": "H_cycles", "L": "L_cycles"}},
+    }
 
 
 def _albert(module: nn.Module) -> dict[str, Any] | None:

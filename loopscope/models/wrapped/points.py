@@ -99,8 +99,9 @@ def _states(names: Addresses, found: LoopMap, by_port: dict[Port, str]) -> None:
         for iteration in loop.iterations:
             states[f"loop.{iteration.path}.hook_in"] = iteration.h
             states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
-        last = "coda" if loop is found.main else f"loop.{loop.name}.after"
-        states[f"{last}.hook_in"] = loop.after
+        states[f"loop.{loop.name}.after.hook_in"] = loop.after
+        if loop is found.main and "coda.hook_in" not in names.ports:  # a module of that name wins
+            states["coda.hook_in"] = loop.after
     states["hook_h_out"] = found.h_out
     for name, where in states.items():
         if where in by_port:

@@ -188,7 +188,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
 def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
     units, spans = draft.units, draft.spans()
     maker = ports.UnitMaker(units, maker.width)
-    chosen = states(units, spans, spec if draft.parent is None else Spec())
+    chosen = states(units, spans, spec if draft.parent is None else Spec(carried=spec.carried))
     paths = _paths(draft, drafts)
     shared, own = by_iteration(units.trace, [draft.calls(span) for span in spans])
     if chosen.cut and draft.parent is None:

@@ -14,6 +14,9 @@ from loopscope.errors import InputError, unknown_name
 from loopscope.probes.loops.loopmap import LoopMap, Unit
 
 KEYS = ("prelude", "core", "coda", "embed", "gates", "state", "routers", "loops")
+CARRIED = "previous output"
+"""As `state.input`: h(t) is the output of the iteration before."""
+
 STATE, ROUTERS, COUNTS = (
     ("input", "columns", "output"),
     ("write", "read"),
@@ -31,6 +34,8 @@ class Spec:
         embed: The module that gives h_emb.
         input, columns, output: Which module reads the state, which part of its last axis, and
             which module gives h_m.
+        carried: Whether the state is the output of the iteration before, whatever is added to it
+            before a module sees it.
         write, read, gates: Routers and gates.
         counts: (kind, loop or None, name) of what sets the number of iterations.
         source: Who says so.
@@ -42,6 +47,7 @@ class Spec:
     coda: tuple[str, ...] | None = None
     embed: str | None = None
     input: str | None = None
+    carried: bool = False
     columns: tuple[int, int] | None = None
     output: str | None = None
     write: tuple[str, ...] = ()
@@ -106,13 +112,15 @@ def read_spec(
     listed = bool(core) and isinstance(core, list) and all(isinstance(c, list) for c in core)
     iterations = tuple(names.several("core", one) for one in core) if listed else ()
     state = parts["state"]
+    carried = state.get("input") == CARRIED
     return Spec(
         prelude=names.several("prelude", values["prelude"]) if "prelude" in values else None,
         core=() if listed else names.several("core", core),
         iterations=iterations,
         coda=names.several("coda", values["coda"]) if "coda" in values else None,
         embed=names.one("embed", values.get("embed")),
-        input=names.one("state.input", state.get("input")),
+        input=None if carried else names.one("state.input", state.get("input")),
+        carried=carried,
         columns=_columns(state.get("columns"), what),
         output=names.one("state.output", state.get("output")),
         write=names.several("routers.write", parts["routers"].get("write", [])),
@@ -247,14 +255,13 @@ def to_toml(found: LoopMap) -> str:
     if main is not None:
         first = main.iterations[0]
         lines += ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
-        lines.append(f"{'' if main.mechanic == 'module' else '# '}input = {_text(first.h.module)}")
+        alone = len([loop for loop in found.loops if loop.parent is None]) == 1
+        mark = "" if main.mechanic == "module" and alone else "# "
+        carried = main.K > 1 and main.iterations[1].h == first.h_m
+        lines.append(f"{mark}input = {_text(CARRIED if carried else first.h.module)}")
         if first.h.columns is not None:
-            lines.append(
-                f"columns = [{first.h.columns[0]}, {first.h.columns[1]}]  # of the last axis"
-            )
-        lines.append(
-            f"{'' if main.mechanic == 'module' else '# '}output = {_text(first.h_m.module)}"
-        )
+            lines.append(f"{mark}columns = {list(first.h.columns)}  # of the last axis")
+        lines.append(f"{mark}output = {_text(first.h_m.module)}")
     kinds = {k: [r for r in found.routers if r.kind == k] for k in ("write", "read")}
     if any(kinds.values()):
         lines += ["", "[routers]"]

@@ -71,7 +71,13 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
     h = [port(c, "in", o.found, o.columns) for c, o in zip(readers, read, strict=True)]
     h_m = [port(call, "out", found) for call, found in outs]
     nodes = [o.found.node for o in read]
-    cut = [t for t in range(1, len(h)) if not _flows(outs[t - 1][1].node, [nodes[t]], t)]
+    cut = [
+        t
+        for t in range(1, len(h))
+        if readers[t].grad and not _flows(outs[t - 1][1].node, [nodes[t]], t)
+    ]
+    if spec.carried:
+        return States([h[0], *h_m[:-1]], h_m, h_m[-1], cut)
     return States(h, h_m, _after(units, spans[-1], outs[-1], width), cut)
 
 

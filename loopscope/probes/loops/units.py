@@ -75,7 +75,7 @@ class Units:
         total = sum(
             self.identity.weight[c.module]
             for c in calls
-            if self.identity.is_leaf(c.module) and not self.identity.is_embedding(c.module)
+            if self.identity.is_leaf(c.module) and not self.is_head(c)
         )
         cost: dict[str, int] = defaultdict(int)
         leaf: dict[str, bool] = {}
@@ -113,10 +113,9 @@ class Units:
     def is_head(self, call: Call) -> bool:
         """Whether a call turns another width into that of the logits."""
         width = self.logits_width
-        given, out = self.streams.entering(call), self.streams.leaving(call)
-        if width is None or out is None or out.tensor.shape[-1] != width:
-            return False
-        return all(f.tensor.shape[-1] != width for f in given)
+        given = [f.tensor.shape[-1] for f in call.inputs if f.tensor.ndim == 3]
+        out = [f.tensor.shape[-1] for f in call.outputs if f.tensor.ndim == 3]
+        return width in out and bool(given) and width not in given
 
     def is_core(self, call: Call) -> bool:
         """Whether a call may be (a part of) an iteration by itself."""
