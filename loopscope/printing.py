@@ -81,9 +81,10 @@ def print_signs(table: Any) -> None:
     shown = Table(
         title="mean ± standard deviation over samples", title_justify="left", box=SIMPLE_HEAD
     )
-    shown.add_column("", overflow="fold")  # a long name breaks, a number never
+    long = max(len(str(name)) for name in table["model"]) > 16
+    shown.add_column("", no_wrap=not long, overflow="fold")  # a long name breaks, no number
     for sign in SIGNS:
-        shown.add_column(sign.short, justify="right", no_wrap=True)
+        shown.add_column(sign.short, justify="right", no_wrap=long)
     for model, rows in table.groupby("model", observed=True):
         cells = []
         for sign in SIGNS:
