@@ -45,7 +45,8 @@ def wrap(
 ) -> Any:
     """Find the loop of any model and give every iteration a name.
 
-    The model runs twice on the example: once traced, once to see whether it is causal.
+    The model runs twice on the example: once traced, once to see whether it is causal (a model that
+    is not runs once more, to tell that from randomness of its own).
 
     Args:
         module: A torch module: a Hugging Face model, a TransformerBridge, one's own. A native model
