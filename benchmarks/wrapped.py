@@ -60,7 +60,7 @@ def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], obje
         return None
     traced = NNsight(module)
 
-    def run() -> object:
+    def run() -> list[torch.Tensor]:
         with traced.trace(tokens, use_cache=False) as tracer:
             found = list().save()
             for _ in tracer.iter[0:6]:
@@ -68,7 +68,7 @@ def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], obje
         return found
 
     try:
-        assert len(run()) == 6  # type: ignore[arg-type]
+        assert len(run()) == 6
     except Exception as error:
         print(f"nnsight could not read the iterations: {type(error).__name__}: {error}")
         return None

@@ -46,6 +46,25 @@ def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold a folder's weights, as its index tells; empty without any.
+
+    Raises:
+        InputError: if the index names files that are not there.
+    """
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if (folder / single).exists():
+            return [single]
+        if index.exists():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            lost = [shard for shard in shards if not (folder / shard).exists()]
+            if lost or not shards:
+                raise InputError(f"{folder} lacks weight files: {', '.join(lost) or 'all'}.")
+            return shards
+    return []
+
+
 def fill(model: LoopModel, tensors: dict[str, Tensor], source: Path) -> None:
     """Give a model (on the meta device) its weights; every name and shape must fit.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loopscope.errors import InputError
-from loopscope.models.checkpoint import fill, finish, read_json, read_tensors
+from loopscope.models.checkpoint import fill, finish, read_json, read_tensors, weight_files
 from loopscope.models.config import LoopConfig
 from loopscope.models.layout import Layout
 from loopscope.models.model import LoopModel
@@ -139,22 +139,20 @@ def load_hf(
 
 
 def _read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    pickle = folder / "pytorch_model.bin"
-    if single.exists():
-        return read_tensors(single, dtype)
-    if index.exists():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        lost = [shard for shard in shards if not (folder / shard).exists()]
-        if lost or not shards:
-            raise InputError(f"{folder} lacks weight files: {', '.join(lost) or 'all'}.")
-        return {n: t for shard in shards for n, t in read_tensors(folder / shard, dtype).items()}
-    if pickle.exists():
-        try:
-            state = torch.load(pickle, map_location="cpu", weights_only=True)
-        except Exception as err:
-            raise InputError(f"{pickle} cannot be read as plain tensors: {err}.") from err
-        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
-    raise InputError(
-        f"{folder} has no weights: looked for model.safetensors, its index, pytorch_model.bin."
-    )
+    files = weight_files(folder)
+    if not files:
+        raise InputError(
+            f"{folder} has no weights: looked for model.safetensors, pytorch_model.bin and their "
+            "indices."
+        )
+    read = {".safetensors": read_tensors, ".bin": _read_pickle}
+    parts = [read[Path(file).suffix](folder / file, dtype) for file in files]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def _read_pickle(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:
+        raise InputError(f"{path} cannot be read as plain tensors: {err}.") from err
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}

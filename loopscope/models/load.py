@@ -200,8 +200,7 @@ def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) 
     module: Any = source.module
     if isinstance(module, LoopModel | WrappedModel):
         _refuse("a factory that gives a loopscope model", spec=spec)
-        module = module if loops is None else module.with_loops(loops)
-        module = module if layout is None else module.with_layout(layout)
+        module = wrap(module, loops=loops, layout=layout)
         module.name = label
         return module
     return wrap(

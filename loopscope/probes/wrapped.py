@@ -1,6 +1,7 @@
 """Capture of wrapped models: one forward pass, every loop's states."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,9 +59,7 @@ def capture_wrapped(model: "WrappedModel", tokens: Any, *, logits: bool) -> Traj
         )  # fmt: skip
     views = {loop.name: _view(found, loop, kept, common) for loop in found.loops}
     main, *others = views
-    if not others:
-        return views[main]
-    return _view(found, found.loops[0], kept, common, {name: views[name] for name in others})
+    return replace(views[main], others={name: views[name] for name in others})
 
 
 def _check_reached(
@@ -102,11 +101,7 @@ def _around(found: LoopMap, loop: Loop) -> tuple[Port | None, bool]:
 
 
 def _view(
-    found: LoopMap,
-    loop: Loop,
-    kept: Mapping[Key, Tensor],
-    common: dict[str, Any],
-    others: Mapping[str, Trajectory] | None = None,
+    found: LoopMap, loop: Loop, kept: Mapping[Key, Tensor], common: dict[str, Any]
 ) -> Trajectory:
     """One loop's trajectory."""
     steps = range(loop.K)
@@ -148,6 +143,5 @@ def _view(
         path=tuple(iteration.path for iteration in loop.iterations),
         gates=gates,
         mesh_cycle=found.mesh_cycle and loop is found.main,
-        others=others or {},
         **common,
     )

@@ -1,7 +1,7 @@
 """What goes wrong elsewhere: forms of calls, results and loops that a tool must take."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Named(NamedTuple):
 class Wrapped(nn.Module):
     """A block behind a keyword, whose result has a certain form."""
 
-    FORMS = {  # noqa: RUF012
+    FORMS: ClassVar = {
         "tensor": lambda x, s: x,
         "tuple": lambda x, s: (x, s),
         "list": lambda x, s: [x, s],

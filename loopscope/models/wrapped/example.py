@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopscope.errors import InputError
-from loopscope.models.wrapped.inputs import Inputs, is_tokens
+from loopscope.models.wrapped.inputs import input_device, is_tokens
 
 
 def the_module(module: Any) -> nn.Module:
@@ -96,7 +96,7 @@ def the_example(
                 "what its forward takes (a tensor, a tuple, or a dict of arguments)."
             )
         drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
-        example = drawn.to(Inputs(tokens=None).device(module))
+        example = drawn.to(input_device(module))
     if isinstance(example, str):
         read = plain_tokenizer(tokenizer or getattr(module, "tokenizer", None))
         if read is None:
@@ -108,7 +108,7 @@ def the_example(
         except ValueError as error:
             raise InputError(f"the example's rows have unequal lengths ({error}).") from error
         example = example if example.ndim > 1 else example[None]
-        example = example.to(Inputs(tokens=None).device(module))
+        example = example.to(input_device(module))
     given = [example] if isinstance(example, Tensor) else example
     if isinstance(given, Mapping):
         given = list(given.values())

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.wrapped.example import plain_tokenizer
 from loopscope.models.wrapped.sources import Source
 
 _siblings: dict[str, Path] = {}
@@ -178,7 +179,5 @@ def fast_tokenizer(given: Any) -> Any:
     """The `tokenizers.Tokenizer` that something is or holds; None where there is none."""
     from tokenizers import Tokenizer
 
-    if isinstance(given, Tokenizer):
-        return given
-    inner = getattr(given, "backend_tokenizer", None)
+    inner = plain_tokenizer(given)
     return inner if isinstance(inner, Tokenizer) else None

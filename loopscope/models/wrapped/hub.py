@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from loopscope.errors import InputError, UnknownNameError
-from loopscope.models.checkpoint import read_json
+from loopscope.models.checkpoint import read_json, weight_files
 
 _SMALL = ("*.json", "*.toml", "*.model", "*.txt", "*.tiktoken")
 _CODE = ("*.py",)
@@ -35,25 +35,6 @@ def hub_folder(name: str, *, weights: bool, code: bool) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     return _download(name, weights=weights, code=code)
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a folder's weights, as its index tells; empty without any.
-
-    Raises:
-        InputError: if the index names files that are not there.
-    """
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if (folder / single).exists():
-            return [single]
-        if index.exists():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            lost = [shard for shard in shards if not (folder / shard).exists()]
-            if lost or not shards:
-                raise InputError(f"{folder} lacks weight files: {', '.join(lost) or 'all'}.")
-            return shards
-    return []
 
 
 def _complete(folder: Path, *, weights: bool, code: bool) -> bool:

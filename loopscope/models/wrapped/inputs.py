@@ -203,10 +203,11 @@ class Inputs:
         finally:
             config.use_cache = before
 
-    def device(self, module: nn.Module) -> torch.device:
-        """Where the inputs belong: with the first parameter that is there."""
-        real = (p.device for p in module.parameters() if p.device.type != "meta")
-        return next(real, torch.device("cpu"))
+
+def input_device(module: nn.Module) -> torch.device:
+    """Where inputs belong: with the first parameter that is there."""
+    real = (p.device for p in module.parameters() if p.device.type != "meta")
+    return next(real, torch.device("cpu"))
 
 
 def is_tokens(value: Any) -> bool:

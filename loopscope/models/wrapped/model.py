@@ -15,7 +15,7 @@ from loopscope.models.point import Point
 from loopscope.models.text import TextMixin
 from loopscope.models.wrapped.cache import WrappedCache
 from loopscope.models.wrapped.config import LensConfig, WrappedConfig
-from loopscope.models.wrapped.inputs import Inputs
+from loopscope.models.wrapped.inputs import Inputs, input_device
 from loopscope.models.wrapped.loopcount import Setting
 from loopscope.models.wrapped.points import PATTERN, Addresses
 from loopscope.models.wrapped.running import Running
@@ -265,7 +265,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     @property
     def input_device(self) -> torch.device:
         """Where token ids are looked up."""
-        return self.inputs.device(self.module)
+        return input_device(self.module)
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.module.parameters())

@@ -12,9 +12,8 @@ from safetensors import safe_open
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.models.checkpoint import read_json, read_tokenizer
+from loopscope.models.checkpoint import read_json, read_tokenizer, weight_files
 from loopscope.models.wrapped.factory import fast_tokenizer
-from loopscope.models.wrapped.hub import weight_files
 from loopscope.models.wrapped.remote import fill_buffers, named_failures, repaired
 from loopscope.models.wrapped.sources import Source
 

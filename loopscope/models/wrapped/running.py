@@ -12,12 +12,16 @@ from loopscope.errors import InputError
 from loopscope.models.point import Point
 from loopscope.models.wrapped.attention import eager_attention, only_read
 from loopscope.models.wrapped.inputs import Inputs
-from loopscope.models.wrapped.loopcount import Setting, arguments, looping
-from loopscope.models.wrapped.noise import same_for_every_sample
+from loopscope.models.wrapped.loopcount import Setting, arguments
 from loopscope.models.wrapped.points import PATTERN
 from loopscope.models.wrapped.runner import Tap, get, tapped
 from loopscope.models.wrapped.schedule import Schedule
-from loopscope.models.wrapped.surroundings import alone, uncompiled, without_checkpointing
+from loopscope.models.wrapped.surroundings import (
+    alone,
+    as_wanted,
+    uncompiled,
+    without_checkpointing,
+)
 from loopscope.probes.loops.identity import example_shape
 from loopscope.probes.loops.loopmap import LoopMap, Port, Step
 
@@ -113,9 +117,7 @@ class Running:
             shape = example_shape(*given) if self.map.random else shape
         with (
             alone(self.module, str(self.name)),
-            looping(self.module, self.settings),
-            same_for_every_sample(self.module, seed, *shape),
-            self.inputs.running(self.module),
+            as_wanted(self.module, self.inputs, self.settings, seed, *shape),
         ):
             yield
 

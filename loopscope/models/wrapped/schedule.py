@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Literal
 
 from loopscope.probes.loops.loopmap import Loop, LoopMap, Port
 from loopscope.probes.loops.trace import Call, Trace
@@ -54,15 +53,15 @@ def schedule(trace: Trace, found: LoopMap) -> Schedule:
     Returns:
         The schedule.
     """
+    spans = [it.span for loop in found.loops for it in loop.iterations]
+    looped = {call.module for a, b in spans for call in trace.calls[a:b]}
     anchors = {call.index: call for loop in found.loops for call in _anchors(trace, loop)}
     for loop in found.loops:
-        if (last := _after(trace, found, loop)) is not None:
+        if (last := _after(trace, loop, looped)) is not None:
             anchors[last.index] = last
     begins: dict[str, set[int]] = defaultdict(set)
     for call in anchors.values():
         begins[call.module].add(call.number)
-    spans = [it.span for loop in found.loops for it in loop.iterations]
-    looped = {call.module for a, b in spans for call in trace.calls[a:b]}
     starts = sorted(call.start for call in anchors.values())
     keys: dict[tuple[str, str, int], Key] = {}
     ends: dict[tuple[str, int], int] = {}
@@ -101,23 +100,13 @@ def _anchors(trace: Trace, loop: Loop) -> list[Call]:
             own = {count[name] for count in counts}
             if 0 not in own and (len(own) == 1 or not steady):
                 return [next(call for call in calls if call.module == name) for calls in inside]
-    by_number = {(call.module, call.number): call for call in trace.calls}
-    return [
-        by_number[(it.units[0].module, it.units[0].call)]
-        if it.units
-        else by_number[it.h.module, it.h.call]
-        for it in loop.iterations
-    ]
+    firsts = [it.units[0] if it.units else it.h for it in loop.iterations]
+    return [trace.numbered[one.module, one.call] for one in firsts]
 
 
-def _after(trace: Trace, found: LoopMap, loop: Loop) -> Call | None:
+def _after(trace: Trace, loop: Loop, looped: set[str]) -> Call | None:
     """The call that reads a loop's last state, where no iteration calls its module."""
-    side: Literal["in", "out"] = loop.after.side
-    spans = [it.span for one in found.loops for it in one.iterations]
-    looped = {call.module for a, b in spans for call in trace.calls[a:b]}
-    if side == "out" or loop.after.module in looped:
+    if loop.after.side == "out" or loop.after.module in looped:
         return None
-    for call in trace.calls:
-        if (call.module, call.number) == (loop.after.module, loop.after.call):
-            return call if call.index >= loop.iterations[-1].span[1] else None
-    return None
+    call = trace.numbered[loop.after.module, loop.after.call]
+    return call if call.index >= loop.iterations[-1].span[1] else None

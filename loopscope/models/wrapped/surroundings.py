@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from loopscope.errors import InputError
+from loopscope.models.wrapped.inputs import Inputs
+from loopscope.models.wrapped.loopcount import Setting, looping
+from loopscope.models.wrapped.noise import same_for_every_sample
 
 _BUSY: set[int] = set()
 
@@ -30,6 +33,31 @@ def alone(module: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         _BUSY.discard(id(module))
+
+
+@contextmanager
+def as_wanted(
+    module: nn.Module,
+    inputs: Inputs,
+    chosen: tuple[Setting, ...],
+    seed: int | None,
+    batch: int | None = None,
+    pos: int | None = None,
+) -> Iterator[None]:
+    """A context with the number of iterations, random numbers and no cache, as they must be.
+
+    Args:
+        module: The model.
+        inputs: How it is called.
+        chosen: Numbers of iterations that were set.
+        seed: As `same_for_every_sample`, `batch` and `pos` too.
+    """
+    with (
+        looping(module, chosen),
+        same_for_every_sample(module, seed, batch, pos),
+        inputs.running(module),
+    ):
+        yield
 
 
 @contextmanager
@@ -67,7 +95,7 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
         for part in module.modules() if torch.is_grad_enabled() else ():
             if part.__dict__.get("gradient_checkpointing") is True:
                 during.callback(setattr, part, "gradient_checkpointing", True)
-                setattr(part, "gradient_checkpointing", False)  # noqa: B010
+                vars(part)["gradient_checkpointing"] = False
         yield
 
 

@@ -16,13 +16,17 @@ from loopscope.models.wrapped.causal import Arguments, is_causal
 from loopscope.models.wrapped.config import config_of, regrouped
 from loopscope.models.wrapped.example import plain_tokenizer, the_example, the_module
 from loopscope.models.wrapped.families import family_spec
-from loopscope.models.wrapped.inputs import Inputs, learn
-from loopscope.models.wrapped.loopcount import Setting, arguments, known_counts, looping, settings
+from loopscope.models.wrapped.inputs import Inputs, input_device, learn
+from loopscope.models.wrapped.loopcount import Setting, arguments, known_counts, settings
 from loopscope.models.wrapped.model import WrappedModel
-from loopscope.models.wrapped.noise import same_for_every_sample
 from loopscope.models.wrapped.points import addresses
 from loopscope.models.wrapped.schedule import schedule
-from loopscope.models.wrapped.surroundings import buffers_kept, uncompiled, without_checkpointing
+from loopscope.models.wrapped.surroundings import (
+    as_wanted,
+    buffers_kept,
+    uncompiled,
+    without_checkpointing,
+)
 from loopscope.probes.loops.finding import find
 from loopscope.probes.loops.identity import Streams, example_shape
 from loopscope.probes.loops.loopmap import LoopMap
@@ -121,7 +125,7 @@ class Recipe:
             InputError: as `wrap`.
         """
         recipe = replace(self, **changes) if changes else self
-        device = Inputs(tokens=None).device(module)
+        device = input_device(module)
         inputs = learn(
             module,
             tuple(_placed(value, device) for value in recipe.args),
@@ -200,9 +204,7 @@ def _run(
 ) -> Any:
     """A forward pass as the wrapped model's later ones, or what is called instead of it."""
     with (
-        looping(module, chosen),
-        same_for_every_sample(module, 0, *example_shape(*given)),
-        inputs.running(module),
+        as_wanted(module, inputs, chosen, 0, *example_shape(*given)),
         uncompiled(),
         without_checkpointing(module),
     ):

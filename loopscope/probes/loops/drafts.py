@@ -26,7 +26,8 @@ class Draft:
         runs: Its iterations, one list per run of the enclosing loop.
         parent: The enclosing loop.
         units: The sequence that the spans count in.
-        within: For a loop inside a repeated call: which iteration of the parent each run is in.
+        name: What it is called, once all are known.
+        notes: What a user should know of it.
     """
 
     units: Units

@@ -43,11 +43,12 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         drafts = listed(units, spec.iterations)
     else:
         drafts, rest = draft_loops(units, one=bool(spec.core))
-    doubts = [
-        f"{', '.join(rest)} also run{'s' if len(rest) == 1 else ''} more than once, and in no "
-        "loop; if that is the core, a spec can say so: core = [...]"
-    ]
-    doubts = doubts if rest else []
+    doubts = []
+    if rest:
+        doubts.append(
+            f"{', '.join(rest)} also run{'s' if len(rest) == 1 else ''} more than once, and in no "
+            "loop; if that is the core, a spec can say so: core = [...]"
+        )
     if not drafts:
         return replace(plain(units, spec), doubts=(*doubts, *elsewhere(units)))
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
@@ -133,7 +134,7 @@ def _name(drafts: list[Draft]) -> None:
 def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     top = [draft for draft in drafts if draft.parent is None]
     first, last = top[0].spans()[0].first, top[-1].spans()[-1].last
-    maker = ports.UnitMaker(units, width_of(units, top[0].spans(), spec))
+    maker = ports.UnitMaker(units, width_of(units, top[0].spans()))
     inside = [(d.spans()[0].first, d.spans()[-1].last) for d in top]
     between = [
         call for (_, end), (start, _) in pairwise(inside) for call in units.calls[end + 1 : start]

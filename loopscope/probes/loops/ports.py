@@ -127,16 +127,8 @@ def head_of(units: Units, last: Call) -> Call | None:
         units: The traced forward pass.
         last: The last layer's call.
     """
-    logits = logits_of(units.trace)
-    if logits is None:
-        return None
-    width = logits.tensor.shape[-1]
-    for call in reversed(units.calls):
-        out = [f for f in call.outputs if f.tensor.ndim == 3 and f.tensor.shape[-1] == width]
-        given = [f for f in call.inputs if f.tensor.ndim == 3 and f.tensor.shape[-1] != width]
-        if out and given and call.start > last.end:
-            return call
-    return None
+    after = (call for call in reversed(units.calls) if call.start > last.end)
+    return next(filter(units.is_head, after), None)
 
 
 def split_norm(
@@ -169,11 +161,8 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
     if prelude:
         return prelude[0].h
     first = loops[0].iterations[0].h
-    reader = next(
-        c for c in units.trace.calls if (c.module, c.number) == (first.module, first.call)
-    )
-    given = next(f.tensor for f in reader.inputs if f.where == first.where)
-    state = given if first.columns is None else given[..., slice(*first.columns)]
+    reader = units.trace.numbered[first.module, first.call]
+    state = value_at(units.trace, first)
     earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
     streams = [(c, f) for c in earlier if (f := units.streams.leaving(c)) is not None]
     tables = [f.tensor for c in earlier for f in c.outputs[:1] if c.integers]
@@ -208,6 +197,14 @@ def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Ca
         return coda[-1].h_m
     top = [loop for loop in loops if loop.parent is None]
     return top[-1].after
+
+
+def value_at(trace: Trace, where: Port) -> Tensor:
+    """The tensor that a port had in a traced forward pass."""
+    call = trace.numbered[where.module, where.call]
+    found = call.inputs if where.side == "in" else call.outputs
+    tensor = next(f.tensor for f in found if f.where == where.where)
+    return tensor if where.columns is None else tensor[..., slice(*where.columns)]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.probes.loops.identity import Streams
-from loopscope.probes.loops.loopmap import Loop, LoopMap, Port, Router
-from loopscope.probes.loops.ports import port
+from loopscope.probes.loops.loopmap import Loop, LoopMap, Router
+from loopscope.probes.loops.ports import port, value_at
 from loopscope.probes.loops.spec import Spec
 from loopscope.probes.loops.trace import Call, Found, Trace
 
 MOST_SLOTS = 64
-_KINDS = (("write", re.compile("write", re.I)), ("read", re.compile(r"(?<![a-z])read", re.I)))
+_KINDS: dict[Literal["write", "read"], re.Pattern[str]] = {
+    "write": re.compile("write", re.I),
+    "read": re.compile(r"(?<![a-z])read", re.I),
+}
 _NUMBERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -42,7 +45,7 @@ def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> 
     """
     routers: list[Router] = []
     for loop in found.loops:
-        routers += _memory_routers(trace, loop, found, spec)
+        routers += _memory_routers(trace, loop, spec)
         routers += _gates(trace, streams, loop, found, spec)
     for key, names in (
         ("routers.write", spec.write),
@@ -59,9 +62,9 @@ def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> 
     return replace(with_them, mesh_cycle=_is_mesh(trace, with_them))
 
 
-def _memory_routers(trace: Trace, loop: Loop, found: LoopMap, spec: Spec) -> list[Router]:
-    chosen: dict[Literal["write", "read"], Router] = {}
-    for kind, looks in _KINDS:
+def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
+    chosen: list[Router] = []
+    for kind, looks in _KINDS.items():
         named = getattr(spec, kind)
         fits = [
             (call, out)
@@ -69,21 +72,20 @@ def _memory_routers(trace: Trace, loop: Loop, found: LoopMap, spec: Spec) -> lis
             for out in call.outputs[:1]
             if (call.module in named if named else _is_router(trace, call, out, looks))
         ]
-        per = _by_iteration([(c, out) for c, out in fits], loop)
-        if not per or any(one is None for one in per):
+        there = [one for one in _by_iteration(fits, loop) if one is not None]
+        if len(there) < loop.K:
             continue
         before = [item for item in fits if item[0].index < loop.iterations[0].span[0]]
-        chosen[kind] = Router(  # type: ignore[index]
-            kind=kind,  # type: ignore[arg-type]
+        router = Router(
+            kind=kind,
             name=kind,
             loop=loop.name,
-            outputs=tuple(port(c, "out", out) for c, out in per if c is not None),  # type: ignore[misc]
-            activation=_activation(trace, [x for x in per if x is not None], "softmax"),
+            outputs=tuple(port(call, "out", out) for call, out in there),
+            activation=_activation(trace, there, "softmax"),
             transition=port(before[-1][0], "out", before[-1][1]) if before else None,
         )
-    if len(chosen) < 2:  # one without the other is no memory
-        return []
-    return list(chosen.values())
+        chosen.append(router)
+    return chosen if len(chosen) == 2 else []  # one without the other is no memory
 
 
 def _is_router(trace: Trace, call: Call, out: Found, looks: re.Pattern[str]) -> bool:
@@ -118,7 +120,7 @@ def _gates(
     for name, fits in groups.items():
         per = _by_iteration(fits, loop)
         there = [one for one in per if one is not None]
-        if len(there) < max(1, len(per) - 1) or not there:  # the last may go without
+        if len(there) < max(1, len(per) - 1):  # the last may go without
             continue
         last = next(p for p in reversed(name.split(".")) if p != "*")
         yield Router(
@@ -168,14 +170,6 @@ def weights(router: Router, output: Tensor) -> Tensor:
     if router.activation == "softmax":
         return x.softmax(-1)
     return x.sigmoid() if router.activation == "sigmoid" else x
-
-
-def value_at(trace: Trace, where: Port) -> Tensor:
-    """The tensor that a port had in a traced forward pass."""
-    call = next(c for c in trace.calls if (c.module, c.number) == (where.module, where.call))
-    found = call.inputs if where.side == "in" else call.outputs
-    tensor = next(f.tensor for f in found if f.where == where.where)
-    return tensor if where.columns is None else tensor[..., slice(*where.columns)]
 
 
 def _is_mesh(trace: Trace, found: LoopMap) -> bool:

@@ -81,7 +81,7 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
     return States(h, h_m, _after(units, spans[-1], outs[-1], width), cut)
 
 
-def width_of(units: Units, spans: Sequence[Any], spec: Spec) -> int:
+def width_of(units: Units, spans: Sequence[Any]) -> int:
     """Width of a loop's state: that of most iterations' core outputs."""
     widths = Counter(
         f.tensor.shape[-1]

@@ -1,8 +1,10 @@
 """Trace: every module call of one forward pass, with its tensors, in order."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,13 +85,15 @@ class Trace:
     random: bool
     mutates: bool = False
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """How often each module was called."""
-        found: dict[str, int] = {}
-        for call in self.calls:
-            found[call.module] = found.get(call.module, 0) + 1
-        return found
+        return dict(Counter(call.module for call in self.calls))
+
+    @cached_property
+    def numbered(self) -> dict[tuple[str, int], Call]:
+        """Each call by its module and which call of it."""
+        return {(call.module, call.number): call for call in self.calls}
 
 
 class _Uses(TorchFunctionMode):
@@ -111,7 +115,7 @@ class _Uses(TorchFunctionMode):
 
 
 def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Run a model once and note every module call.
+    """Run a model once and note every module call; compiled code calls no hooks.
 
     Args:
         module: The model; its state and hooks are as before afterwards.
@@ -127,7 +131,9 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     modules = dict(module.named_modules())
     names = {id(m): name for name, m in modules.items()}
     parameters = {id(p): name for name, p in module.named_parameters()}
-    clock, calls, stack = [0], [], []  # type: ignore[var-annotated]
+    clock = [0]
+    calls: list[Call] = []
+    stack: list[Call] = []
     numbers: dict[str, int] = {}
 
     versions: list[tuple[Tensor, int]] = []
@@ -175,7 +181,6 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             during.callback(pre.remove)
             during.callback(post.remove)
         during.enter_context(torch.no_grad() if inference else torch.enable_grad())
-        during.enter_context(torch.compiler.set_stance("force_eager"))
         during.enter_context(uses)
         try:
             result = module(*args, **kwargs)
@@ -235,29 +240,14 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def seeded(module: nn.Module, seed: int | None) -> Any:
+@contextmanager
+def seeded(module: nn.Module, seed: int) -> Iterator[None]:
     """A context in which the generators start from a seed, and which leaves them as they were.
 
     Args:
         module: The model, for its devices.
-        seed: None gives a context that does nothing.
-
-    Returns:
-        The context manager.
+        seed: The seed.
     """
-    if seed is None:
-        return nullcontext()
-    return _Seeded(devices_of(module), seed)
-
-
-class _Seeded:
-    def __init__(self, devices: list[torch.device], seed: int) -> None:
-        self.fork = torch.random.fork_rng(devices=devices)
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exc: Any) -> None:
-        self.fork.__exit__(*exc)
+    with torch.random.fork_rng(devices=devices_of(module)):
+        torch.manual_seed(seed)
+        yield
