@@ -23,7 +23,8 @@ def run(monkeypatch, capsys):
     def call(*words, draw=True):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:  # the figures are looked at in other tests
-            monkeypatch.setattr(cli, "_draw", lambda *given: None)
+            for command in ("figures", "compare"):
+                monkeypatch.setattr(f"loopscope.commands.{command}.draw", lambda *given: None)
         with pytest.raises(SystemExit) as done:
             cli.main()
         out, err = capsys.readouterr()
