@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from loopscope.analysis.cka import MIN_TOKENS, check
+from loopscope.analysis.course import COURSE, Course, longer_model
 from loopscope.analysis.provenance import commit, versions
 from loopscope.analysis.record import Options, Recorder
 from loopscope.analysis.samples import checked_tokens, samples_provenance
@@ -15,13 +17,14 @@ from loopscope.analysis.threads import one_thread_per_sample
 from loopscope.errors import InputError, unknown_name
 from loopscope.probes.capture import Trajectory, capture
 
-MEASURES = ("update", "cka", "spectrum", "rank", "routing", "loss")
+MEASURES = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
+DEFAULT = ("update", "cka", "spectrum", "rank", "routing")
 
 
 def measure(
     model: Any,
     samples: Any,
-    measures: Sequence[str] = MEASURES[:-1],
+    measures: Sequence[str] = DEFAULT,
     *,
     batch_size: int = 16,
     kernels: Sequence[str] = ("rbf",),
@@ -29,6 +32,7 @@ def measure(
     drop_first: int = 0,
     center: bool = False,
     normalize_rows: bool = False,
+    more_loops: int | None = None,
     name: str | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Tables:
@@ -49,6 +53,8 @@ def measure(
         drop_first: Leave out the first tokens of each sample, in every table but loss and tokens.
         center: Subtract each state's mean over the tokens before spectrum and ranks.
         normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
+        more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
+            models that do not allow it are measured up to K (`notes` says so).
         name: Name of the model in the tables; the model's own when not given.
         progress: Called with the number of samples done since the last call.
 
@@ -62,47 +68,140 @@ def measure(
         InputError: On unknown measures or kernels, samples that cannot be measured, or a model
             whose number of iterations changes between batches.
     """
-    wanted = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
-    for one in wanted:
-        if one not in MEASURES:
-            raise unknown_name("measure", one, MEASURES)
-    if not wanted:
-        raise InputError(f"no measures asked for; choose from {', '.join(MEASURES)}.")
-    kernels = (kernels,) if isinstance(kernels, str) else tuple(dict.fromkeys(kernels))
-    options = Options(
-        measures=wanted,
-        kernels=kernels,
-        bandwidth=float(bandwidth),
-        drop_first=drop_first,
-        center=center,
-        normalize_rows=normalize_rows,
-    )
-    tokens = checked_tokens(samples, d_vocab=getattr(model.config, "d_vocab", None))
-    _check(tokens, options, batch_size)
-    name = model.name if name is None else name
+    whole = Measuring(
+        model, samples, measures, batch_size=batch_size, name=name, kernels=kernels,
+        bandwidth=bandwidth, drop_first=drop_first, center=center,
+        normalize_rows=normalize_rows, more_loops=more_loops,
+    )  # fmt: skip
+    return whole.part(0, len(whole), progress)
 
-    recorder: Recorder | None = None
-    no_loss = _sees_ahead(model) if "loss" in wanted else ""
-    with one_thread_per_sample() as each:
-        for start in range(0, len(tokens), batch_size):
-            batch = tokens[start : start + batch_size]
-            logits = "loss" in wanted and not no_loss
-            trajectory = capture(model, batch, memory=False, logits=logits)
-            if recorder is None:
-                if logits:
-                    no_loss = _no_logits(trajectory, tokens, model)
-                recorder = Recorder(trajectory, len(tokens), options, loss=not no_loss)
-                recorder.token_table(name, trajectory, _strings(model, batch[0]))
-            recorder.add(start, trajectory, each)
-            del trajectory
-            if progress is not None:
-                progress(len(batch))
-    assert recorder is not None
-    notes = [f"loss: {no_loss}; the table has no rows"] if no_loss else []
-    if "routing" in wanted and not recorder.has_routing:
-        notes.insert(0, f"routing: {_no_routing(model)}, so its table has no rows")
-    told = _provenance(model, samples, tokens, options, notes)
-    return Tables(**recorder.frames(name), provenance={"models": {name: told}})
+
+class Measuring:
+    """One model on one set of samples, measured in parts.
+
+    Attributes:
+        name: Name of the model in the tables.
+        tokens: The samples, (sample, pos).
+        provenance: Where the tables come from: of the whole set, the same for every part. Its
+            notes are complete once a part was measured.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        samples: Any,
+        measures: Sequence[str] = DEFAULT,
+        *,
+        batch_size: int = 16,
+        name: str | None = None,
+        step: int | None = None,
+        kernels: Sequence[str] = ("rbf",),
+        **options: Any,
+    ) -> None:
+        """Check the samples and options.
+
+        Args:
+            model: A native model, or a wrapped one.
+            samples: As in `measure`.
+            measures: Any of `MEASURES`.
+            batch_size: Samples per forward pass.
+            name: Name of the model in the tables; the model's own when not given.
+            step: The training step in the tables, of a series.
+            kernels: Kernels of the CKA.
+            **options: Further fields of `record.Options`, as in `measure`.
+
+        Raises:
+            InputError: On unknown measures or kernels, or samples that cannot be measured.
+        """
+        wanted = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
+        for one in wanted:
+            if one not in MEASURES:
+                raise unknown_name("measure", one, MEASURES)
+        if not wanted:
+            raise InputError(f"no measures asked for; choose from {', '.join(MEASURES)}.")
+        chosen = (kernels,) if isinstance(kernels, str) else tuple(dict.fromkeys(kernels))
+        self.options = Options(measures=wanted, kernels=chosen, **options)
+        self.tokens = checked_tokens(samples, d_vocab=getattr(model.config, "d_vocab", None))
+        _check(self.tokens, self.options, batch_size)
+        self.model, self.batch_size, self.step = model, batch_size, step
+        self.name = model.name if name is None else name
+        self.provenance = _provenance(model, samples, self.tokens, self.options)
+        self._no_loss = _sees_ahead(model) if {"loss", "readout"} & {*wanted} else ""
+        self._longer: tuple[Any, str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int, progress: Callable[[int], Any] | None = None) -> Tables:
+        """Measure some of the samples.
+
+        Args:
+            start: The first.
+            stop: The one after the last.
+            progress: Called with the number of samples done since the last call.
+
+        Returns:
+            Their tables, under their own numbers; `tokens` has rows in the part with sample 0.
+
+        Raises:
+            InputError: if the number of iterations changes between batches.
+        """
+        recorder: Recorder | None = None
+        with one_thread_per_sample() as each:
+            for begin in range(start, stop, self.batch_size):
+                batch = self.tokens[begin : min(begin + self.batch_size, stop)]
+                logits = bool({"loss", "readout"} & {*self.options.measures}) and not self._no_loss
+                trajectory = capture(self.model, batch, memory=False, logits=logits)
+                if recorder is None:
+                    recorder = self._recorder(trajectory, stop - start)
+                    if start == 0:
+                        words = _strings(self.model, batch[0])
+                        recorder.token_table(self.name, trajectory, words)
+                recorder.add(begin - start, trajectory, each)
+                del trajectory
+                if progress is not None:
+                    progress(len(batch))
+        assert recorder is not None
+        frames = {
+            table: _numbered(frame, 0 if table == "tokens" else start, self.step)
+            for table, frame in recorder.frames(self.name).items()
+        }
+        return Tables(**frames, provenance={"models": {self.name: self.provenance}})
+
+    def _recorder(self, first: Trajectory, samples: int) -> Recorder:
+        measures = self.options.measures
+        if {"loss", "readout"} & {*measures} and not self._no_loss:
+            self._no_loss = _no_logits(first, self.tokens, self.model)
+        course = None
+        if {*COURSE} & {*measures}:
+            if self._longer is None:
+                self._longer = longer_model(self.model, first.K, self.options.more_loops)
+            course = Course(
+                self.model, first, samples, measures,
+                longer=self._longer[0], no_loss=self._no_loss,
+            )  # fmt: skip
+        recorder = Recorder(first, samples, self.options, loss=not self._no_loss, course=course)
+        notes = list(self.provenance["notes"])
+        if "routing" in measures and not recorder.has_routing:
+            notes.append(f"routing: {_no_routing(self.model)}, so its table has no rows")
+        if "loss" in measures and self._no_loss:
+            notes.append(f"loss: {self._no_loss}; the table has no rows")
+        if course is not None:
+            notes += [
+                *([self._longer[1]] if self._longer and self._longer[1] else []),
+                *course.notes,
+            ]
+        self.provenance["notes"] = list(dict.fromkeys(notes))
+        return recorder
+
+
+def _numbered(frame: pd.DataFrame, start: int, step: int | None) -> pd.DataFrame:
+    """Rows under the numbers of their samples and the step of their checkpoint."""
+    if start:
+        frame["sample"] = (frame["sample"] + start).astype("int32")
+    if step is not None:
+        frame["step"] = pd.array([step], dtype="Int64").repeat(len(frame))
+    return frame
 
 
 def _check(tokens: Tensor, options: Options, batch_size: int) -> None:
@@ -160,14 +259,13 @@ def _no_routing(model: Any) -> str:
     return "the model has no memory slots"
 
 
-def _provenance(
-    model: Any, samples: Any, tokens: Tensor, options: Options, notes: list[str]
-) -> dict[str, Any]:
+def _provenance(model: Any, samples: Any, tokens: Tensor, options: Options) -> dict[str, Any]:
     """Everything needed to tell two measurements apart, as JSON values."""
     config = model.config
     trained = getattr(config, "n_ctx", None)
+    notes = []
     if trained is not None and tokens.shape[1] > trained:
-        notes = [*notes, f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}"]
+        notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}"]
     origin = getattr(model, "provenance", None) or {}
     first = next(model.parameters())  # of a model spread over devices, one stands for all
     mapped = {"map": model.map.to_dict()} if hasattr(model, "map") else {}

@@ -7,11 +7,11 @@ from itertools import combinations_with_replacement, product
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from loopscope.analysis import tables
 from loopscope.analysis.cka import ESTIMATORS, cka
+from loopscope.analysis.course import COURSE, Course
 from loopscope.analysis.flags import flagged
 from loopscope.analysis.routing_rows import RoutingKeys
 from loopscope.analysis.rows import Rows, columns
@@ -27,6 +27,7 @@ from loopscope.analysis.threads import Each
 from loopscope.analysis.update import relative_update
 from loopscope.errors import InputError
 from loopscope.probes.capture import Trajectory
+from loopscope.probes.readout import losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Options:
         drop_first: Tokens left out at the start of each sample (in all tables but loss and tokens).
         center: Subtract each state's mean over the tokens before spectrum and ranks.
         normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
+        more_loops: T, iterations of the main loop to run besides its own K, for delta and readout.
     """
 
     measures: tuple[str, ...]
@@ -48,13 +50,20 @@ class Options:
     drop_first: int = 0
     center: bool = False
     normalize_rows: bool = False
+    more_loops: int | None = None
 
 
 class Recorder:
     """The tables of one model while it runs: rows of fixed number, no activations."""
 
     def __init__(
-        self, first: Trajectory, samples: int, options: Options, *, loss: bool = True
+        self,
+        first: Trajectory,
+        samples: int,
+        options: Options,
+        *,
+        loss: bool = True,
+        course: Course | None = None,
     ) -> None:
         """Set aside all rows.
 
@@ -64,8 +73,10 @@ class Recorder:
             samples: Number of samples.
             options: How to measure.
             loss: Whether the model predicts next tokens; if not, the table `loss` has no rows.
+            course: Fills the tables `delta` and `readout`, where they are asked for.
         """
         self.options = options
+        self.course = course
         self.tokens: pd.DataFrame | None = None
         self.loops = {n: _LoopRows(one, samples, options) for n, one in first.loops.items()}
         measured = "loss" in options.measures and loss
@@ -110,7 +121,11 @@ class Recorder:
             list(each(geometry, range(batch)))
         if self.loss is not None:
             rows = self.loss[1]
-            rows.values["value"][here, 0], rows.flag[here, 0] = flagged(_losses(trajectory))
+            assert trajectory.tokens is not None
+            found = torch.stack(losses(trajectory.logits, trajectory.tokens)).cpu().numpy()
+            rows.values["value"][here, 0], rows.flag[here, 0] = flagged(found)
+        if self.course is not None:
+            self.course.add(here, trajectory, drop)
 
     def token_table(self, model: str, trajectory: Trajectory, tokens: Sequence[str]) -> None:
         """Router weights of the first sample, token by token (nothing without routers).
@@ -132,8 +147,11 @@ class Recorder:
     def frames(self, model: str) -> dict[str, pd.DataFrame]:
         """The tables, complete once every batch was added."""
         frames: dict[str, pd.DataFrame] = {}
+        course = {} if self.course is None else self.course.frames(model)
         for name in self.options.measures:
-            if name == "loss":
+            if name in COURSE:
+                parts = course.get(name, [])
+            elif name == "loss":
                 parts = [] if self.loss is None else [self.loss[1].frame(model, self.loss[0])]
             else:
                 found = [(loop, one.rows.get(name)) for loop, one in self.loops.items()]
@@ -245,12 +263,3 @@ def _unit_rows(state: Tensor) -> Tensor:
     state = state if state.dtype == torch.float64 else state.float()
     norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
     return state / torch.where(norm == 0, 1, norm)
-
-
-def _losses(trajectory: Trajectory) -> np.ndarray:
-    """Mean next-token cross-entropy of each sample, in nats."""
-    logits, tokens = trajectory.logits, trajectory.tokens
-    assert logits is not None and tokens is not None
-    tokens = tokens.to(logits.device)
-    pairs = zip(logits, tokens, strict=True)
-    return np.array([F.cross_entropy(x[:-1].float(), y[1:]).item() for x, y in pairs])

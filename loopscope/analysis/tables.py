@@ -55,6 +55,8 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "token": "category",
         "value": "float32",
     },
+    "delta": {"t": "int16", "value": "float64", "ratio": "float64"},
+    "readout": {"t": "int16", "value": "float64"},
     "loss": {"value": "float64"},
 }
 
@@ -105,6 +107,8 @@ class Tables:
         rank: Effective rank, stable rank and participation ratio of each state.
         routing: Mean router weights and entropies, and α, each averaged over the tokens.
         tokens: Router weights of the first sample, token by token.
+        delta: ‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, and the ratio to the step before it.
+        readout: Mean next-token cross-entropy of each sample, in nats, when the coda reads h(t).
         loss: Mean next-token cross-entropy of each sample, in nats.
         training: Logs of training runs, one row per logged step; losses in nats per token.
             `recipe` is the same for runs that differ in nothing but their seed.
@@ -117,6 +121,8 @@ class Tables:
     rank: pd.DataFrame | None = None
     routing: pd.DataFrame | None = None
     tokens: pd.DataFrame | None = None
+    delta: pd.DataFrame | None = None
+    readout: pd.DataFrame | None = None
     loss: pd.DataFrame | None = None
     training: pd.DataFrame | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -213,6 +219,31 @@ class Tables:
         return cls(**frames, provenance=first or {})
 
     @classmethod
+    def join(cls, parts: Iterable["Tables"]) -> "Tables":
+        """Put parts of one measurement below each other: other samples or steps, or more models.
+
+        Unlike `concat`, parts may hold the same model; then the first part tells its provenance.
+
+        Args:
+            parts: Tables whose rows differ in model, step, loop or sample.
+
+        Returns:
+            One set of tables, rows in the order of the parts.
+
+        Raises:
+            InputError: Where there are none.
+        """
+        parts = list(parts)
+        if not parts:
+            raise InputError("nothing to join; give at least one Tables object.")
+        models: dict[str, Any] = {}
+        for part in parts:
+            models = {**part.provenance.get("models", {}), **models}
+        named = dict.fromkeys(name for part in parts for name in part.models)
+        told = {name: models.get(name) for name in named}
+        return cls(**_stacked(parts), provenance=parts[0].provenance | {"models": told})
+
+    @classmethod
     def concat(cls, tables: Iterable["Tables"]) -> "Tables":
         """Stack the tables of several models; what only some of them have is kept.
 
@@ -238,12 +269,7 @@ class Tables:
                 )
             known = part.provenance.get("models", {})
             merged |= {name: known.get(name) for name in part.models}
-        stacked = {}
-        for name in TABLES:
-            frames = [frame for part in parts if (frame := part.frames().get(name)) is not None]
-            if frames:
-                stacked[name] = stack(frames)
-        return cls(**stacked, provenance=parts[0].provenance | {"models": merged})
+        return cls(**_stacked(parts), provenance=parts[0].provenance | {"models": merged})
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in ("table", "rows", "samples", "flagged"))
@@ -300,6 +326,14 @@ def _provenance(path: Path) -> dict[str, Any] | None:
         return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     except (pa.ArrowInvalid, ValueError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _stacked(parts: Sequence[Tables]) -> dict[str, pd.DataFrame]:
+    """The tables that any of them has, each below each other."""
+    found = {
+        name: [part.frames()[name] for part in parts if name in part.frames()] for name in TABLES
+    }
+    return {name: stack(frames) for name, frames in found.items() if frames}
 
 
 def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

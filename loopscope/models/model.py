@@ -285,12 +285,28 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
                     x = self.blocks[v](x, rotary)
                 h, carry = self.recurrence.step(t, h, at.hook_out(x), carry, at)
             x = h
-        x = self.coda.hook_in(x)
+        return self._coda(x, rotary, last)
+
+    def _coda(self, h: Tensor, rotary: Any, last: int) -> Tensor:
+        """h_out from the state after the loop, or the stream entering virtual layer `last`."""
+        layout = self.config.layout
+        x = self.coda.hook_in(h)
         for v in range(layout.n_layers - layout.coda, layout.n_layers):
             if v == last:
                 return x
             x = self.blocks[v](x, rotary)
         return self.hook_h_out(x)
+
+    def read_out(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the coda makes of a state: h_out if h(K) were `h`.
+
+        Args:
+            h: Any state of the loop, (batch, pos, d_model).
+
+        Returns:
+            h_out, before the final layer norm, (batch, pos, d_model).
+        """
+        return self._coda(h, rotary_tables(self.config, h.shape[1], h), self.config.layout.n_layers)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LoopModel":
         super()._apply(*args, **kwargs)

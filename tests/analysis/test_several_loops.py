@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
 from loopscope.analysis import measure as measure_module
-from loopscope.analysis.measure import MEASURES, measure
+from loopscope.analysis.measure import DEFAULT, measure
 from loopscope.analysis.tables import Tables, schema
 from loopscope.errors import InputError
 from tests.analysis.loop_trajectories import POS, SAMPLES, Played, loop, nested, tokens
@@ -18,11 +18,14 @@ from tests.analysis.loop_trajectories import POS, SAMPLES, Played, loop, nested,
 GEOMETRY = ["update", "cka", "spectrum", "rank"]
 
 
+PLAYED = (*DEFAULT, "delta", "loss")  # a trajectory played back has no coda to read states
+
+
 @pytest.fixture
 def run(monkeypatch):
     """Measure what a played model was made of."""
 
-    def measured(model: Played, measures: Any = MEASURES, **options: Any) -> Tables:
+    def measured(model: Played, measures: Any = PLAYED, **options: Any) -> Tables:
         monkeypatch.setattr(measure_module, "capture", model.capture)
         return measure(model, tokens(), measures, **options)
 
