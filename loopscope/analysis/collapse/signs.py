@@ -1,0 +1,179 @@
+"""The measures of collapse: names, formulas, ranges, and what each says."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """One measure of collapse, a number for each sample.
+
+    Attributes:
+        name: Column of the tables.
+        title: How it is shown.
+        short: A heading for narrow tables.
+        unit: Empty for a pure number.
+        range: What values it can take.
+        formula: How it is computed, in the paper's symbols.
+        meaning: What it says, in one sentence.
+        per_token: Whether it counts per token, so that it needs equal tokens to be compared.
+    """
+
+    name: str
+    title: str
+    short: str
+    unit: str = ""
+    range: str
+    formula: str
+    meaning: str
+    per_token: bool = False
+
+
+_U = "u(t) = 2‖h_m(t) − h(t)‖/(‖h_m(t)‖ + ‖h(t)‖)"
+_L = "L(t): mean next-token cross-entropy when the coda reads h(t)"
+
+SIGNS = (
+    Sign(
+        name="loss",
+        title="loss",
+        short="loss",
+        unit="nats/token",
+        range="0 …",
+        formula="mean next-token cross-entropy of the model as it is",
+        meaning="how well the model predicts",
+        per_token=True,
+    ),
+    Sign(
+        name="skew",
+        title="skew",
+        short="skew",
+        range="0 … 1",
+        formula=f"(p − 1/K)/(1 − 1/K), p = max_t u(t)/Σu, {_U}",
+        meaning="how unevenly the loops share the update: 0 where all do the same, 1 where the "
+        "busiest does everything",
+    ),
+    Sign(
+        name="first_share",
+        title="share of the first loop",
+        short="1st loop",
+        range="0 … 1",
+        formula="u(0)/Σu",
+        meaning="part of the loops' relative updates that is the first one's; 1/K if even",
+    ),
+    Sign(
+        name="cka_debiased",
+        title="CKA of consecutive states",
+        short="CKA",
+        range="… 1",
+        formula="mean over t of the debiased RBF-CKA of h(t) and h(t+1)",
+        meaning="stagnation: 1 where the states stop changing",
+    ),
+    Sign(
+        name="cka_biased",
+        title="CKA of consecutive states, biased",
+        short="CKA bias.",
+        range="0 … 1",
+        formula="the same with the biased estimator",
+        meaning="as the paper draws it; it grows with the width, whatever the states",
+    ),
+    Sign(
+        name="erank_0",
+        title="effective rank of h(0)",
+        short="rank h(0)",
+        range="1 … min(L, D)",
+        formula="exp(−Σ p log p), p = σ/Σσ of h(0)",
+        meaning="how many directions the state entering the loop uses",
+    ),
+    Sign(
+        name="erank_K",
+        title="effective rank of h(K)",
+        short="rank h(K)",
+        range="1 … min(L, D)",
+        formula="exp(−Σ p log p), p = σ/Σσ of h(K)",
+        meaning="how many directions the state leaving the loop uses",
+    ),
+    Sign(
+        name="erank_ratio",
+        title="effective rank, h(K) over h(0)",
+        short="ratio",
+        range="0 …",
+        formula="effective rank of h(K) / effective rank of h(0)",
+        meaning="rank collapse: below 1 where the loop loses directions",
+    ),
+    Sign(
+        name="erank_slope",
+        title="slope of the effective rank",
+        short="slope",
+        unit="per loop",
+        range="any",
+        formula="least-squares slope of ln(effective rank of h(t)) over t = 0 … K",
+        meaning="relative change of the rank with each loop; below 0 where it falls",
+    ),
+    Sign(
+        name="loop_gain",
+        title="gain of the loop",
+        short="gain",
+        unit="nats/token",
+        range="any",
+        formula=f"L(0) − L(K), {_L}",
+        meaning="how much the loss falls through the loop; near 0 where the coda would read as "
+        "well without it",
+        per_token=True,
+    ),
+    Sign(
+        name="rest_gain",
+        title="gain of the other loops",
+        short="others",
+        unit="nats/token",
+        range="any",
+        formula="L(0) − L(K) − (L(b) − L(b+1)), b the loop with the largest mean u(t)",
+        meaning="how much the loops besides the busiest take off the loss; near 0 where one loop "
+        "does all the work",
+        per_token=True,
+    ),
+    Sign(
+        name="overthinking",
+        title="overthinking",
+        short="overth.",
+        unit="nats/token",
+        range="0 … on average",
+        formula="L(K) − L(t*), t* ≤ K the t of the least mean L",
+        meaning="how much better an earlier state would have been read; 0 where the last is best",
+        per_token=True,
+    ),
+    Sign(
+        name="more_loss",
+        title="loss of more loops",
+        short="more",
+        unit="nats/token",
+        range="any",
+        formula="L(T) − L(K) of the model run with T > K loops",
+        meaning="what more loops than trained do to the loss; about 0 or less where they stay "
+        "stable",
+        per_token=True,
+    ),
+    Sign(
+        name="delta_last",
+        title="last step",
+        short="last step",
+        range="0 …",
+        formula="‖h(K) − h(K−1)‖/‖h(K−1)‖",
+        meaning="how far the last loop still moves the state",
+    ),
+    Sign(
+        name="step_ratio",
+        title="last step over the first",
+        short="steps",
+        range="0 …",
+        formula="‖Δ(T−1)‖/‖Δ(0)‖, Δ(t) = h(t+1) − h(t), T the most loops run",
+        meaning="convergence: below 1 the steps shrink from loop to loop, above 1 they grow",
+    ),
+    Sign(
+        name="nonfinite",
+        title="samples with NaN or infinity",
+        short="NaN",
+        range="0 … 1",
+        formula="share of samples with a value that is not finite in h(0) … h(K) or the loss",
+        meaning="above 0 where the states overflow",
+    ),
+)
+"""Every sign, in the order of the tables."""

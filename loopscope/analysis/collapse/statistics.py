@@ -1,0 +1,205 @@
+"""Means with intervals, and paired differences between checkpoints (scipy does the statistics)."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from loopscope.analysis.collapse.samples import KEYS, by_key, per_sample
+from loopscope.analysis.collapse.signs import SIGNS
+from loopscope.analysis.tables import Tables
+
+RESAMPLES = 2000
+LEVEL = 0.95
+SEED = 0
+"""Of the bootstrap: the same tables give the same intervals."""
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; NaN where there are too few samples."""
+
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: np.ndarray) -> Interval:
+    """Bootstrap interval of a mean (bias-corrected and accelerated, Efron 1987).
+
+    Args:
+        values: One number per sample, all finite.
+
+    Returns:
+        The interval; the value itself where all are equal, NaN below two samples.
+    """
+    if len(values) < 2:
+        return Interval(np.nan, np.nan)
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL,
+        method=_method(values), rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    return Interval(float(found.low), float(found.high))
+
+
+def _method(values: np.ndarray) -> str:
+    """BCa, unless the values hardly differ beyond rounding: its acceleration is then 0/0."""
+    spread = np.ptp(values)
+    return "BCa" if spread > 1e-12 * np.abs(values).max() else "percentile"
+
+
+def signs(tables: Tables) -> pd.DataFrame:
+    """Each sign's mean over samples with its interval, one row per checkpoint, loop and sign.
+
+    Args:
+        tables: As in `per_sample`.
+
+    Returns:
+        model, step, loop, sign, mean, std (ddof = 1), low and high (95 % bootstrap interval of
+        the mean), n (samples averaged), n_flagged (samples left out; none of a sign that has no
+        value in any sample); checkpoints and signs in order.
+
+    Raises:
+        InputError: if a table is missing.
+    """
+    return summarised(per_sample(tables))
+
+
+def summarised(samples: pd.DataFrame) -> pd.DataFrame:
+    """As `signs`, from what `per_sample` gives."""
+    rows = []
+    for key, part in by_key(samples).items():
+        for sign in SIGNS:
+            values = part[sign.name].dropna().to_numpy(dtype=np.float64)
+            n = len(values)
+            rows.append(
+                {
+                    **key._asdict(),
+                    "sign": sign.name,
+                    "mean": values.mean() if n else np.nan,
+                    "std": values.std(ddof=1) if n > 1 else np.nan,
+                    **bootstrap_mean(values)._asdict(),
+                    "n": n,
+                    "n_flagged": len(part) - n if n else 0,
+                }
+            )
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+class Difference(NamedTuple):
+    """How the mean of one set of numbers differs from that of another.
+
+    Attributes:
+        mean: Of the differences (the first minus the second).
+        low, high: 95 % bootstrap interval.
+        effect_size: Cohen's d: the mean over the standard deviation, of the differences where they
+            are paired (d_z), else pooled; NaN where nothing varies.
+        p: Of a t-test, paired or Welch's; 1 where both are equal throughout.
+        n: Pairs, or the smaller number of samples.
+        paired: Whether both were measured on the same samples.
+    """
+
+    mean: float
+    low: float
+    high: float
+    effect_size: float
+    p: float
+    n: int
+    paired: bool
+
+
+def paired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
+    """Difference of two signs on the same samples.
+
+    Args:
+        a, b: Values by sample number; a sample that one of them lacks is left out.
+
+    Returns:
+        The difference a − b, or None below two pairs.
+    """
+    d = (a - b).dropna().to_numpy(dtype=np.float64)
+    if len(d) < 2:
+        return None
+    low, high = bootstrap_mean(d)
+    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # nothing varies: no t-test
+        p = float(d[0] == 0)
+        return Difference(float(d.mean()), low, high, np.nan, p, len(d), True)
+    p = float(stats.ttest_1samp(d, 0.0).pvalue)
+    return Difference(float(d.mean()), low, high, float(d.mean() / d.std(ddof=1)), p, len(d), True)
+
+
+def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
+    """Difference of two signs on different samples, as of models with different tokenizers.
+
+    Args:
+        a, b: Values of each sample.
+
+    Returns:
+        The difference of the means, or None below two samples.
+    """
+    x, y = (s.dropna().to_numpy(dtype=np.float64) for s in (a, b))
+    n = min(len(x), len(y))
+    if n < 2:
+        return None
+    mean = float(x.mean() - y.mean())
+    if np.ptp(x) == 0 and np.ptp(y) == 0:
+        return Difference(mean, mean, mean, np.nan, float(mean == 0), n, False)
+    found = stats.bootstrap(
+        (x, y), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=RESAMPLES,
+        confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    pooled = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
+    p = float(stats.ttest_ind(x, y, equal_var=False).pvalue)
+    return Difference(mean, float(found.low), float(found.high), mean / pooled, p, n, False)
+
+
+def differences(
+    samples: pd.DataFrame, *, same_tokens: bool = True, skip: frozenset[str] = frozenset()
+) -> pd.DataFrame:
+    """Every checkpoint against the first, sign by sign.
+
+    Args:
+        samples: What `per_sample` gives; the first checkpoint is the reference. Its loops are
+            paired with those of the same name, others with its first.
+        same_tokens: Whether all were measured on the same windows of tokens. If not, differences
+            are unpaired, and those of signs that count per token are withheld.
+        skip: Models that are not compared (untrained twins).
+
+    Returns:
+        model, step, loop, sign, mean, low, high, effect_size, p, p_adjusted (Benjamini-Hochberg
+        over all rows), n, paired, reason (why there is no difference; None where there is).
+    """
+    parts = {
+        key: part.set_index("sample")
+        for key, part in by_key(samples).items()
+        if key.model not in skip
+    }
+    keys = list(parts)
+    rows = []
+    for key in keys[1:]:
+        if keys[0][:2] == key[:2]:
+            continue  # another loop of the reference
+        other = keys[0]._replace(loop=key.loop)
+        reference = parts[other if other in parts else keys[0]]
+        for sign in SIGNS:
+            a, b = parts[key][sign.name], reference[sign.name]
+            found, reason = None, None
+            if same_tokens:
+                found = paired_difference(a, b)
+            elif sign.per_token:
+                reason = "it counts per token, and the tokenizers differ"
+            else:
+                found = unpaired_difference(a, b)
+            if found is None and reason is None:
+                reason = "fewer than two samples have it in both"
+            told = found or Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, same_tokens)
+            row = {**key._asdict(), "sign": sign.name, **told._asdict()}
+            rows.append({**row, "reason": reason})
+    columns = [*KEYS, "sign", *Difference._fields, "reason"]
+    table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
+    table.insert(columns.index("p") + 1, "p_adjusted", np.nan)
+    there = table["p"].notna()
+    if there.any():
+        table.loc[there, "p_adjusted"] = stats.false_discovery_control(table.loc[there, "p"])
+    return table

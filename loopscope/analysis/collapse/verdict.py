@@ -1,0 +1,319 @@
+"""Verdicts: which signs make a loop collapsed, skewed, …, and what is said of the evidence.
+
+A sign is above a threshold where its whole 95 % interval is; where the interval crosses it, the
+answer is unknown. Answers are joined by three-valued logic (Kleene): a verdict is given where its
+condition surely holds and that of every more serious one surely does not; otherwise the verdict is
+"uncertain", between those that are left.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from loopscope.analysis.collapse.signs import SIGNS
+
+Answer = bool | None
+
+VERDICTS = ("healthy", "converging", "skewed", "stagnant", "collapsed", "unstable")
+"""What a loop can be, the least serious first; besides, `uncertain`."""
+
+MIN_SAMPLES = 8
+"""Fewer samples give intervals too narrow to judge by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A number that a sign is held against.
+
+    Attributes:
+        name: Under which `judge` takes another value.
+        sign: The sign.
+        value: The number.
+        meaning: Why this number.
+    """
+
+    name: str
+    sign: str
+    value: float
+    meaning: str
+
+
+THRESHOLDS = (
+    Threshold(
+        name="little_gain",
+        sign="loop_gain, rest_gain",
+        value=0.05,
+        meaning="as a part of the loss: loops that take off less do little",
+    ),
+    Threshold(
+        name="harm",
+        sign="overthinking",
+        value=0.1,
+        meaning="nats/token; an earlier state read better by more: the loop does harm",
+    ),
+    Threshold(
+        name="uneven",
+        sign="skew",
+        value=0.5,
+        meaning="half way from an even split to one loop doing everything",
+    ),
+    Threshold(
+        name="alike",
+        sign="cka_debiased",
+        value=0.98,
+        meaning="consecutive states are all but the same, up to rotation and scale",
+    ),
+    Threshold(
+        name="half_rank",
+        sign="erank_ratio",
+        value=0.5,
+        meaning="the loop loses half of the effective rank that it is given",
+    ),
+    Threshold(
+        name="rank_one",
+        sign="erank_K",
+        value=2.0,
+        meaning="fewer than two directions are left",
+    ),
+    Threshold(
+        name="growing",
+        sign="step_ratio",
+        value=1.0,
+        meaning="the last step is longer than the first",
+    ),
+    Threshold(
+        name="shrinking",
+        sign="step_ratio",
+        value=0.5,
+        meaning="the last step is less than half as long as the first",
+    ),
+    Threshold(
+        name="stable",
+        sign="more_loss",
+        value=0.05,
+        meaning="nats/token; more loops than trained cost no more than this",
+    ),
+)
+
+
+class Estimate(NamedTuple):
+    """A sign's mean over samples with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    n_flagged: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Whether one verdict's condition holds.
+
+    Attributes:
+        verdict: The verdict.
+        answer: Yes, no, or unknown.
+        because: The signs behind the answer, with intervals and thresholds.
+    """
+
+    verdict: str
+    answer: Literal["yes", "no", "unknown"]
+    because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a loop is, and why.
+
+    Attributes:
+        verdict: One of `VERDICTS`, `uncertain`, or None where there is nothing to judge.
+        between: The verdicts that are left where it is uncertain.
+        evidence: Sentences, the decisive first.
+        checks: Every condition in the order in which they were asked, the most serious first.
+    """
+
+    verdict: str | None
+    between: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+class Claim(NamedTuple):
+    """An answer and the words for it."""
+
+    answer: Answer
+    words: str
+
+
+def all_of(*claims: Claim) -> Claim:
+    """Three-valued "and"; the words are of those that decide."""
+    answers = [claim.answer for claim in claims]
+    answer = False if False in answers else None if None in answers else True
+    return Claim(answer, _said(claims, answer))
+
+
+def any_of(*claims: Claim) -> Claim:
+    """Three-valued "or"; the words are of those that decide."""
+    answers = [claim.answer for claim in claims]
+    answer = True if True in answers else None if None in answers else False
+    return Claim(answer, _said(claims, answer))
+
+
+def _said(claims: Iterable[Claim], answer: Answer) -> str:
+    """Words of the claims that give the answer; of an unknown one, all that are not against it."""
+    return "; ".join(dict.fromkeys(c.words for c in claims if c.answer is answer))
+
+
+class Signs:
+    """The signs of one checkpoint, to be held against thresholds."""
+
+    def __init__(self, estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> None:
+        self.estimates, self.thresholds = estimates, thresholds
+
+    def above(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
+        """Whether a sign's mean is above a threshold; `unmeasured` where there is no such sign."""
+        return self._held(sign, threshold, unmeasured, lambda x, limit: x > limit)
+
+    def below(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
+        """Whether a sign's mean is below a threshold; `unmeasured` where there is no such sign."""
+        return self._held(sign, threshold, unmeasured, lambda x, limit: x < limit)
+
+    def little(self, gain: str) -> Claim:
+        """Whether a gain is but a small part of the loss."""
+        if not self.has("loss"):
+            return Claim(None, f"{TITLES[gain]}: the loss was not measured")
+        part = self.thresholds["little_gain"]
+        limit = part * self.estimates["loss"].mean
+        said = f" ({part:.0%} of the loss)"
+        return self._claim(gain, limit, None, lambda x, limit: x < limit, said)
+
+    def _held(
+        self,
+        sign: str,
+        threshold: str,
+        unmeasured: Answer,
+        holds: Callable[[float, float], bool],
+    ) -> Claim:
+        return self._claim(sign, self.thresholds[threshold], unmeasured, holds)
+
+    def _claim(
+        self,
+        sign: str,
+        limit: float,
+        unmeasured: Answer,
+        holds: Callable[[float, float], bool],
+        said: str = "",
+    ) -> Claim:
+        found = self.estimates.get(sign)
+        if found is None or not found.n:
+            return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
+        told = f"{TITLES[sign]} {interval(found)}"
+        ends = {holds(found.low, limit), holds(found.high, limit)}
+        if math.isnan(found.low) or len(ends) > 1:
+            return Claim(None, f"{told}, not clearly on one side of {limit:.3g}{said}")
+        side = "above" if found.mean > limit else "below" if found.mean < limit else "at"
+        return Claim(ends.pop(), f"{told}, {side} {limit:.3g}{said}")
+
+    def has(self, sign: str) -> bool:
+        """Whether a sign was measured."""
+        return sign in self.estimates and self.estimates[sign].n > 0
+
+
+def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> Verdict:
+    """The verdict on one loop.
+
+    Args:
+        estimates: Its signs by name.
+        thresholds: Number by threshold name.
+
+    Returns:
+        The verdict with its evidence.
+    """
+    given = Signs(estimates, thresholds)
+    harm = given.above("overthinking", "harm")
+    harmful = given.above("overthinking", "harm", unmeasured=False)
+    # with one iteration there are no others: what the loop does is what it does
+    others = "rest_gain" if given.has("rest_gain") else "loop_gain"
+    idle = given.little(others)
+    ladder = [
+        ("unstable", _not_finite(estimates)),
+        ("unstable", all_of(given.above("step_ratio", "growing", unmeasured=False), harm)),
+        (
+            "collapsed",
+            any_of(
+                given.below("erank_K", "rank_one"),
+                all_of(given.below("erank_ratio", "half_rank"), any_of(harm, idle)),
+            ),
+        ),
+        (
+            "stagnant",
+            all_of(given.above("cka_debiased", "alike"), given.little("loop_gain")),
+        ),
+        ("skewed", all_of(given.above("skew", "uneven", unmeasured=False), idle)),
+        ("unstable", harmful),
+        (
+            "converging",
+            all_of(
+                given.below("step_ratio", "shrinking", unmeasured=False),
+                given.below("more_loss", "stable", unmeasured=False),
+            ),
+        ),
+    ]
+    checks = tuple(
+        Check(verdict=name, answer=_ANSWERS[claim.answer], because=claim.words)
+        for name, claim in ladder
+    )
+    counts = [e.n for e in estimates.values() if e.n]
+    if not counts or max(counts) < MIN_SAMPLES:
+        few = f"{max(counts, default=0)} samples are too few to judge; measure {MIN_SAMPLES}"
+        return Verdict(verdict="uncertain", between=VERDICTS, evidence=(few,), checks=checks)
+    left: list[str] = []
+    evidence: list[str] = []
+    for name, claim in ladder:
+        if claim.answer is False:
+            continue
+        if name not in left:
+            left.append(name)
+        evidence.append(claim.words)
+        if claim.answer:
+            break
+    else:
+        left.append("healthy")
+        evidence += healthy_words(estimates)
+    if len(left) == 1:
+        return Verdict(verdict=left[0], evidence=tuple(evidence), checks=checks)
+    return Verdict(
+        verdict="uncertain", between=tuple(left), evidence=tuple(evidence), checks=checks
+    )
+
+
+def healthy_words(estimates: Mapping[str, Estimate]) -> list[str]:
+    """What speaks for a loop: what it does for the loss, then its geometry."""
+    shown = ("loop_gain", "rest_gain", "skew", "cka_debiased", "erank_ratio")
+    told = [f"{TITLES[n]} {interval(estimates[n])}" for n in shown if _there(estimates, n)]
+    return ["; ".join(told)] if told else []
+
+
+def interval(found: Estimate) -> str:
+    """A mean with its interval, three significant digits: 0.0421 [0.039, 0.045]."""
+    if math.isnan(found.low):
+        return f"{found.mean:.3g}"
+    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
+
+
+TITLES = {sign.name: sign.title for sign in SIGNS}
+_ANSWERS: dict[Answer, Literal["yes", "no", "unknown"]] = {
+    True: "yes", False: "no", None: "unknown",
+}  # fmt: skip
+
+
+def _there(estimates: Mapping[str, Estimate], name: str) -> bool:
+    return name in estimates and estimates[name].n > 0
+
+
+def _not_finite(estimates: Mapping[str, Estimate]) -> Claim:
+    share = estimates["nonfinite"].mean if _there(estimates, "nonfinite") else 0.0
+    if share > 0:
+        return Claim(True, f"{share:.3g} of the samples have NaN or infinite values")
+    return Claim(False, "all values are finite")
