@@ -19,6 +19,7 @@ def frame(table: str, rows: list[dict]) -> pd.DataFrame:
 def tables(**changes) -> Tables:
     """Two samples: updates 3:1 and 1:1, CKA .9/.7 and .5/.5, ranks 8 → 4 and 10 → 20."""
     update, cka, rank, loss = [], [], [], []
+    delta, readout = [], []
     for sample, (cores, alike, ranks, nats) in enumerate(
         [((0.6, 0.2), (0.9, 0.7), (8.0, 4.0), 2.0), ((0.3, 0.3), (0.5, 0.5), (10.0, 20.0), 3.0)]
     ):
@@ -31,11 +32,21 @@ def tables(**changes) -> Tables:
                 cka.append(
                     {"sample": sample, **pair, "estimator": estimator, "value": value + shift}
                 )
-        for state, value in zip(("h0", "h2"), ranks, strict=True):
+        low, high = ranks
+        for state, value in (("h0", low), ("h1", np.sqrt(low * high)), ("h2", high)):
             rank.append({"sample": sample, "state": state, "measure": "effective", "value": value})
             rank.append({"sample": sample, "state": state, "measure": "stable", "value": 1.0})
         loss.append({"sample": sample, "value": nats})
+    # means 6.5, 2.25, 2.25: h(1) is the first of the best states
+    for sample, nats in enumerate([(5.0, 1.5, 2.0, 1.75), (8.0, 3.0, 2.5, 3.5)]):
+        readout += [{"sample": sample, "t": t, "value": x} for t, x in enumerate(nats)]
+    for sample, lengths in enumerate([(0.8, 0.4, 0.2), (0.4, 0.2, 0.4)]):
+        before = np.nan
+        for t, x in enumerate(lengths):
+            delta.append({"sample": sample, "t": t, "value": x, "ratio": x / before})
+            before = x
     made = {"update": update, "cka": cka, "rank": rank, "loss": loss}
+    made |= {"delta": delta, "readout": readout}
     return Tables(**{name: frame(name, rows) for name, rows in made.items()}, **changes)
 
 
@@ -44,15 +55,25 @@ def test_signs_of_each_sample_follow_from_the_tables():
     expected = {
         "loss": [2.0, 3.0],
         "first_share": [0.75, 0.5],
+        "skew": [0.5, 0.0],
         "cka_biased": [0.8, 0.5],
         "cka_debiased": [0.4, 0.1],
         "erank_0": [8.0, 10.0],
         "erank_K": [4.0, 20.0],
         "erank_ratio": [0.5, 2.0],
+        "erank_slope": [np.log(0.5) / 2, np.log(2.0) / 2],
+        "loop_gain": [3.0, 5.5],
+        "rest_gain": [-0.5, 0.5],
+        "overthinking": [0.5, -0.5],
+        "more_loss": [-0.25, 1.0],
+        "delta_last": [0.4, 0.2],
+        "step_ratio": [0.25, 1.0],
+        "nonfinite": [0.0, 0.0],
     }
-    assert list(found.columns) == ["model", "sample", *(s.name for s in SIGNS)]
+    assert list(found.columns) == ["model", "step", "loop", "sample", *(s.name for s in SIGNS)]
+    assert {*expected} == {s.name for s in SIGNS}
     for sign, values in expected.items():
-        np.testing.assert_allclose(found[sign], values, rtol=1e-12)
+        np.testing.assert_allclose(found[sign], values, rtol=1e-12, err_msg=sign)
 
 
 def test_means_and_deviations_are_over_samples():
@@ -74,18 +95,48 @@ def test_flagged_samples_are_counted_and_left_out():
     assert table.loc["erank_0", "n"] == 2
 
 
+def test_values_that_are_not_finite_are_counted_up_to_the_last_state():
+    given = tables()
+    for t, share in ((2, 0.0), (1, 0.5)):  # t = 2 is the step after h(K)
+        delta = given.delta.copy()
+        delta["flag"] = delta["flag"].astype(object)
+        delta.loc[delta["t"].eq(t) & delta["sample"].eq(1), ["flag", "value"]] = (
+            "nonfinite",
+            np.nan,
+        )
+        given.delta = delta.astype(schema("delta"))
+        assert signs(given).set_index("sign").loc["nonfinite", "mean"] == share
+
+
 def test_a_missing_table_is_named():
     given = tables()
     given.cka = None
-    with pytest.raises(InputError, match="needs cka, which was not measured"):
+    with pytest.raises(InputError, match="need cka, which was not measured"):
         signs(given)
     assert set(SCHEMAS) >= {"update", "cka", "rank"}
 
 
-def test_without_a_loss_table_the_loss_is_unknown():
+def test_without_their_tables_signs_are_unknown():
     given = tables()
-    given.loss = None
-    assert signs(given).set_index("sign").loc["loss", "n"] == 0
+    given.loss = given.readout = given.delta = None
+    table = signs(given).set_index("sign")
+    assert table["n"].eq(0).to_dict() == {
+        sign.name: sign.name in ("loss", "loop_gain", "rest_gain", "overthinking", "more_loss",
+                                 "delta_last", "step_ratio")
+        for sign in SIGNS
+    }  # fmt: skip
+
+
+def test_steps_of_a_series_are_told_apart_and_sorted():
+    late, early = tables(), tables()
+    for name in late.frames():
+        for one, step in ((late, 200), (early, 30)):
+            rows = getattr(one, name)
+            steps = pd.array([step] * len(rows), dtype="Int64")
+            setattr(one, name, rows.assign(step=steps))
+    found = per_sample(Tables.join([late, early]))
+    assert found["step"].tolist() == [30, 30, 200, 200] and set(found["model"]) == {"a"}
+    np.testing.assert_allclose(found["skew"], [0.5, 0.0, 0.5, 0.0])
 
 
 def two_loops() -> Tables:
@@ -103,54 +154,21 @@ def two_loops() -> Tables:
     return given
 
 
-def test_each_loop_has_a_row_and_all_have_the_models_loss():
+def test_each_loop_has_rows_and_all_have_the_models_loss():
     found = per_sample(two_loops())
-    assert found["model"].tolist() == ["a, H", "a, H", "a, L", "a, L"]
+    assert found["loop"].tolist() == ["H", "H", "L", "L"] and set(found["model"]) == {"a"}
     assert found["loss"].tolist() == [2.0, 3.0, 2.0, 3.0]
     np.testing.assert_allclose(found["first_share"], [0.75, 0.5, 0.25, 0.5])
-    table = signs(two_loops())
-    assert table["model"].unique().tolist() == ["a, H", "a, L"]
-
-
-def shown(table: pd.DataFrame, capsys, monkeypatch) -> list[str]:
-    from loopscope.printing import print_signs
-
-    monkeypatch.setenv("COLUMNS", "150")
-    print_signs(table)
-    return capsys.readouterr().out.splitlines()
-
-
-def test_the_printed_table_has_a_line_per_loop(capsys, monkeypatch):
-    lines = shown(signs(two_loops()), capsys, monkeypatch)
-    rows = [line.split() for line in lines if line.lstrip().startswith("a, ")]
-    assert [row[:4] for row in rows] == [
-        ["a,", "H", "2.500", "±0.707"], ["a,", "L", "2.500", "±0.707"],
-    ]  # fmt: skip
-    assert rows[0][4] == "0.625" and rows[1][4] == "0.375"
+    assert found["loop_gain"].isna().all()  # its rows stand with a loop of another name
+    assert signs(two_loops())["loop"].unique().tolist() == ["H", "L"]
 
 
 @pytest.mark.parametrize("flagged", [False, True])
-def test_a_loss_that_was_not_measured_is_a_dash_and_one_left_out_is_counted(
-    capsys, monkeypatch, flagged
-):
+def test_a_loss_that_is_flagged_throughout_is_counted_one_not_measured_is_not(flagged):
     given = tables()
     if flagged:
         given.loss = given.loss.assign(value=np.nan, flag=pd.Categorical(["nonfinite"] * 2))
     else:
-        given.loss = given.loss.iloc[:0]
-    table = signs(given)
-    row = table.set_index("sign").loc["loss"]
+        given.loss = given.loss.iloc[:0].astype({"model": str}).astype(schema("loss"))
+    row = signs(given).set_index("sign").loc["loss"]
     assert (row["n"], row["n_flagged"]) == (0, 2 if flagged else 0)
-    line = next(x for x in shown(table, capsys, monkeypatch) if x.split()[:1] == ["a"])
-    assert ("(2 out)" in line) is flagged
-    assert "–" in line and "nan" not in line
-
-
-def test_a_notebook_shows_a_column_per_loop_and_a_dash_for_no_loss():
-    from loopscope.analysis.compare import Comparison
-
-    given = two_loops()
-    given.loss = given.loss.iloc[:0]
-    html = Comparison(tables=given, samples={})._repr_html_()
-    assert "<th>a, H</th>" in html and "<th>a, L</th>" in html
-    assert html.count("<td>–</td>") == 2

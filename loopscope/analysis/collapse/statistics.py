@@ -1,12 +1,13 @@
 """Means with intervals, and paired differences between checkpoints (scipy does the statistics)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from loopscope.analysis.collapse.samples import KEYS, by_key, per_sample
+from loopscope.analysis.collapse.samples import KEYS, Key, by_key, per_sample
 from loopscope.analysis.collapse.signs import SIGNS
 from loopscope.analysis.tables import Tables
 
@@ -63,16 +64,18 @@ def signs(tables: Tables) -> pd.DataFrame:
     Raises:
         InputError: if a table is missing.
     """
-    return summarised(per_sample(tables))
+    return summarised(per_sample(tables), tables)
 
 
-def summarised(samples: pd.DataFrame) -> pd.DataFrame:
-    """As `signs`, from what `per_sample` gives."""
+def summarised(samples: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    """As `signs`, from what `per_sample` gave for these tables."""
+    lost = set() if tables.loss is None else set(tables.loss["model"].astype(str))
     rows = []
     for key, part in by_key(samples).items():
         for sign in SIGNS:
             values = part[sign.name].dropna().to_numpy(dtype=np.float64)
             n = len(values)
+            measured = n > 0 or (sign.name == "loss" and key.model in lost)
             rows.append(
                 {
                     **key._asdict(),
@@ -81,7 +84,7 @@ def summarised(samples: pd.DataFrame) -> pd.DataFrame:
                     "std": values.std(ddof=1) if n > 1 else np.nan,
                     **bootstrap_mean(values)._asdict(),
                     "n": n,
-                    "n_flagged": len(part) - n if n else 0,
+                    "n_flagged": len(part) - n if measured else 0,
                 }
             )
     return pd.DataFrame(rows).astype({"step": "Int64"})
@@ -157,33 +160,32 @@ def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
 def differences(
     samples: pd.DataFrame, *, same_tokens: bool = True, skip: frozenset[str] = frozenset()
 ) -> pd.DataFrame:
-    """Every checkpoint against the first, sign by sign.
+    """Every checkpoint against the first model, sign by sign.
+
+    The steps of the first model are held against its first step; those of another against the
+    first model at the same step, or at its end where it has no such step.
 
     Args:
-        samples: What `per_sample` gives; the first checkpoint is the reference. Its loops are
-            paired with those of the same name, others with its first.
+        samples: What `per_sample` gives; the first model is the reference. Loops are paired by
+            name, others with the reference's first.
         same_tokens: Whether all were measured on the same windows of tokens. If not, differences
             are unpaired, and those of signs that count per token are withheld.
         skip: Models that are not compared (untrained twins).
 
     Returns:
-        model, step, loop, sign, mean, low, high, effect_size, p, p_adjusted (Benjamini-Hochberg
-        over all rows), n, paired, reason (why there is no difference; None where there is).
+        model, step, loop, against (step of the reference, null outside a series), sign, mean, low,
+        high, effect_size, p, p_adjusted (Benjamini-Hochberg over all rows), n, paired, reason (why
+        there is no difference; None where there is).
     """
     parts = {
         key: part.set_index("sample")
         for key, part in by_key(samples).items()
         if key.model not in skip
     }
-    keys = list(parts)
     rows = []
-    for key in keys[1:]:
-        if keys[0][:2] == key[:2]:
-            continue  # another loop of the reference
-        other = keys[0]._replace(loop=key.loop)
-        reference = parts[other if other in parts else keys[0]]
+    for key, other in _pairs(list(parts)):
         for sign in SIGNS:
-            a, b = parts[key][sign.name], reference[sign.name]
+            a, b = parts[key][sign.name], parts[other][sign.name]
             found, reason = None, None
             if same_tokens:
                 found = paired_difference(a, b)
@@ -194,12 +196,26 @@ def differences(
             if found is None and reason is None:
                 reason = "fewer than two samples have it in both"
             told = found or Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, same_tokens)
-            row = {**key._asdict(), "sign": sign.name, **told._asdict()}
+            row = {**key._asdict(), "against": other.step, "sign": sign.name, **told._asdict()}
             rows.append({**row, "reason": reason})
-    columns = [*KEYS, "sign", *Difference._fields, "reason"]
-    table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
+    columns = [*KEYS, "against", "sign", *Difference._fields, "reason"]
+    table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "against": "Int64"})
     table.insert(columns.index("p") + 1, "p_adjusted", np.nan)
     there = table["p"].notna()
     if there.any():
         table.loc[there, "p_adjusted"] = stats.false_discovery_control(table.loc[there, "p"])
     return table
+
+
+def _pairs(keys: list[Key]) -> Iterator[tuple[Key, Key]]:
+    """Each checkpoint and what it is held against."""
+    model = keys[0].model if keys else ""
+    own = [key for key in keys if key.model == model]
+    for key in keys:
+        loop = key.loop if any(one.loop == key.loop for one in own) else own[0].loop
+        steps = [one.step for one in own if one.loop == loop]
+        same = key.step if key.step in steps else steps[-1]
+        step = steps[0] if key.model == model else same
+        other = Key(model, step, loop)
+        if other != key:
+            yield key, other

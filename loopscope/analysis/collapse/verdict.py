@@ -43,7 +43,7 @@ THRESHOLDS = (
     Threshold(
         name="little_gain",
         sign="loop_gain, rest_gain",
-        value=0.05,
+        value=0.02,
         meaning="as a part of the loss: loops that take off less do little",
     ),
     Threshold(
