@@ -51,16 +51,18 @@ class Course:
                 self.more = list(beyond(self.K, T, cheap=isinstance(model, LoopModel)))
                 self.readout = Rows("readout", samples, _at([*range(self.K + 1), *self.more]))
 
-    def add(self, here: slice, trajectory: Trajectory, drop: int) -> None:
+    def add(
+        self, here: slice, trajectory: Trajectory, drop: int, longer: Trajectory | None = None
+    ) -> None:
         """One batch: the rows of its samples.
 
         Args:
             here: Which samples.
             trajectory: Their trajectory, with logits where the readout is asked for.
             drop: Tokens left out at the start of each sample, of `delta` only.
+            longer: That of the model with more iterations, where it is known already.
         """
-        longer = None
-        if self.longer is not None:
+        if self.longer is not None and longer is None:
             longer = capture(self.longer, trajectory.tokens, memory=False)
         for name, rows in (self.delta or {}).items():
             h = [state[:, drop:] for state in trajectory.loops[name].h]
@@ -131,6 +133,8 @@ def longer_model(model: Any, K: int, T: int | None) -> tuple[Any, str]:
         raise InputError(
             f"more_loops is {T}, but the model runs {K} iterations; give more than that."
         )
+    if any(point.fwd_hooks for point in model.hook_points()):
+        return None, "more loops: the model has hooks, which it would lose; they were not tried"
     found = getattr(model, "map", None)
     try:
         return model.with_loops(T if found is None else {found.main.name: T}), ""

@@ -15,7 +15,8 @@ from loopscope.analysis.samples import checked_tokens, samples_provenance
 from loopscope.analysis.tables import Tables
 from loopscope.analysis.threads import one_thread_per_sample
 from loopscope.errors import InputError, unknown_name
-from loopscope.probes.capture import Trajectory, capture
+from loopscope.models.model import LoopModel
+from loopscope.probes.capture import Trajectory, capture, shortened
 
 MEASURES = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
 DEFAULT = ("update", "cka", "spectrum", "rank", "routing")
@@ -151,14 +152,14 @@ class Measuring:
             for begin in range(start, stop, self.batch_size):
                 batch = self.tokens[begin : min(begin + self.batch_size, stop)]
                 logits = bool({"loss", "readout"} & {*self.options.measures}) and not self._no_loss
-                trajectory = capture(self.model, batch, memory=False, logits=logits)
+                trajectory, longer = self._captured(batch, logits)
                 if recorder is None:
                     recorder = self._recorder(trajectory, stop - start)
                     if start == 0:
                         words = _strings(self.model, batch[0])
                         recorder.token_table(self.name, trajectory, words)
-                recorder.add(begin - start, trajectory, each)
-                del trajectory
+                recorder.add(begin - start, trajectory, each, longer)
+                del trajectory, longer
                 if progress is not None:
                     progress(len(batch))
         assert recorder is not None
@@ -167,6 +168,14 @@ class Measuring:
             for table, frame in recorder.frames(self.name).items()
         }
         return Tables(**frames, provenance={"models": {self.name: self.provenance}})
+
+    def _captured(self, batch: Tensor, logits: bool) -> tuple[Trajectory, Trajectory | None]:
+        """The batch's trajectory, and that with more iterations where one run gives both."""
+        longer = None if self._longer is None else self._longer[0]
+        if longer is None or not isinstance(self.model, LoopModel):
+            return capture(self.model, batch, memory=False, logits=logits), None
+        long = capture(longer, batch, memory=False)
+        return shortened(self.model, long, logits=logits), long
 
     def _recorder(self, first: Trajectory, samples: int) -> Recorder:
         measures = self.options.measures

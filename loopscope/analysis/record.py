@@ -88,13 +88,16 @@ class Recorder:
         """Whether any loop has routers or gates."""
         return any(one.routing.all for one in self.loops.values())
 
-    def add(self, start: int, trajectory: Trajectory, each: Each) -> None:
+    def add(
+        self, start: int, trajectory: Trajectory, each: Each, longer: Trajectory | None = None
+    ) -> None:
         """Measure one batch.
 
         Args:
             start: Number of its first sample.
             trajectory: Its trajectory.
             each: Applies a function to each sample's number; `map`, or a pool's.
+            longer: That of the model with more iterations, where it is known already.
 
         Raises:
             InputError: if it has not the first batch's loops and iterations.
@@ -125,7 +128,7 @@ class Recorder:
             found = torch.stack(losses(trajectory.logits, trajectory.tokens)).cpu().numpy()
             rows.values["value"][here, 0], rows.flag[here, 0] = flagged(found)
         if self.course is not None:
-            self.course.add(here, trajectory, drop)
+            self.course.add(here, trajectory, drop, longer)
 
     def token_table(self, model: str, trajectory: Trajectory, tokens: Sequence[str]) -> None:
         """Router weights of the first sample, token by token (nothing without routers).

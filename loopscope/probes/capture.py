@@ -199,3 +199,33 @@ def capture(
         tokens=ids,
         path=tuple(str(t) for t in steps),
     )
+
+
+@torch.no_grad()
+def shortened(model: LoopModel, longer: Trajectory, *, logits: bool = False) -> Trajectory:
+    """The trajectory of a model from one with more iterations of the same core.
+
+    Both pass through the same states up to h(K), since nothing in the core knows K; only the coda
+    is run anew.
+
+    Args:
+        model: A native model that `with_loops` can change, without hooks.
+        longer: What `capture` gives for `model.with_loops(T)`, T ≥ K.
+        logits: Keep the logits too.
+
+    Returns:
+        What `capture(model, longer.tokens, logits=logits)` gives.
+    """
+    K = model.config.K
+    h, h_m = longer.h[: K + 1], longer.h_m[:K]
+    h_out = model.read_out(h[K])
+    blocks = {name: block for name, block in longer.blocks.items() if name == "prelude"}
+    blocks |= {f"core{t + 1}": (h[t], h_m[t]) for t in range(K)}
+    if model.config.layout.coda:
+        blocks["coda"] = (h[K], h_out)
+    return Trajectory(
+        h_emb=longer.h_emb, h=h, h_m=h_m, memory=None, w_write=None, w_read=None,
+        transition=None, h_out=h_out, blocks=blocks,
+        logits=model.unembed(model.ln_final(h_out)) if logits else None,
+        tokens=longer.tokens, path=longer.path[:K],
+    )  # fmt: skip

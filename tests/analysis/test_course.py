@@ -178,3 +178,22 @@ def test_a_part_has_its_samples_numbers_and_step(samples):
 def test_many_more_loops_are_read_out_at_four_places_where_that_is_dear():
     assert list(beyond(8, 16, cheap=False)) == [10, 12, 14, 16]
     assert list(beyond(3, 6, cheap=False)) == [4, 5, 6] == list(beyond(3, 6, cheap=True))
+
+
+@pytest.mark.parametrize("variant", ["base", "anchor+anchor_emb", "dynamic"])
+def test_running_more_loops_changes_no_other_row(variant, samples):
+    model = make_model(variant)
+    kinds = ("update", "cka", "spectrum", "rank", "readout", "loss")
+    plain = measure(model, samples, kinds, batch_size=2)
+    longer = measure(model, samples, kinds, batch_size=2, more_loops=T)
+    longer.readout = longer.readout[longer.readout["t"] <= K].reset_index(drop=True)
+    for name, frame in plain.frames().items():
+        pd.testing.assert_frame_equal(frame, longer.frames()[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_with_hooks_is_not_run_without_them(samples):
+    model = make_model("base")
+    model.add_hook("loop.1.hook_in", lambda h, hook: 0.5 * h)
+    tables = measure(model, samples, ["delta"], more_loops=T)
+    assert tables.delta["t"].max() == K - 1
+    assert "has hooks" in tables.provenance["models"]["base"]["notes"][0]
