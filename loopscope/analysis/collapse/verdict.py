@@ -30,12 +30,14 @@ class Threshold:
         name: Under which `judge` takes another value.
         sign: The sign.
         value: The number.
-        meaning: Why this number.
+        unit: Empty for a pure number.
+        meaning: What it means to be on the other side.
     """
 
     name: str
     sign: str
     value: float
+    unit: str = ""
     meaning: str
 
 
@@ -44,13 +46,15 @@ THRESHOLDS = (
         name="little_gain",
         sign="loop_gain, rest_gain",
         value=0.02,
-        meaning="as a part of the loss: loops that take off less do little",
+        unit="of the loss",
+        meaning="loops that take off less do little",
     ),
     Threshold(
         name="harm",
         sign="overthinking",
         value=0.1,
-        meaning="nats/token; an earlier state read better by more: the loop does harm",
+        unit="nats/token",
+        meaning="an earlier state read better by more: the loop does harm",
     ),
     Threshold(
         name="uneven",
@@ -92,7 +96,8 @@ THRESHOLDS = (
         name="stable",
         sign="more_loss",
         value=0.05,
-        meaning="nats/token; more loops than trained cost no more than this",
+        unit="nats/token",
+        meaning="more loops than trained cost no more than this",
     ),
 )
 
