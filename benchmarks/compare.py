@@ -164,9 +164,8 @@ def table(size: Size, device: str, samples: int, batch: int) -> None:
         floor = sum(v / (exact if part == "spectra" else fast) for part, v in work.items())
         over[variant] = total / floor
         shares = " | ".join(f"{found[name] / total:.0%}" for name in names)
-        print(
-            f"| {variant} | {1000 * total:.1f} | {shares} | {1000 * floor:.1f} | {total / floor:.2f} |"
-        )
+        ends = f"{1000 * floor:.1f} | {total / floor:.2f}"
+        print(f"| {variant} | {1000 * total:.1f} | {shares} | {ends} |")
     if size != SIZES["410m"]:
         project(over)
 

@@ -9,11 +9,15 @@ from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.figures.cka_maps import cka
+    from loopscope.figures.jobs import plan
     from loopscope.figures.layer_distribution import layers
-    from loopscope.figures.output import DrawReport, draw_all, plan, save
+    from loopscope.figures.loss_lines import loss_per_loop
+    from loopscope.figures.output import DrawReport, draw_all, save
     from loopscope.figures.rank_lines import rank
     from loopscope.figures.router_maps import routers
+    from loopscope.figures.series_panels import series
     from loopscope.figures.spectra import spectrum
+    from loopscope.figures.step_lines import steps
     from loopscope.figures.summary import fig1
     from loopscope.figures.training_curves import training
     from loopscope.figures.update_bars import update
@@ -24,11 +28,14 @@ _HOMES = {
     "draw_all": "output",
     "fig1": "summary",
     "layers": "layer_distribution",
-    "plan": "output",
+    "loss_per_loop": "loss_lines",
+    "plan": "jobs",
     "rank": "rank_lines",
     "routers": "router_maps",
     "save": "output",
+    "series": "series_panels",
     "spectrum": "spectra",
+    "steps": "step_lines",
     "training": "training_curves",
     "update": "update_bars",
 }
@@ -39,11 +46,14 @@ __all__ = [
     "draw_all",
     "fig1",
     "layers",
+    "loss_per_loop",
     "plan",
     "rank",
     "routers",
     "save",
+    "series",
     "spectrum",
+    "steps",
     "training",
     "update",
 ]

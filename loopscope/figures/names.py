@@ -3,8 +3,9 @@
 import hashlib
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from matplotlib import font_manager
 
@@ -78,6 +79,44 @@ def model_label(name: str) -> str:
     if at and suffix == "init":
         return f"{_MODELS.get(stem, printable(stem))} (untrained)"
     return _MODELS.get(name, printable(name))
+
+
+def untrained_stem(provenance: Mapping[str, Any], model: str) -> str | None:
+    """Name the model whose untrained twin this is.
+
+    Args:
+        provenance: Of the tables.
+        model: The name in the tables.
+
+    Returns:
+        The name without `@init`, the name itself where only its provenance tells, or None where
+        it is trained.
+    """
+    stem, _, suffix = model.rpartition("@")
+    if stem and suffix == "init":
+        return stem
+    known = (provenance.get("models") or {}).get(model) or {}
+    return model if (known.get("training") or {}).get("untrained") is True else None
+
+
+def variants(provenance: Mapping[str, Any], models: Iterable[str]) -> dict[str, str | None]:
+    """Tell the variant of each model, from its configuration or its name in the zoo.
+
+    Args:
+        provenance: Of the tables.
+        models: Names in the tables.
+
+    Returns:
+        model → variant id; None where it is a foreign model, or nothing tells.
+    """
+    found: dict[str, str | None] = {}
+    for model in models:
+        known = (provenance.get("models") or {}).get(model) or {}
+        config = known.get("config")
+        told = config.get("variant") if isinstance(config, Mapping) else None
+        stem = model.removesuffix("@init")
+        found[model] = str(told) if told else stem if not known and stem in _MODELS else None
+    return found
 
 
 def variant_label(variant: str, *, shared: bool = True) -> str:

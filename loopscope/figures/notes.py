@@ -10,8 +10,11 @@ import pandas as pd
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.figures.names import model_label, printable
-from loopscope.figures.panels import Panel
+from loopscope.figures.panels import Panel, shortened
 from loopscope.figures.style import GREY, SMALL, Figure
+
+_LISTED = 8  # models whose numbers of samples are listed
+_NAME = 48  # letters of a name
 
 
 def note(fig: Figure, *sentences: str) -> None:
@@ -41,10 +44,12 @@ def samples_note(frame: pd.DataFrame, panels: Sequence[Panel], column: str = "va
         Sentences such as 'n = 500 samples. Left out as flagged: mesh 3 values in 2 samples (zero).'
     """
     counts = aggregate.left_out(frame, column)
-    found = [(p.title, _Left.of(p, counts)) for p in panels]
+    found = [(shortened(p.title, _NAME), _Left.of(p, counts)) for p in panels]
     ns = {title: left.samples for title, left in found}
     if len(set(ns.values())) == 1:
         text = f"n = {next(iter(ns.values()))} samples{' each' if len(ns) > 1 else ''}."
+    elif len(ns) > _LISTED:
+        text = f"n = {min(ns.values())} to {max(ns.values())} samples."
     else:
         text = f"n samples: {', '.join(f'{title} {n}' for title, n in ns.items())}."
     return text + _flagged_text(found)

@@ -301,6 +301,19 @@ def say_unsound(ax: Axes, flagged: int) -> None:
     )
 
 
+def shortened(title: str, letters: int) -> str:
+    """Cut a long title (a path) to one line; what is dropped is its beginning.
+
+    Args:
+        title: The title.
+        letters: Letters that fit.
+
+    Returns:
+        The title, or its end after an ellipsis.
+    """
+    return title if len(title) <= letters else "…" + title[-(letters - 1) :]
+
+
 def wrapped(title: str, letters: int) -> str:
     """Break a long title (a path) into at most three lines; what is dropped is its beginning.
 

@@ -7,10 +7,11 @@ import numpy as np
 from loopscope.analysis import aggregate
 from loopscope.analysis.tables import Tables
 from loopscope.errors import unknown_name
+from loopscope.figures.courses import line_looks
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
-from loopscope.figures.style import DASHES, LINES, MARKERS, Figure, new_figure, style
+from loopscope.figures.style import Figure, new_figure, style
 from loopscope.figures.ticks import labelled, spread_ends
 
 _MEASURES = {
@@ -50,6 +51,7 @@ def rank(
     stats = aggregate.rank(frame)
     parts = [p.rows(stats) for p in panels]
     order = state_order(str(s) for p in parts for s in p["state"])
+    looks = line_looks(tables.provenance, panels)
     with style():
         titles = [wrapped(p.title, 26) for p in panels]
         for number, part in enumerate(parts):
@@ -57,7 +59,10 @@ def rank(
                 titles[number] += f":\n{unsound_text(int(part['n_flagged'].sum()))}"
         letters = max(len(line) for title in titles for line in title.split("\n"))
         beside = 0.9 + 0.06 * letters
-        fig = new_figure(max(3.4, min(0.34 * len(order), _WIDEST) + beside), 2.5)
+        lines = sum(title.count("\n") + 1 for title in titles)
+        fig = new_figure(
+            max(3.4, min(0.34 * len(order), _WIDEST) + beside), max(2.5, 0.9 + 0.125 * lines)
+        )
         ax = fig.subplots()
         for number, part in enumerate(parts):
             # States that a model lacks stay NaN: no line runs across them.
@@ -68,9 +73,7 @@ def rank(
                 own["mean"].to_numpy(),
                 yerr=own["std"].to_numpy(),
                 label=titles[number],
-                color=LINES[number % len(LINES)],
-                linestyle=DASHES[number // len(LINES) % len(DASHES)],
-                marker=MARKERS[number % len(MARKERS)],
+                **looks[number],
                 markersize=3.2,
                 elinewidth=0.7,
                 capsize=1.5,

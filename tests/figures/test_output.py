@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import matplotlib as mpl
 import pytest
 
 from loopscope import figures
+from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import style
+from tests.figures.course_tables import with_courses
 
 
 def test_figures_import_neither_torch_nor_pyplot():
@@ -114,7 +117,7 @@ def quick(monkeypatch):
 def test_draw_all_writes_the_contracts_files(four, tmp_path, quick):
     done = []
     report = figures.draw_all(four, tmp_path, progress=done.append)
-    names = ["fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum"]
+    names = ["fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum", "rank"]
     names += [f"fig1_{m}" for m in ("base", "residual", "anchor", "mesh")]
     names += ["routers_mesh"]
     wanted = [tmp_path / "figures" / f"{n}.{s}" for n in names for s in ("png", "pdf")]
@@ -147,7 +150,7 @@ def test_draw_all_draws_what_the_tables_hold_and_names_the_rest(make, tmp_path, 
     tables.spectrum = tables.routing = None
     tables.cka = tables.cka[tables.cka["estimator"].eq("biased")]
     report = figures.draw_all(tables, tmp_path)
-    assert {f.stem for f in report.files} == {"fig3_update", "fig4_cka"}
+    assert {f.stem for f in report.files} == {"fig3_update", "fig4_cka", "rank"}
     told = {n.figure: n.reason for n in report.not_drawn}
     assert told == {
         "fig4_cka_debiased": "no debiased CKA with the RBF kernel was measured",
@@ -158,8 +161,6 @@ def test_draw_all_draws_what_the_tables_hold_and_names_the_rest(make, tmp_path, 
 
 
 def test_draw_all_names_a_model_that_one_table_lacks(four, tmp_path, quick):
-    from dataclasses import replace
-
     tables = replace(four, update=four.update[~four.update["model"].eq("base")])
     report = figures.draw_all(tables, tmp_path, ["base", "mesh"])
     told = {(n.figure, n.model): n.reason for n in report.not_drawn}
@@ -168,11 +169,52 @@ def test_draw_all_names_a_model_that_one_table_lacks(four, tmp_path, quick):
     assert "fig3_update" in {f.stem for f in report.files}
 
 
-def test_draw_all_draws_a_series_and_names_what_shows_one_state_only(series, tmp_path, quick):
+def test_draw_all_draws_the_ends_of_a_series_and_tells_which_steps_it_leaves_out(
+    series, tmp_path, quick
+):
     report = figures.draw_all(series, tmp_path)
-    assert "fig3_update" in {f.stem for f in report.files}
-    told = {n.figure: n.reason for n in report.not_drawn}
-    assert told["fig1_mesh"] == "the table 'update' holds 3 steps or loops of it"
+    stems = {f.stem for f in report.files}
+    assert {"fig3_update", "rank", "series", "fig1_mesh", "routers_mesh"} <= stems
+    [told] = report.not_drawn
+    assert (told.figure, told.model) == ("steps between", "mesh")
+    assert told.reason.startswith("1 of its 3 steps; figures of states show the first and the last")
+    jobs = {job.name: job.make for job in figures.plan(series)[0]}
+    titles = [ax.get_title() for ax in jobs["fig3_update"]().axes]
+    assert titles == ["+mesh, step 0", "+mesh, step 20,000"]
+    assert jobs["fig1_mesh"]().get_suptitle() == "+mesh, step 20,000"
+
+
+def test_a_series_of_a_hundred_steps_gets_no_hundred_panels(make, tmp_path, quick):
+    runs = [
+        make(name, samples=2, step=step, seed=step)
+        for name in ("base", "mesh") for step in range(0, 10_000, 500)
+    ]  # fmt: skip
+    tables = Tables.join([*runs, make("anchor", samples=2)])
+    jobs, missing = figures.plan(tables, ["base", "anchor", "mesh"])
+    drawn = {job.name: job.make for job in jobs}
+    assert len(drawn["fig3_update"]().axes) == 5
+    assert [m.reason.partition(";")[0] for m in missing if m.figure == "steps between"] == [
+        "18 of its 20 steps"
+    ] * 2
+    assert len(jobs) < 15
+
+
+def test_a_series_without_the_tables_of_the_signs_is_named(series, tmp_path, quick):
+    series = replace(series, rank=None)
+    told = {n.figure: n.reason for n in figures.draw_all(series, tmp_path).not_drawn}
+    assert told["series"] == "the table 'rank' was not measured"
+
+
+def test_losses_and_steps_are_drawn_where_they_were_measured_and_else_not_mentioned(
+    make, tmp_path, quick
+):
+    tables = Tables.concat([with_courses(make("base"), more=2), make("mesh")])
+    report = figures.draw_all(tables, tmp_path)
+    assert {"loss_per_loop", "steps"} <= {f.stem for f in report.files}
+    told = {(n.figure, n.model): n.reason for n in report.not_drawn}
+    assert told["loss_per_loop", "mesh"] == "the table 'readout' has no rows of it"
+    told = {n.figure for n in figures.draw_all(make("mesh"), tmp_path).not_drawn}
+    assert not told & {"loss_per_loop", "steps"}
 
 
 def test_draw_all_refuses_an_unknown_model(four, tmp_path):
@@ -221,7 +263,7 @@ def test_draw_all_removes_no_figure_that_it_did_not_record(four, tmp_path, quick
 def test_a_drawing_that_fails_removes_nothing_and_records_what_it_wrote(
     four, tmp_path, quick, monkeypatch
 ):
-    from loopscope.figures import output
+    from loopscope.figures import jobs
 
     figures.draw_all(four, tmp_path, ["mesh"])
 
@@ -229,7 +271,7 @@ def test_a_drawing_that_fails_removes_nothing_and_records_what_it_wrote(
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(output, "routers", fail)
+        patch.setattr(jobs, "routers", fail)
         with pytest.raises(RuntimeError, match="no"):
             figures.draw_all(four, tmp_path, ["base", "anchor", "mesh"])
     folder = tmp_path / "figures"

@@ -117,7 +117,7 @@ def test_several_loops_need_a_choice_and_an_unknown_one_is_named(hrm, name):
 
 def test_draw_all_writes_a_figure_for_each_loop(hrm, make, tmp_path, quick):
     report = figures.draw_all(Tables.concat([hrm, make("base")]), tmp_path)
-    assert [f.stem for f in report.files[8::2]] == [
+    assert [f.stem for f in report.files[10::2]] == [
         "fig1_hrm_H", "fig1_hrm_L", "fig1_base", "routers_hrm_H", "routers_hrm_L",
     ]  # fmt: skip
     drawn = {f.stem: f.read_text() for f in report.files}

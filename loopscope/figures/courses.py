@@ -1,0 +1,252 @@
+"""Lines along the loop, one per model: how they look, and where the trained loops end."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from scipy.stats import t as student
+
+from loopscope.analysis import aggregate
+from loopscope.analysis.tables import Tables
+from loopscope.figures.names import untrained_stem, variants
+from loopscope.figures.panels import Panel, shortened, unsound_text
+from loopscope.figures.style import LINES, MARKERS, Figure, new_figure, variant_look
+from loopscope.figures.ticks import every
+
+WIDTH = 3.5
+"""Inches; a column of a two-column page."""
+
+MARKED = 12
+"""Values on a line that each have a marker; of more some have."""
+
+_LETTERS = 44  # of a name in the legend
+_PATTERNS = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+_LEAST = 0.1  # of a mean: an interval that would end lower, or below 0, ends there
+Look = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One line: a value of one model at every t.
+
+    Attributes:
+        panel: Whose it is.
+        title: Its name in the legend.
+        look: Keywords of `Axes.plot`.
+        K: Loops that the model was trained with (or was run with, where nothing tells).
+        rows: t, mean, low, high (95 % interval of the mean), n, n_flagged; in the order of t.
+    """
+
+    panel: Panel
+    title: str
+    look: Look
+    K: int
+    rows: pd.DataFrame
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.rows["n"].any())
+
+
+def courses(tables: Tables, frame: pd.DataFrame, panels: Sequence[Panel]) -> list[Course]:
+    """Average a table along the loop, and give each line its look.
+
+    Args:
+        tables: What was measured; its provenance names variants and untrained twins.
+        frame: The table to be drawn, with the columns t and value.
+        panels: What is shown.
+
+    Returns:
+        The lines, in the order of the panels.
+    """
+    stats = with_interval(aggregate.summarise(frame, ["t"]))
+    found = []
+    for panel, look in zip(panels, line_looks(tables.provenance, panels), strict=True):
+        rows = panel.rows(stats).sort_values("t")
+        title = shortened(panel.title, _LETTERS)
+        if not rows["n"].any():
+            title += f":\n{unsound_text(int(rows['n_flagged'].sum()))}"
+        K = trained_loops(tables, panel) or int(frame["t"].max())
+        found.append(Course(panel=panel, title=title, look=look, K=K, rows=rows))
+    return found
+
+
+def with_interval(stats: pd.DataFrame) -> pd.DataFrame:
+    """Add the 95 % interval of the mean over samples (Student's t).
+
+    Args:
+        stats: With mean, std and n, of values that are never negative.
+
+    Returns:
+        The same with `low` and `high`; both are the mean where there is one sample.
+    """
+    n = stats["n"].to_numpy(dtype=np.float64)
+    several = n > 1
+    half = np.zeros(len(stats))
+    own = stats["std"].to_numpy(dtype=np.float64)[several] / np.sqrt(n[several])
+    half[several] = student.ppf(0.975, n[several] - 1) * own
+    mean = stats["mean"].to_numpy(dtype=np.float64)
+    low = np.maximum(mean - half, np.minimum(_LEAST * mean, mean))
+    return stats.assign(low=low, high=mean + half)
+
+
+def trained_loops(tables: Tables, panel: Panel) -> int | None:
+    """Count the loops that a model runs by itself, from tables that hold no others.
+
+    Args:
+        tables: What was measured.
+        panel: Whose loops.
+
+    Returns:
+        K, or None where neither `update` nor a table of states tells.
+    """
+    for name, column in (("update", "block"), ("cka", "state_b"), ("rank", "state")):
+        frame = getattr(tables, name)
+        if frame is None:
+            continue
+        names = panel.rows(frame)[column].astype(str).unique()
+        numbers = [int(m[1]) for one in names if (m := re.fullmatch(r"(?:core|h)(\d+)", one))]
+        if numbers:
+            return max(numbers)
+    return None
+
+
+def line_looks(provenance: Mapping[str, Any], panels: Sequence[Panel]) -> list[Look]:
+    """Give each line its colour, marker and dashes.
+
+    A model's colour is that of its variant where all models are of different variants. An
+    untrained twin has the colour of its model and is dashed.
+
+    Args:
+        provenance: Of the tables.
+        panels: What is shown.
+
+    Returns:
+        Keywords of `Axes.plot`, one each.
+    """
+    known = variants(provenance, [p.model for p in panels])
+    stems = {p.model: untrained_stem(provenance, p.model) for p in panels}
+    order = list(dict.fromkeys(stem or model for model, stem in stems.items()))
+    owners = {variant: {stems[m] or m for m in known if known[m] == variant} for variant in
+              known.values()}  # fmt: skip
+    apart = all(variant and len(own) == 1 for variant, own in owners.items())
+    used: dict[tuple[str, bool], int] = {}
+    looks = []
+    for panel in reversed(panels):  # of several steps, the last has the whole line
+        untrained = stems[panel.model] is not None
+        stem = stems[panel.model] or panel.model
+        place = order.index(stem)
+        if apart and (variant := known[panel.model]):
+            look = {key: variant_look(variant)[key] for key in ("color", "marker")}
+            again = 0
+        else:
+            look = {"color": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)]}
+            again = place // len(LINES)
+        number = used.get((stem, untrained), 0) + again
+        used[stem, untrained] = number + 1
+        look["linestyle"] = "--" if untrained else _PATTERNS[number % len(_PATTERNS)]
+        look["markerfacecolor"] = "white" if untrained or number % 2 else look["color"]
+        looks.append(look)
+    return looks[::-1]
+
+
+def draw_course(ax: Axes, course: Course, last: int) -> None:
+    """Draw one line with its band: whole up to the trained loops, dotted beyond them.
+
+    Args:
+        ax: Where to draw.
+        course: The line.
+        last: The last t that belongs to the trained loops; its marker is larger.
+    """
+    rows = course.rows[course.rows["n"] > 0]
+    t, mean = rows["t"].to_numpy(), rows["mean"].to_numpy()
+    ax.fill_between(
+        t, rows["low"], rows["high"], color=course.look["color"], alpha=0.13, linewidth=0
+    )
+    own = t <= last
+    step = max(1, -(-int(own.sum()) // MARKED))
+    dotted = course.look | {"linestyle": ":", "marker": "none"}
+    ax.plot(t[~own | (t == last)], mean[~own | (t == last)], label="_more", **dotted)
+    ax.plot(
+        t[own], mean[own], label=course.title, markersize=3.0, markevery=step,
+        markeredgewidth=0.7, **course.look,
+    )  # fmt: skip
+    if own.any() and t[own][-1] == last:
+        end = course.look | {"linestyle": "none"}
+        ax.plot(
+            t[own][-1:], mean[own][-1:], label="_end", markersize=5.5, markeredgewidth=0.9,
+            zorder=3, **end,
+        )  # fmt: skip
+
+
+def line_page(titles: Sequence[str], height: float = 2.1) -> tuple[Figure, Axes, int]:
+    """Make a figure of one axes with room for a legend above it.
+
+    Args:
+        titles: What the legend lists.
+        height: Inches of the axes.
+
+    Returns:
+        The figure, its axes, and how many columns the legend has.
+    """
+    letters = max(len(line) for title in titles for line in title.split("\n"))
+    columns = max(1, min(4, len(titles), int(WIDTH // (0.42 + 0.062 * letters))))
+    columns = -(-len(titles) // -(-len(titles) // columns))  # rows of equal length
+    lines = 0
+    for start in range(0, len(titles), columns):
+        lines += max(title.count("\n") + 1 for title in titles[start : start + columns])
+    fig = new_figure(WIDTH, height + 0.55 + 0.135 * lines)
+    return fig, fig.subplots(), columns
+
+
+def finish_page(fig: Figure, ax: Axes, found: Sequence[Course], columns: int) -> None:
+    """Add the legend, and whole numbers of t to the axis.
+
+    Args:
+        fig: The figure.
+        ax: Its axes.
+        found: The lines, drawn or without a sound value.
+        columns: Columns of the legend.
+    """
+    # matplotlib fills a legend by columns; order it so that it reads by rows
+    ordered = [course for column in range(columns) for course in found[column::columns]]
+    fig.legend(
+        [legend_line(course.look) for course in ordered], [course.title for course in ordered],
+        loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=2.4,
+    )  # fmt: skip
+    first = min(int(c.rows["t"].min()) for c in found)
+    last = max(int(c.rows["t"].max()) for c in found)
+    ax.set_xticks(every(first, last, 14))
+    ax.set_xlim(first - 0.03 * max(last - first, 1), last + 0.03 * max(last - first, 1))
+    ax.grid(axis="y")
+
+
+def legend_line(look: Look) -> Line2D:
+    """A line for a legend, of any model, whether it has a value or not."""
+    return Line2D([], [], markersize=3.0, markeredgewidth=0.7, **look)
+
+
+def course_note(found: Sequence[Course], ends: Sequence[int]) -> str:
+    """Say what the large markers and the dotted and dashed lines are.
+
+    Args:
+        found: The lines.
+        ends: The last t of each that belongs to the trained loops.
+
+    Returns:
+        The sentences.
+    """
+    told = ["Lines: mean over samples, bands: its 95 % interval."]
+    more = [c.rows["t"].max() > end for c, end in zip(found, ends, strict=True)]
+    told.append("Large markers: the last of the loops that the model runs by itself.")
+    if any(more):
+        told.append("Dotted: more loops than that.")
+    if any(c.look["linestyle"] == "--" for c in found):
+        told.append("Dashed: untrained.")
+    return " ".join(told)

@@ -1,0 +1,137 @@
+"""What each loop is worth: the loss when the coda reads the state before it is finished."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from loopscope.analysis.tables import Tables
+from loopscope.figures.courses import (
+    Course,
+    course_note,
+    courses,
+    draw_course,
+    finish_page,
+    line_page,
+)
+from loopscope.figures.notes import note, samples_note
+from loopscope.figures.panels import choose, need, say_unsound
+from loopscope.figures.style import GREY, Figure, style
+
+_UPPER = 0.25  # share of the axis above the cut
+_WORTH = 0.6  # of what is below the cut: less above it needs no second scale
+_ROOM = 1.0  # above the highest loss at the end, as a share of what those losses span
+_LIKE = 2.0  # losses at the end up to this many times the least one set the lower part
+
+
+def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
+    """Draw the loss when the coda reads h(t) instead of h(K), against t.
+
+    One line per model: the mean over samples with its 95 % interval. Beyond the trained number
+    of loops, where it was measured, a line is dotted. Losses far above those at the end, such as
+    at t = 0, lie in an upper part of the axis that is logarithmic.
+
+    Args:
+        tables: What was measured; needs `readout`.
+        models: Names in the order of the legend; None takes all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: if the table is missing or a model is not in it.
+    """
+    frame = need(tables, "readout")
+    panels = choose(tables, frame, models, "readout")
+    found = courses(tables, frame, panels)
+    with style():
+        fig, ax, columns = line_page([c.title for c in found])
+        for course in found:
+            if course.sound:
+                draw_course(ax, course, course.K)
+        cut = fit_losses(ax, found, [c.K for c in found])
+        finish_page(fig, ax, found, columns)
+        ax.set_xlabel("the coda reads $h(t)$, after $t$ loops")
+        ax.set_ylabel("loss (nats per token)")
+        note(
+            fig,
+            course_note(found, [c.K for c in found]),
+            "Above the grey line the axis is logarithmic." if cut else "",
+            samples_note(frame, panels),
+        )
+    return fig
+
+
+def fit_losses(ax: Axes, found: Sequence[Course], ends: Sequence[int]) -> float | None:
+    """Fit the y-axis to the losses at the end; what lies far above gets a part of its own.
+
+    Args:
+        ax: The axes, lines drawn.
+        found: The lines.
+        ends: The t of each at which its loss ends.
+
+    Returns:
+        Where the upper, logarithmic part begins; None where it is not needed.
+    """
+    rows = [c.rows[c.rows["n"] > 0] for c in found]
+    if not any(len(own) for own in rows):
+        say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in found))
+        ax.set_ylim(0, 1)
+        return None
+    low = min(float(own["low"].min()) for own in rows if len(own))
+    high = max(float(own["high"].max()) for own in rows if len(own))
+    cut = _cut([own[own["t"] <= end] for own, end in zip(rows, ends, strict=True)], low)
+    if high - low <= (1 + _WORTH) * (cut - low) or cut <= 0:
+        room = 0.05 * (high - low) or 0.1
+        ax.set_ylim(low - room, high + room)
+        return None
+    low -= 0.05 * (cut - low)
+    high *= (high / cut) ** 0.08
+    share = _UPPER / (1 - _UPPER) * (cut - low) / math.log(high / cut)
+
+    def forward(y: np.ndarray) -> np.ndarray:
+        y = np.asarray(y, dtype=float)
+        return np.where(y <= cut, y, cut + share * np.log(np.maximum(y, cut) / cut))
+
+    def backward(y: np.ndarray) -> np.ndarray:
+        y = np.asarray(y, dtype=float)
+        return np.where(y <= cut, y, cut * np.exp(np.maximum(y - cut, 0) / share))
+
+    ax.set_yscale("function", functions=(forward, backward))
+    ax.set_ylim(low, high)
+    below = [y for y in MaxNLocator(nbins=6).tick_values(low, cut) if low <= y <= cut]
+    top = float(forward(np.array(high)))
+    above = _upper_ticks(cut, high, lambda y: (float(forward(np.array(y))) - low) / (top - low))
+    digits = max((len(f"{y:g}".partition(".")[2]) for y in below), default=0)
+    ax.yaxis.set_major_locator(FixedLocator([*below, *above]))
+    ax.yaxis.set_major_formatter(
+        FixedFormatter([*(f"{y:.{digits}f}" for y in below), *(f"{y:,g}" for y in above)])
+    )
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.axhspan(cut, high, color="#F3F3F3", linewidth=0, zorder=-2)
+    ax.axhline(cut, color=GREY, linewidth=0.7, zorder=-1)
+    return cut
+
+
+def _cut(rows: Sequence, low: float) -> float:
+    """The highest loss that the linear part shows."""
+    ends = [own.iloc[-1] for own in rows if len(own)]
+    if not ends:
+        return math.inf
+    least = min(end["mean"] for end in ends)
+    top = max(end["high"] for end in ends if end["mean"] <= _LIKE * max(least, 0.0))
+    return top + _ROOM * max(top - low, 0.1 * top)
+
+
+def _upper_ticks(cut: float, high: float, place) -> list[float]:
+    """A few round losses in the logarithmic part, apart enough to be read."""
+    first, last = math.floor(math.log10(cut)), math.ceil(math.log10(high))
+    powers = range(first, last + 1, max(1, (last - first) // 3))
+    found: list[float] = []
+    for y in sorted(base * 10.0**p for p in powers for base in (1, 2, 5)):
+        edge = place(found[-1]) if found else place(cut)
+        if cut < y <= high and place(y) - edge >= 0.065:
+            found.append(y)
+    return found

@@ -1,0 +1,124 @@
+"""The page itself: template and contents to one HTML file."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from loopscope.analysis.tables import Tables
+from loopscope.figures.panels import shortened
+from loopscope.figures.series_steps import of_steps, steps_of
+from loopscope.output import write_text
+from loopscope.report import contents
+from loopscope.report.loops import per_loop
+from loopscope.report.numbers import count
+from loopscope.report.pictures import pictures
+from loopscope.report.words import WORDS
+
+_NAME = 48  # letters of a name at the head of a column; cards have all of it
+
+
+def write_report(
+    summary: Mapping[str, Any],
+    tables: Tables,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int], object] | None = None,
+) -> Path:
+    """Write the report of a comparison as one HTML file, whole or not at all.
+
+    Args:
+        summary: The contents of `summary.json`.
+        tables: What was measured; the figures are drawn from it.
+        path: The file.
+        provenance: What `provenance.json` holds.
+        progress: Called with 1 after each figure.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    path = Path(path)
+    write_text(render(summary, tables, provenance=provenance, progress=progress), path)
+    return path
+
+
+def render(
+    summary: Mapping[str, Any],
+    tables: Tables,
+    *,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int], object] | None = None,
+) -> str:
+    """Make the report of a comparison: HTML that needs no other file and no network.
+
+    The same input gives the same text.
+
+    Args:
+        summary: The contents of `summary.json`.
+        tables: What was measured; the figures are drawn from it.
+        provenance: What `provenance.json` holds.
+        progress: Called with 1 after each figure.
+
+    Returns:
+        The page.
+    """
+    drawn, not_drawn = pictures(tables, summary, progress)
+    steps = {model: steps_of(tables, model) for model in tables.models}
+    ends = of_steps(tables, {m: {own[-1]} for m, own in steps.items() if len(own) > 1})
+    measures, absent = contents.measure_rows(summary)
+    columns, differences, reasons = contents.difference_rows(summary)
+    page = _environment().get_template("report.html").render(
+        summary=summary,
+        shown=contents.shown(summary),
+        headline=contents.headline(summary),
+        cards=contents.cards(summary),
+        words=WORDS,
+        pictures=drawn,
+        not_drawn=not_drawn,
+        loops=per_loop(ends),
+        measures=measures,
+        absent=absent,
+        columns=columns,
+        differences=differences,
+        reasons=reasons,
+        runs=contents.runs(summary),
+        facts=contents.facts_of(provenance),
+        provenance=json.dumps(provenance, indent=1, ensure_ascii=False, default=str),
+        count=count,
+        alone=False,
+    )  # fmt: skip
+    # a path need not be text: what UTF-8 cannot hold is written as its number
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def verdict_html(summary: Mapping[str, Any]) -> str:
+    """Show the verdicts of a summary in a notebook.
+
+    Args:
+        summary: The contents of `summary.json`.
+
+    Returns:
+        A piece of HTML with its own style.
+    """
+    template = _environment().get_template("verdicts.html")
+    return template.render(cards=contents.cards(summary), summary=summary, alone=True)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("loopscope.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["short"] = lambda label: shortened(str(label), _NAME)
+    return made

@@ -1,0 +1,123 @@
+"""The figures of the page: drawn from the tables, with what to look for."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from loopscope.analysis.tables import Tables
+from loopscope.figures.jobs import Job, plan
+from loopscope.figures.style import Figure
+
+DPI = 150
+WIDE = 144
+"""CSS pixels of an inch: small print of a figure is then as large as that of the page."""
+
+_KEPT = ("loss_per_loop", "steps", "fig3_update", "fig4_cka_debiased", "fig5_spectrum", "rank")
+
+
+class Caption(NamedTuple):
+    """What stands under a figure, and in its place for those who cannot see it."""
+
+    title: str
+    look_for: str
+    alt: str
+
+
+CAPTIONS = {
+    "loss_per_loop": Caption(
+        "Is each loop used?",
+        "The loss when the coda reads the state before it is finished, h(t) instead of h(K). A "
+        "line that falls to its large marker is a loop that works to the end; one that is flat "
+        "before it has loops that do nothing for the prediction; one that rises has loops that do "
+        "harm. Dotted: more loops than trained. Bands are as wide as samples differ, which all "
+        "models share; the table of differences compares on the same samples.",
+        "Line chart of the loss in nats per token against t, one line per model",
+    ),
+    "steps": Caption(
+        "How far does each loop move the state?",
+        "The relative step from h(t) to h(t+1), logarithmic. A straight fall is convergence to a "
+        "fixed point; a level line keeps moving. Small steps are no failure as long as the loss "
+        "beside them is good.",
+        "Line chart of the relative step of each iteration, one line per model",
+    ),
+    "fig3_update": Caption(
+        "Do the loops share the work?",
+        "How much each block changes the state, from 0 (not at all) to 2. Look at the blue bars: "
+        "even ones are balanced, one tall bar before short ones is skewed computation (MeSH "
+        "Fig. 3).",
+        "Bar charts of the relative update of prelude, each core loop and coda, one per model",
+    ),
+    "fig4_cka_debiased": Caption(
+        "Do the states go on changing?",
+        "How alike two states are, 1 (yellow) where one is the other turned and scaled, about 0 "
+        "where they have nothing in common. Bright cells beside the diagonal among h(0) … h(K) "
+        "are stagnation. Debiased estimator, which does not grow with the width.",
+        "Heat maps of the debiased CKA of all pairs of states, one per model",
+    ),
+    "fig5_spectrum": Caption(
+        "How many directions do the states use?",
+        "Singular values over the largest, logarithmic. A line that falls faster than that of "
+        "h(0) is a state with fewer directions (MeSH Fig. 5).",
+        "Line charts of the leading singular values of each state, one per model",
+    ),
+    "rank": Caption(
+        "Does the rank fall through the loop?",
+        "Effective rank of each state: about how many directions it uses evenly. A fall from h(0) "
+        "to h(K) is rank collapse; towards 1 nothing else is left.",
+        "Line chart of the effective rank of each state, one line per model",
+    ),
+    "series": Caption(
+        "The measures over training",
+        "One panel per measure, one line per run. A vertical line stands at the checkpoint from "
+        "which on a run is judged bad, the shade before it spans the step in which that happened.",
+        "Small line charts of every measure of collapse over training steps, one line per run",
+    ),
+}
+
+
+def pictures(
+    tables: Tables,
+    summary: Mapping[str, Any],
+    progress: Callable[[int], object] | None = None,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Draw the figures of the page.
+
+    Args:
+        tables: What was measured.
+        summary: The contents of `summary.json`, for a series.
+        progress: Called with 1 after each figure.
+
+    Returns:
+        Name → what the template needs of each figure that the tables allow, and what of them is
+        not drawn.
+    """
+    jobs, missing = plan(tables, None, summary)
+    wanted = {job.name: job for job in jobs if job.name in CAPTIONS}
+    shown = [str(one["model"]) for one in summary["checkpoints"]]
+    told = [str(one) for one in missing if one.figure in (*CAPTIONS, "steps between")]
+    found = {}
+    for name in (*_KEPT, "series"):
+        if name not in wanted:
+            continue
+        found[name] = _picture(wanted[name], shown)
+        if progress is not None:
+            progress(1)
+    return found, told
+
+
+def _picture(job: Job, models: Sequence[str]) -> dict[str, Any]:
+    figure: Figure = job.make()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    caption = CAPTIONS[job.name]
+    names = ", ".join(dict.fromkeys(models))
+    return {
+        "name": job.name,
+        "source": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "width": round(figure.get_figwidth() * WIDE),
+        "height": round(figure.get_figheight() * WIDE),
+        "title": caption.title,
+        "look_for": caption.look_for,
+        "alt": f"{caption.alt} ({names}). The numbers stand in the tables of this page.",
+    }

@@ -1,0 +1,71 @@
+"""The verdicts as a reader meets them: word, shape, colour and meaning."""
+
+from typing import NamedTuple
+
+
+class Word(NamedTuple):
+    """How one verdict is shown.
+
+    Attributes:
+        shape: A character that tells it apart without colour.
+        color: Of the word on white; at least 4.5 : 1 against it.
+        ansi: Its style in a terminal.
+        meaning: What it says of a loop, in one sentence.
+    """
+
+    shape: str
+    color: str
+    ansi: str
+    meaning: str
+
+
+WORDS = {
+    "healthy": Word(
+        "●", "#00664A", "green",
+        "none of the conditions below holds: the loops share the work, and it lowers the loss",
+    ),
+    "converging": Word(
+        "◆", "#005A8C", "cyan",
+        "each loop moves the state less than the one before, and more loops than trained do no "
+        "harm: a fixed point, which is no failure",
+    ),
+    "skewed": Word(
+        "◣", "#8A5200", "yellow",
+        "one loop does most of the update, and the others take next to nothing off the loss",
+    ),
+    "stagnant": Word(
+        "■", "#75378F", "magenta",
+        "consecutive states are all but the same, and the loop takes next to nothing off the loss",
+    ),
+    "collapsed": Word(
+        "▼", "#B00020", "bold red",
+        "the states lose their rank in the loop, to fewer than two directions or together with "
+        "its use",
+    ),
+    "unstable": Word(
+        "▲", "#A13B00", "red",
+        "states overflow or move further with every loop, or an earlier state could be read better",
+    ),
+    "uncertain": Word(
+        "?", "#555555", "bold",
+        "an interval crosses a threshold: these samples do not decide between the verdicts named",
+    ),
+    "no loop": Word(
+        "–", "#555555", "dim",
+        "nothing is run again with the same weights, so there is nothing to judge",
+    ),
+}  # fmt: skip
+"""By verdict, the best first; `no loop` stands for a verdict of None."""
+
+
+def word(verdict: str | None) -> tuple[str, Word]:
+    """Get how a verdict is shown.
+
+    Args:
+        verdict: Of a summary; None where a model has no loop.
+
+    Returns:
+        Its name and look; one that a later version knows looks like `uncertain`.
+    """
+    name = "no loop" if verdict is None else str(verdict)
+    return name, WORDS.get(name, WORDS["uncertain"])

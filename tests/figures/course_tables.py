@@ -1,0 +1,39 @@
+"""The tables delta and readout of synthetic models, with more loops than trained."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from loopscope.analysis.tables import Tables
+from tests.figures.conftest import finish, tidy
+
+
+def with_courses(tables: Tables, *, more: int = 0, start: float = 9.0, end: float = 2.5) -> Tables:
+    """Add delta and readout of one model to its tables.
+
+    Args:
+        tables: Of one model and step.
+        more: Loops beyond the trained ones.
+        start: Loss when the coda reads h(0).
+        end: Loss at h(K).
+    """
+    [model] = tables.models
+    blocks = tables.update["block"].astype(str)
+    K = blocks[blocks.str.startswith("core")].nunique()
+    samples = tables.update["sample"].nunique()
+    step = tables.update["step"].iloc[0]
+    rng = np.random.default_rng([len(model), K, more])
+    t = np.arange(K + more + 1)
+    loss = end + (start - end) * 0.15**t + 0.03 * np.maximum(t - K, 0)
+    size = 0.5 * 0.8 ** t[:-1]
+    each = rng.normal(1.0, 0.08, (samples, 1)) * rng.normal(1.0, 0.02, (samples, len(t)))
+    frames = {"readout": tidy(loss * each, {"t": list(t)})}
+    if len(size):
+        delta = tidy(size * each[:, :-1], {"t": list(t[:-1])})
+        delta["ratio"] = delta.groupby("sample")["value"].transform(lambda v: v / v.shift())
+        frames["delta"] = delta
+    for frame in frames.values():
+        frame["t"] = frame["t"].astype(np.int16)
+    here = None if pd.isna(step) else int(step)
+    return replace(tables, **{n: finish(f, model, here) for n, f in frames.items()})

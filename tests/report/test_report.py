@@ -1,0 +1,303 @@
+"""The page as text: whole, the same each time, and nobody's markup but ours."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from loopscope.analysis.tables import Tables
+from loopscope.errors import InputError
+from loopscope.report import contents, render, verdict_html, write_report
+from loopscope.report.loops import per_loop
+from loopscope.report.numbers import estimate
+from loopscope.report.words import WORDS
+from tests.figures.conftest import make
+from tests.figures.course_tables import with_courses
+from tests.figures.loop_tables import nested
+from tests.report import cases
+from tests.report.cases import HOSTILE
+
+
+class Tags(HTMLParser):
+    """Which tags a page has, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(one == tag for one, _ in self.tags)
+
+
+def text_of(page: str) -> str:
+    return " ".join(Tags(page).text.split())
+
+
+def without_figures(summary, **provenance) -> str:
+    return render(summary, Tables(), provenance=provenance or {"models": {}})
+
+
+def test_the_page_begins_with_its_type_and_names_its_language(page):
+    assert page.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert page.rstrip().endswith("</html>")
+
+
+def test_the_page_holds_no_script_and_no_address_of_another(page):
+    tags = Tags(page).tags
+    assert not {"script", "link", "iframe", "object", "embed", "form"} & {tag for tag, _ in tags}
+    for _, attributes in tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or (
+            "src" not in attributes
+        )
+        assert attributes.get("href", "#").startswith("#")
+    assert "url(" not in page and "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_the_same_input_gives_the_same_bytes(told, measured, page):
+    again = render(told, measured, provenance=cases.provenance(measured))
+    assert again == page
+
+
+def test_names_become_text_and_no_markup(page):
+    found = Tags(page)
+    assert HOSTILE in found.text
+    assert "cannot read <b>model.safetensors</b>: eof" in found.text
+    assert "<script>" not in page
+    assert found.count("i") == 0
+
+
+def test_a_page_of_seven_figures_stays_under_two_megabytes(page):
+    assert Tags(page).count("img") == 7
+    assert len(page.encode()) < 2_000_000
+
+
+def test_every_verdict_stands_there_as_a_word_with_its_evidence(page):
+    text = text_of(page)
+    for word in ("healthy", "converging", "skewed", "stagnant", "collapsed", "uncertain"):
+        assert word in text
+    assert "Between ◣ skewed and ● healthy: these samples do not decide." in text
+    assert "skew 0.5 [0.45, 0.55], not clearly on one side of 0.5" in text
+    assert "it has no loop" in text
+
+
+def test_the_evidence_is_not_said_twice_on_a_card(told):
+    card = contents.cards(told)[0]
+    assert card["evidence"] == ["gain of the loop 2.94 [2.71, 3.18]; skew 0.13 [0.12, 0.14]"]
+    assert [one["name"] for one in card["numbers"]] == ["loss", "cka_debiased", "erank_ratio"]
+
+
+def test_of_a_run_the_last_step_stands_for_all(told):
+    labels = [one["label"] for one in contents.shown(told)]
+    assert labels[-2:] == ["runs/good step 3000", f"{HOSTILE} step 3000"]
+    assert len(labels) == 8
+    assert contents.shown(cases.summary()) == cases.summary()["checkpoints"]
+
+
+def test_the_section_on_training_tells_onset_and_gaps_and_is_absent_without_a_series(page):
+    text = text_of(page)
+    assert "▼ collapsed from step 1,500 on, not yet at step 1,000." in text
+    assert "steps 0 to 3,000; missing or unreadable, and skipped: 2,000." in text
+    assert "Its last checkpoint is ● healthy: no collapse sets in and lasts." in text
+    assert "Over training" not in text_of(without_figures(cases.summary()))
+
+
+def test_measures_stand_with_interval_and_against_the_untrained_twin(told):
+    rows, absent = contents.measure_rows(told)
+    assert absent == []
+    row = next(one for one in rows if one["name"] == "loop_gain")
+    base, residual = row["cells"][:2]
+    assert base == {
+        "mean": "2.94", "interval": "[2.85, 3.03]", "few": "",
+        "twin": "−1.18", "twin_mean": "4.12", "twin_interval": "[−1.26, −1.09]",
+    }  # fmt: skip
+    assert residual["twin"] == ""
+    nothing = next(one for one in rows if one["name"] == "more_loss")["cells"][3]
+    assert nothing["mean"] == "–"
+
+
+def test_samples_that_a_mean_lacks_are_told():
+    summary = cases.summary()
+    summary["checkpoints"][0]["measures"]["skew"] |= {"n": 37, "n_flagged": 3}
+    [row] = [one for one in contents.measure_rows(summary)[0] if one["name"] == "skew"]
+    assert row["cells"][0]["few"] == "37 of 40 samples"
+    summary["checkpoints"][0]["measures"]["skew"] = cases.estimate(None, lost=40)
+    [row] = [one for one in contents.measure_rows(summary)[0] if one["name"] == "skew"]
+    assert (row["cells"][0]["mean"], row["cells"][0]["few"]) == ("–", "0 of 40 samples")
+
+
+def test_a_measure_that_nobody_has_is_named_below_the_table():
+    summary = cases.summary()
+    for one in summary["checkpoints"]:
+        one["measures"]["more_loss"] = cases.estimate(None)
+    rows, absent = contents.measure_rows(summary)
+    assert absent == ["loss of more loops"]
+    assert "Measured for none of them: loss of more loops." in text_of(without_figures(summary))
+    assert "more_loss" not in {row["name"] for row in rows}
+
+
+def test_differences_stand_with_effect_and_corrected_p_and_only_small_p_are_bold():
+    columns, rows, reasons = contents.difference_rows(cases.summary())
+    assert columns == ["residual", "anchor", "mesh", "mesh@init", "plain"]
+    loss, skew = rows
+    assert loss["cells"][0] == {
+        "mean": "−0.040", "interval": "[−0.060, −0.020]", "effect": "−0.80", "p": "< 0.001",
+        "significant": True, "unpaired": False,
+    }  # fmt: skip
+    assert skew["cells"][-1] == {"mean": "–", "reason": 1}
+    assert reasons == ["plain has no loop"]
+    summary = cases.summary()
+    for one in summary["differences"]:
+        one["p_adjusted"] = 0.4 if one["p"] is not None else None
+    assert 'class="number clear"' not in without_figures(summary)
+    assert 'class="number clear"' in without_figures(cases.summary())
+
+
+def test_different_tokenizers_are_told():
+    summary = cases.summary()
+    summary["samples"]["same_tokens"] = False
+    text = text_of(without_figures(summary))
+    assert "each with a tokenizer of its own" in text
+    assert "losses per token do not compare" in text
+
+
+def test_a_summary_with_a_single_checkpoint_has_no_differences():
+    summary = cases.summary()
+    summary |= {"checkpoints": summary["checkpoints"][:1], "differences": []}
+    text = text_of(without_figures(summary))
+    assert "1 checkpoint compared" in text
+    assert "Differences" not in text and "the reference" not in text
+
+
+def test_numbers_of_every_loop_stand_beside_the_figure(page):
+    text = text_of(page)
+    assert "The numbers of base" in text
+    assert "the model runs 3 loops by itself, shaded rows are more." in text
+    assert page.count('<tr class="more">') == 5 * 3
+
+
+def test_every_loop_of_a_model_has_a_table_of_its_own():
+    tables = nested(make, samples=5)
+    found = per_loop(tables)
+    assert [(one["title"], one["K"]) for one in found] == [("hrm, H", 2), ("hrm, L", 6)]
+    assert [row["t"] for row in found[0]["rows"]] == ["0", "1", "2"]
+    render(cases.summary(), tables, provenance=cases.provenance(tables))
+
+
+def test_of_many_loops_some_rows_are_shown():
+    [one] = per_loop(with_courses(make("deep", K=32, samples=3), more=32))
+    assert one["some"] and len(one["rows"]) <= 18
+    assert [row["t"] for row in one["rows"]][-1] == "64"
+    update = make("deep", K=32, samples=3).update
+    mean = update[update["block"].eq("core5")]["value"].mean()
+    [row] = [row for row in one["rows"] if row["t"] == "4"]
+    assert row["cells"][2] == estimate(float(mean))
+
+
+def test_what_the_provenance_says_of_all_models_stands_once():
+    told = {"versions": {"torch": "2"}, "options": {"kernels": ["rbf"], "center": False}}
+    found = {"models": {"a": told | {"dtype": "float32"}, "b": told | {"dtype": "bfloat16"}}}
+    assert set(contents.facts_of(found)) == {
+        ("versions: torch", "2"), ("options: kernels", "rbf"), ("options: center", "no"),
+        ("dtype (a)", "float32"), ("dtype (b)", "bfloat16"),
+    }  # fmt: skip
+
+
+def test_diverged_values_make_a_page_all_the_same():
+    tables = cases.broken_tables()
+    summary = cases.summary()
+    nothing = {name: cases.estimate(None) for name, *_ in cases.MEASURES}
+    one = summary["checkpoints"][0] | {
+        "label": "broken", "model": "broken", "measures": nothing,
+        "verdict": cases.verdict("unstable", "1 of the samples have NaN or infinite values"),
+    }  # fmt: skip
+    summary |= {"checkpoints": [one], "differences": [], "reference": "broken"}
+    page = render(summary, tables, provenance=cases.provenance(tables))
+    assert "▲ unstable" in text_of(page)
+    assert Tags(page).count("img") == 6
+
+
+def test_a_name_that_utf8_cannot_hold_does_not_stop_the_page(tmp_path):
+    summary = cases.summary()
+    summary["failed"] = [{"target": "run-\udcff", "reason": "unreadable"}]
+    path = write_report(summary, Tables(), tmp_path / "report.html", provenance={"models": {}})
+    assert "run-\\udcff" in path.read_text("utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "report.html"
+    with pytest.raises(InputError, match="cannot write"):
+        write_report(cases.summary(), Tables(), target, provenance={"models": {}})
+
+
+def test_a_rendering_that_fails_leaves_the_earlier_report(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+    summary = cases.summary()
+    del summary["samples"]["data"]
+    with pytest.raises(Exception, match="data"):
+        write_report(summary, Tables(), path, provenance={"models": {}})
+    assert path.read_text() == "earlier"
+    assert [one.name for one in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_notebook_gets_the_verdicts_alone_with_their_style(told):
+    shown = verdict_html(told)
+    found = Tags(shown)
+    assert found.count("section") == 8
+    assert found.count("style") == 1
+    assert "▼ collapsed" in " ".join(found.text.split())
+    assert f"Not measured: {HOSTILE}/step-002000" in found.text
+    assert "<script>" not in shown
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_verdict_can_be_read_on_white_and_has_a_shape_of_its_own(name):
+    assert 1.05 / (luminance(WORDS[name].color) + 0.05) >= 4.5
+    assert [look.shape for look in WORDS.values()].count(WORDS[name].shape) == 1
+
+
+def test_the_report_knows_every_verdict():
+    from loopscope.analysis.collapse.verdict import VERDICTS
+
+    assert set(WORDS) == {*VERDICTS, "uncertain", "no loop"}
+
+
+def test_the_report_imports_no_torch():
+    code = (
+        "import sys, loopscope.report as r; [getattr(r, n) for n in r.__all__];"
+        "print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_templates_mark_nothing_as_safe_that_is_not_theirs():
+    from importlib.resources import files
+
+    texts = [
+        one.read_text("utf-8")
+        for one in files("loopscope.report").joinpath("templates").iterdir()
+        if one.name.endswith(".html")
+    ]
+    marked = [found for text in texts for found in re.findall(r"\{\{[^}]*\|\s*safe[^}]*\}\}", text)]
+    assert len(marked) == len(re.findall(r"\|\s*safe", "".join(texts)))
+    assert all(re.match(r"\{\{ '[^']*'\|safe if ", one) for one in marked)
