@@ -71,3 +71,17 @@ def test_the_python_on_the_page_runs(folder):
     code = next(text for name, language, text in BLOCKS if language == "python" and not name)
     (folder / "notebook.py").write_text(code, "utf-8")
     run([sys.executable, "notebook.py"], folder)
+
+
+def test_the_measures_and_thresholds_are_documented_as_they_are() -> None:
+    from loopscope.analysis.collapse import SIGNS, THRESHOLDS, VERDICTS
+
+    text = (PAGE.parent / "COLLAPSE.md").read_text(encoding="utf-8")
+    for sign in SIGNS:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{sign.name}` |"))
+        for part in (sign.title, sign.formula.replace("|", "\\|"), sign.range, sign.meaning):
+            assert part in row, sign.name
+    for one in THRESHOLDS:
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{one.name}` |")]
+        assert any(f"| {one.value:g}" in row and one.meaning in row for row in rows), one.name
+    assert all(f"**{name}**" in text for name in (*VERDICTS, "uncertain"))
