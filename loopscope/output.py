@@ -13,6 +13,9 @@ from loopscope.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+LOCK = ".lock"
+"""Held while a command writes to a folder; the file stays, the hold ends with the process."""
+
 
 def prepare(folder: Path) -> None:
     """Make the folder and try to write in it, before anything is computed.
@@ -29,6 +32,42 @@ def prepare(folder: Path) -> None:
             f"cannot write to {folder}: {err.strerror or err}. Give --out a folder that exists or "
             "can be made, and that you may write to."
         ) from err
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold an output folder, made if it is not there, against other commands.
+
+    The hold ends with the process, however that ends. A folder that was made here and stayed empty
+    is removed again.
+
+    Raises:
+        InputError: if another command holds it, or it cannot be made or written to.
+    """
+    from filelock import FileLock, Timeout
+
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    prepare(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another command is writing to {folder}; wait for it or give another folder."
+        ) from None
+    except OSError as err:
+        raise InputError(f"cannot lock {folder / LOCK}: {err.strerror or err}.") from err
+    try:
+        yield
+    finally:
+        try:
+            if made and {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        except OSError:
+            pass  # somebody else's by now
+        lock.release()
 
 
 @contextmanager
@@ -54,8 +93,12 @@ def write_text(text: str, path: Path) -> None:
 
 def write_provenance(provenance: dict[str, Any], folder: Path) -> None:
     """`provenance.json`: models, data hash, options, versions, seed, commit."""
-    text = json.dumps(provenance, indent=2, ensure_ascii=False)
-    write_text(text + "\n", folder / "provenance.json")
+    write_json(provenance, folder / "provenance.json")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:

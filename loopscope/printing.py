@@ -1,13 +1,19 @@
 """What the commands show in a terminal: progress on stderr, tables on stdout."""
 
+from collections.abc import Mapping
 from typing import Any
 
 SHOWN = 16
 """Address patterns that are shown before the rest is counted."""
 
 
-def progress_bar(*, shown: bool = True) -> Any:
-    """A rich progress display on stderr, with time elapsed and left."""
+def progress_bar(*, shown: bool = True, period: float = 30.0) -> Any:
+    """A rich progress display on stderr, with time elapsed and left.
+
+    Args:
+        shown: Whether it is shown at all.
+        period: Seconds that the time left is estimated from.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -25,25 +31,53 @@ def progress_bar(*, shown: bool = True) -> Any:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not shown,
+        speed_estimate_period=period,
     )
 
 
-def compare_shown(models: list[str], **options: Any) -> Any:
-    """`compare` with a bar for each model; then what a reader should know beside the numbers."""
+def compare_shown(models: list[str], *, write: Any, **options: Any) -> Any:
+    """`compare` with one bar for all checkpoints; then what a reader should know, then `write`.
+
+    Args:
+        models: What to compare.
+        write: Called with the comparison and the output folder, when the bar is gone.
+        **options: As in `compare`.
+    """
     from loopscope.analysis.compare import compare
+    from loopscope.processes import is_main
 
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
+    with progress_bar(shown=is_main(), period=3600.0) as bar:
 
-        def told(name: str, n: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(f"measure {name}", total=total)
-            bar.advance(tasks[name], n)
+        def finish(found: Any, out: Any) -> None:
+            bar.stop()
+            for note in found.notes:
+                print(f"note: {note}")
+            write(found, out)
 
-        found = compare(models, progress=told, **options)
-    for note in found.notes:
-        print(f"note: {note}")
-    return found
+        return compare(models, progress=_watch(bar), write=finish, **options)
+
+
+def _watch(bar: Any) -> Any:
+    """Shows a comparison as one bar; what an earlier run did counts as done, not as fast."""
+    from loopscope.analysis.compare import Watch
+
+    class Shown(Watch):
+        def __init__(self) -> None:
+            self.task: Any = None
+
+        def planned(self, samples: int, done: int) -> None:
+            self.task = bar.add_task("measure", total=samples, completed=done)
+
+        def measured(self, checkpoint: Any, samples: int, total: int) -> None:
+            bar.update(self.task, advance=samples, description=f"measure {checkpoint.label}")
+
+        def late(self, samples: int) -> None:
+            self.dropped(samples)
+
+        def dropped(self, samples: int) -> None:
+            bar.update(self.task, total=bar.tasks[self.task].total - samples)
+
+    return Shown()
 
 
 def training_bars(bar: Any) -> Any:
@@ -70,34 +104,65 @@ def print_drawn(report: Any, folder: Any) -> None:
     print("  " + "  ".join(path.stem for path in pngs))
 
 
-def print_signs(table: Any) -> None:
-    """The table of `collapse.signs`: a row per checkpoint and loop, then what the columns mean."""
-    from rich.box import SIMPLE_HEAD
+def report_shown(summary: Mapping[str, Any], tables: Any, path: Any) -> None:
+    """`write_report`, with a bar for its figures."""
+    from loopscope.report import write_report
+
+    with progress_bar() as bar:
+        task = bar.add_task("report", total=None)
+        write_report(
+            dict(summary), tables, path, provenance=tables.provenance,
+            progress=lambda n: bar.advance(task, n),
+        )  # fmt: skip
+
+
+def print_verdicts(summary: Mapping[str, Any]) -> None:
+    """The verdict on each checkpoint of a summary, its evidence and a few numbers.
+
+    A word tells the verdict, colour only repeats it; text wraps at the terminal's width and not at
+    all in a pipe. Of a run over training the last step stands for all.
+    """
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    from loopscope.analysis.collapse import SIGNS
+    from loopscope.report.contents import cards, difference_line, runs
+    from loopscope.report.words import word
 
-    shown = Table(
-        title="mean ± standard deviation over samples", title_justify="left", box=SIMPLE_HEAD
-    )
-    long = max(len(str(name)) for name in table["model"]) > 16
-    shown.add_column("", no_wrap=not long, overflow="fold")  # a long name breaks, no number
-    for sign in SIGNS:
-        shown.add_column(sign.short, justify="right", no_wrap=long)
-    for model, rows in table.groupby("model", observed=True):
-        cells = []
-        for sign in SIGNS:
-            row = rows[rows["sign"].eq(sign.name)].iloc[0]
-            out = f" ({row['n_flagged']} out)" if row["n_flagged"] else ""
-            digits = 1 if sign.name in ("erank_0", "erank_K") else 3
-            spread = f" ±{row['std']:.{digits}f}" if row["n"] > 1 else ""
-            sound = f"{row['mean']:.{digits}f}{spread}{out}"
-            cells.append(sound if row["n"] else f"–{out if sign.name == 'loss' else ''}")
-        shown.add_row(str(model), *cells)
-    Console().print(shown)
-    for sign in SIGNS:
-        print(f"  {sign.short:<14}{sign.meaning}")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
+
+    def told(text: str, style: str = "") -> None:
+        line = Text(text, style=style)
+        console.print(Padding(line, (0, 0, 0, 2), expand=False), soft_wrap=False)
+
+    for card in cards(summary):
+        name, look = word(card["verdict"])
+        head = Text.assemble((f"{look.shape} {name}", look.ansi), "  ", (card["label"], "bold"))
+        if card["between"]:
+            head.append(f"  between {' and '.join(one['word'] for one in card['between'])}")
+        console.print(head)
+        for sentence in card["evidence"]:
+            told(sentence)
+        numbers = [
+            f"{one['title']} {one['mean']} {one['interval']} {one['unit']}".rstrip()
+            for one in card["numbers"]
+        ]
+        told("; ".join(numbers), "dim")
+        if line := difference_line(summary, card["label"]):
+            told(line, "dim")
+    for run in runs(summary):
+        name = run["model"] + (f", loop {run['loop']}" if run["loop"] else "")
+        began = run["onset"]
+        text = f"{name}: {len(run['steps'])} checkpoints"
+        text += f", missing {', '.join(run['missing'])}" if run["missing"] else ""
+        if began:
+            text += f"; {began['badge']['word']} from step {began['step']} on"
+            text += f", not yet at {began['after']}" if began["after"] else ""
+        console.print(Text(text))
+    for one in summary["failed"]:
+        console.print(Text(f"not measured: {one['target']}: {one['reason']}", style="red"))
 
 
 def print_facts(facts: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from loopscope import cli
+from loopscope.analysis.collapse import SIGNS
 from loopscope.data import heldout_documents
 from loopscope.models.checkpoint import read_tokenizer, save
 from loopscope.models.load import load, zoo_folder
@@ -23,8 +24,8 @@ def run(monkeypatch, capsys):
     def call(*words, draw=True):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:  # the figures are looked at in other tests
-            for command in ("figures", "compare"):
-                monkeypatch.setattr(f"loopscope.commands.{command}.draw", lambda *given: None)
+            for module in ("figures", "shared"):
+                monkeypatch.setattr(f"loopscope.commands.{module}.draw", lambda *given: None)
         with pytest.raises(SystemExit) as done:
             cli.main()
         out, err = capsys.readouterr()
@@ -56,7 +57,7 @@ def test_figures_writes_figures_tables_and_provenance(run, checkpoints, tmp_path
     assert code == 0
     drawn = {path.name for path in (out / "figures").iterdir()}
     stems = {"fig3_update", "fig4_cka", "fig5_spectrum", "fig1_my-base", "fig1_my-mesh"}
-    stems |= {"routers_my-mesh", "fig4_cka_debiased"}
+    stems |= {"routers_my-mesh", "fig4_cka_debiased", "rank"}
     assert drawn == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     assert "not drawn: routers_my-base, my-base: it has no memory slots" in told
     provenance = json.loads((out / "provenance.json").read_text())
@@ -81,10 +82,12 @@ def test_compare_prints_one_row_per_checkpoint(run, checkpoints, tmp_path):
     names = [checkpoints / f"my-{v}" for v in ("base", "mesh", "vanilla")]
     code, told, _ = run("compare", *names, "--out", out, *SMALL, draw=False)
     assert code == 0
-    for word in ("my-base", "my-mesh", "my-vanilla", "1st loop", "CKA deb.", "rank h(0)"):
+    for word in ("my-base", "my-mesh", "my-vanilla", "no loop", "skew", "effective rank"):
         assert word in told
     signs = pd.read_csv(out / "tables" / "signs.csv")
-    assert len(signs) == 3 * 7
+    twins = [f"my-{v}@init" for v in ("base", "mesh", "vanilla")]
+    assert list(signs["model"].unique()) == [path.name for path in names] + twins
+    assert len(signs) == 6 * len(SIGNS)
     loss = pd.read_parquet(out / "tables" / "loss.parquet")
     shown = signs.query("model == 'my-mesh' and sign == 'loss'")["mean"].item()
     assert shown == pytest.approx(loss[loss["model"].eq("my-mesh")]["value"].mean())
@@ -122,7 +125,8 @@ def test_untrained_twins_can_be_named_everywhere(run, checkpoints, tmp_path):
     twin = f"{checkpoints / 'my-mesh'}@init"
     model = checkpoints / "my-mesh"
     code, _, _ = run("compare", model, twin, "--out", tmp_path, *SMALL, draw=False)
-    assert code == 0 and (tmp_path / "tables" / "signs.csv").read_text().count("my-mesh@init") == 7
+    signs = (tmp_path / "tables" / "signs.csv").read_text()
+    assert code == 0 and signs.count("my-mesh@init") == len(SIGNS)
     code, told, _ = run("inspect", twin)
     assert code == 0 and "untrained twin, seed 0" in told
 
@@ -175,7 +179,7 @@ def test_data_may_be_text_lines_or_ids(run, checkpoints, tmp_path):
     for kind in ("txt", "jsonl", "parquet", "npy"):
         out = tmp_path / kind
         data = tmp_path / f"a.{kind}"
-        words = [checkpoints / "my-base", "--data", data, "--out", out, *SMALL]
+        words = [checkpoints / "my-base", "--no-twins", "--data", data, "--out", out, *SMALL]
         code, _, err = run("compare", *words, draw=False)
         assert code == 0, err
         loss = pd.read_parquet(out / "tables" / "loss.parquet")

@@ -91,8 +91,8 @@ def run(here, monkeypatch, capsys):
     def call(*words, draw=True):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:
-            for command in ("figures", "compare"):
-                monkeypatch.setattr(f"loopscope.commands.{command}.draw", lambda *given: None)
+            for module in ("figures", "shared"):
+                monkeypatch.setattr(f"loopscope.commands.{module}.draw", lambda *given: None)
         with pytest.raises(SystemExit) as done:
             cli.main()
         out, err = capsys.readouterr()

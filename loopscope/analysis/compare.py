@@ -1,143 +1,35 @@
 """Compare: several models on the same text, one after the other, into one set of tables."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from loopscope.analysis.collapse import SIGNS, signs
-from loopscope.analysis.measure import MEASURES, measure
+from loopscope.analysis.comparing import (
+    Comparing,
+    Result,
+    Settings,
+    Watch,
+    nothing_to_regroup,
+)
+from loopscope.analysis.comparison import Comparison, save_comparison
+from loopscope.analysis.measure import MEASURES
+from loopscope.analysis.merging import Merged, joined, merged
+from loopscope.analysis.record import Options
+from loopscope.analysis.shards import Store
 from loopscope.analysis.tables import Tables
-from loopscope.data import Samples, load_samples
-from loopscope.errors import InputError
+from loopscope.analysis.targets import Checkpoint, Plan, look_up, with_twins
+from loopscope.corpus import SUFFIXES, check_file
+from loopscope.errors import InputError, unknown_name
 from loopscope.models.layout import Layout
-from loopscope.models.load import check_seed, load, peek
+from loopscope.models.load import check_seed, parse_dtype
+from loopscope.output import claimed
+from loopscope.processes import Processes, launched
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Several models measured on the same text.
-
-    Attributes:
-        tables: The tables of all models.
-        samples: The samples of each model, by its name in the tables.
-    """
-
-    tables: Tables
-    samples: dict[str, Samples]
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know beside the numbers: fewer windows than asked for, and such."""
-        found = []
-        for name, samples in self.samples.items():
-            wanted = samples.provenance.get("requested", len(samples))
-            if len(samples) < wanted:
-                found.append(f"{name}: the text gave {len(samples)} windows of {wanted} asked for")
-            provenance = self.tables.provenance["models"][name]
-            told = [n for n in provenance["notes"] if "n_ctx" in n or n.startswith("loss")]
-            found += [f"{name}: {note}" for note in told]
-            if unused := provenance["training"].get("unused_weights"):
-                more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-                found.append(f"{name}: weights not used: {', '.join(unused[:3])}{more}")
-        for table, frame in self.tables.frames().items():
-            broken = frame[frame["flag"].eq("nonfinite")]
-            for model, rows in broken.groupby("model", observed=True):
-                count = rows["sample"].nunique()
-                found.append(f"{model}: NaN or infinite values in {count} samples of table {table}")
-        if len({samples.sha256 for samples in self.samples.values()}) > 1:
-            found.append(
-                "the models have different tokenizers, so their windows differ; losses per token "
-                "cannot be compared between them"
-            )
-        return found
-
-    @property
-    def signs(self) -> pd.DataFrame:
-        """Loss and signs of collapse, mean and deviation over samples (see `collapse.SIGNS`)."""
-        return signs(self.tables)
-
-    def __repr__(self) -> str:
-        counts = {len(samples) for samples in self.samples.values()}
-        return f"Comparison of {', '.join(self.samples)} on {'/'.join(map(str, counts))} samples"
-
-    def _repr_html_(self) -> str:
-        table = self.signs
-        spread = (" ± " + table["std"].map("{:.3f}".format)).where(table["n"] > 1, "")
-        cell = table["mean"].map("{:.3f}".format) + spread
-        titles = {sign.name: sign.title for sign in SIGNS}
-        shown = table.assign(cell=cell.where(table["n"] > 0, "–"))
-        wide = shown.pivot(index="sign", columns="model", values="cell").rename(index=titles)
-        return wide.rename_axis(index=None, columns=None).to_html()
-
-
-def labels(targets: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """A name for each target, all different.
-
-    Args:
-        targets: What can be loaded, or models.
-        names: The name of each.
-
-    Returns:
-        The name, or the target as given where two names are the same.
-
-    Raises:
-        InputError: if the same target is given twice.
-    """
-    full = [str(t) if _is_named(t) else n for t, n in zip(targets, names, strict=True)]
-    twice = sorted({f for f in full if full.count(f) > 1})
-    if twice:
-        raise InputError(
-            f"{', '.join(twice)} is given twice; give each model once (two models in memory with "
-            "one name: set model.name)."
-        )
-    return [f if list(names).count(n) > 1 else n for n, f in zip(names, full, strict=True)]
-
-
-def _is_named(target: Any) -> bool:
-    """Whether a target is still to be loaded."""
-    return isinstance(target, str | Path)
-
-
-def _look_up(
-    targets: Sequence[Any], layout: str | None, trust_remote_code: bool
-) -> tuple[list[str], list[bool | None], list[bool]]:
-    """What is known of the targets before any weight is read.
-
-    Returns:
-        Their names, whether each has no loop (None where that shows only when it is loaded), and
-        whether each is a foreign model that is still to be loaded.
-    """
-    names, plain, foreign = [], [], []
-    for target in targets:
-        if _is_named(target):
-            name, config = peek(target, trust_remote_code=trust_remote_code)
-        else:
-            name, config = str(target.name), target.config
-        names.append(name)
-        foreign.append(config is None)
-        plain.append(None if config is None else _is_plain(target, config))
-    names = labels(targets, names)
-    if layout is not None:
-        Layout.parse(layout)
-        if not any(one is None or one for one in plain):
-            raise InputError(_nothing_to_regroup(layout, names))
-    return names, plain, foreign
-
-
-def _is_plain(model: Any, config: Any) -> bool:
-    """Whether a layout can group the layers of a model: it has no loop."""
-    found = getattr(model, "map", None)
-    return config.variant == "vanilla" if found is None else found.main is None
-
-
-def _nothing_to_regroup(layout: str, names: Sequence[str]) -> str:
-    return (
-        f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
-        "leave the layout out."
-    )
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others to finish their shards."""
 
 
 def compare(
@@ -152,17 +44,28 @@ def compare(
     dtype: str | None = None,
     batch_size: int = 16,
     measures: Sequence[str] = MEASURES,
-    progress: Callable[[str, int, int], Any] | None = None,
+    progress: Callable[[str, int, int], Any] | Watch | None = None,
     loops: int | Mapping[str, int] | None = None,
     spec: str | Path | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     device_map: Any = None,
+    out: str | Path | None = None,
+    twins: bool = True,
+    more_loops: int | None = None,
+    series: bool = True,
+    write: Callable[[Comparison, Path], Any] | None = None,
     **options: Any,
 ) -> Comparison:
     """Load and measure models on the same text, one model in memory at a time.
 
+    With `out` every finished part is stored there at once (in `.shards`, until all is done): the
+    same call goes on where an earlier one was stopped, however that was. Under `accelerate launch`
+    the processes share the work; process 0 has the result, the others an empty one.
+
     Args:
-        targets: Whatever `load` takes, or models in memory.
+        targets: Whatever `load` takes, or models in memory. A pattern (`run/step-*`), a folder of
+            step checkpoints, or two or more of them side by side are a series: one model, with its
+            steps in the column `step`.
         data: Text or tokens to measure on; the shipped held-out samples when not given.
         samples: Windows to measure.
         tokens: Tokens per window.
@@ -178,60 +81,193 @@ def compare(
         spec: How the foreign models among the targets loop, as in `load`.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads the foreign models among the targets over devices, as in `load`.
+        out: Folder of the results: `tables/`, `provenance.json`, and what is unfinished.
+        twins: Measure the untrained twin of each configuration too, as `<model>@init`.
+        more_loops: Iterations to run besides a model's own, for `delta` and `readout` where the
+            model allows it; twice its own when not given, 0 for none.
+        series: Whether steps are one model; otherwise each is a model of its own.
+        write: Called with the comparison and `out` instead of writing tables and provenance.
         **options: Options of `measure`.
 
     Returns:
-        The tables, models in the order given, and each model's samples.
+        The tables, models in the order given, and each model's samples. A target that cannot be
+        measured after all is in `failed`.
 
     Raises:
-        InputError: for whatever cannot be found, read or measured; all targets are looked up
-            before the first is measured.
+        InputError: for whatever cannot be found or read before the first model is measured; where
+            nothing could be measured; where results cannot be stored, or another command is
+            writing to `out`.
     """
-    if not targets:
-        raise InputError("no models given; name at least one.")
+    names = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
     check_seed(seed)
-    names, plain, foreign = _look_up(targets, layout, trust_remote_code)
-    if (device or dtype) and not all(_is_named(target) for target in targets):
+    Options(measures=names, **options)
+    for name in names:
+        if name not in MEASURES:
+            raise unknown_name("measure", name, MEASURES)
+    if dtype is not None:
+        parse_dtype(dtype)
+    for name, value, least in (("samples", samples, 1), ("tokens", tokens, 4)):
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, given {value}.")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+    if more_loops is not None and more_loops < 0:
+        raise InputError(f"more_loops must be 0 or more, given {more_loops}.")
+    if data is not None:
+        check_file(Path(data), (*SUFFIXES, ".npy"))
+    folder = None if out is None else Path(out).expanduser()
+    if launched() > 1 and (folder is None or device_map is not None):
+        raise InputError(
+            "several processes need an output folder that all of them see; give out (--out)."
+            if folder is None
+            else "device_map spreads one model over all devices, so it takes one process; leave "
+            "it out, or run without accelerate launch."
+        )
+    processes = Processes.join(device, patience=PATIENCE)
+    settings = Settings(
+        data=data, samples=int(samples), tokens=int(tokens), seed=seed, layout=layout,
+        device=device if processes.count == 1 or device is None else str(processes.device),
+        dtype=dtype, batch_size=int(batch_size), measures=names, loops=loops, spec=spec,
+        trust_remote_code=trust_remote_code, device_map=device_map,
+        more_loops=None if more_loops is None else int(more_loops), options=options,
+    )  # fmt: skip
+    store = Store(folder)
+    watch = progress if isinstance(progress, Watch) else _Told(progress)
+    with claimed(folder) if folder is not None and processes.main else nullcontext():
+        plan = look_up(targets, trust_remote_code=trust_remote_code, series=series)
+        _check(plan, settings)
+        if twins:
+            plan = with_twins(plan, seed=seed)
+        _meet(processes, store)
+        own = Comparing(plan, settings, store, processes, watch).run()
+        results = joined(processes.gather([_sent(one) for one in own])) if folder else own
+        if not processes.main:
+            return Comparison(tables=Tables(), samples={})
+        found = _comparison(plan, merged(plan, results, store, settings.batch_size), own)
+        if folder is not None:
+            _finish(found, folder, store, [one.key for one in results if one.key], write)
+    return found
+
+
+class _Told(Watch):
+    """A plain callback."""
+
+    def __init__(self, progress: Callable[[str, int, int], Any] | None) -> None:
+        self.progress = progress
+
+    def measured(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(checkpoint.model, samples, total)
+
+    resumed = measured
+
+
+def _check(plan: Plan, settings: Settings) -> None:
+    """Refuse options that apply to none of the models."""
+    there = plan.checkpoints
+    if settings.layout is not None:
+        Layout.parse(settings.layout)
+        if all(one.plain is False for one in there):
+            raise InputError(nothing_to_regroup(settings.layout, plan.models))
+    if (settings.device or settings.dtype) and not all(one.named for one in there):
         raise InputError(
             "device and dtype apply to models that are loaded here, and one is given in memory; "
             "convert it with model.to(...) and leave both out."
         )
-    apart = {"spec": spec, "device_map": device_map}
-    unused = [name for name, value in apart.items() if value is not None and not any(foreign)]
-    if unused:
+    apart = {"spec": settings.spec, "device_map": settings.device_map}
+    unused = [name for name, value in apart.items() if value is not None]
+    if unused and not any(one.foreign for one in there):
         raise InputError(
             f"{' and '.join(unused)} apply to foreign models that are loaded here, and none of "
-            f"{', '.join(names)} is one; leave {'them' if unused[1:] else 'it'} out."
+            f"{', '.join(plan.models)} is one; leave {'them' if unused[1:] else 'it'} out."
         )
-    parts, used, regrouped = [], {}, False
-    for i, (target, name) in enumerate(zip(targets, names, strict=True)):
-        if _is_named(target):
-            model = load(
-                target, device=device, dtype=dtype, seed=seed, name=name,
-                trust_remote_code=trust_remote_code, **(apart if foreign[i] else {}),
-                loops=None if plain[i] else loops,
-            )  # fmt: skip
-        else:
-            model = target
-            if loops is not None and not plain[i]:
-                model = model.with_loops(loops)
-        if layout is not None:
-            if again := _is_plain(model, model.config):
-                model = model.with_layout(layout)
-            regrouped = regrouped or again
-            if not regrouped and not any(one is None or one for one in plain[i + 1 :]):
-                raise InputError(_nothing_to_regroup(layout, names))
-        chosen = load_samples(model, data, samples=samples, tokens=tokens, seed=seed)
-        total = len(chosen.tokens)
 
-        def told(n: int, name: str = name, total: int = total) -> None:
-            if progress is not None:
-                progress(name, n, total)
 
-        part = measure(
-            model, chosen, measures, batch_size=batch_size, name=name, progress=told, **options
+def _meet(processes: Processes, store: Store) -> None:
+    """Whether all processes see one folder, before any of them measures."""
+    if processes.count == 1 or store.folder is None:
+        return
+    if processes.main:
+        store.write("launch", b"here")
+    processes.wait()
+    if not all(processes.gather(store.read("launch") is not None)):
+        raise InputError(
+            f"not all processes see {store.folder}; --out must be a folder that they share."
         )
-        parts.append(part)
-        used[name] = chosen
-        del model
-    return Comparison(tables=Tables.concat(parts), samples=used)
+
+
+def _sent(result: Result) -> Result:
+    """What other processes need to know; exceptions cannot always be sent."""
+    return replace(result, error=None)
+
+
+def _comparison(plan: Plan, found: Merged, own: Sequence[Result]) -> Comparison:
+    """The result, with all that was left out.
+
+    Raises:
+        InputError: if nothing but twins was measured.
+    """
+    named = [(one, reason) for one, reason in found.failed if not one.twin_of]
+    there = [one for one in plan.checkpoints if not one.twin_of]
+    if len(named) == len(there) or found.tables is None:
+        cause = next((one.error for one in own if one.error is not None), None)
+        reasons = {reason: one for one, reason in reversed(named)}
+        if len(reasons) == 1:
+            raise InputError(named[0][1]) from cause
+        told = "; ".join(f"{one.label}: {why}" for why, one in reversed(reasons.items()))
+        raise InputError(f"none of the checkpoints can be measured: {told}") from cause
+    remarks = list(plan.notes)
+    for one, reason in found.failed:
+        if one.twin_of:
+            remarks.append(f"{', '.join(one.twin_of)}: no untrained twin: {reason}")
+    failed = [*plan.failed]
+    for one, reason in named:
+        failed.append((str(one.target) if one.named else one.label, reason))
+    twins = {model: twin for model, twin in plan.twins.items() if twin in found.samples}
+    twins = {model: twin for model, twin in twins.items() if model in found.samples}
+    found.tables.provenance["comparison"] = {
+        "twins": twins,
+        "missing": plan.missing,
+        "failed": [list(one) for one in failed],
+    }
+    return Comparison(
+        tables=found.tables,
+        samples=found.samples,
+        failed=failed,
+        missing=plan.missing,
+        twins=twins,
+        incomplete=any(one.step is None for one, _ in named),
+        remarks=remarks,
+    )
+
+
+def _finish(
+    found: Comparison,
+    folder: Path,
+    store: Store,
+    keys: Sequence[str],
+    write: Callable[[Comparison, Path], Any] | None,
+) -> None:
+    """Write the results, then remove the shards that they are made of."""
+    if others := store.size(besides=keys):
+        found.remarks.append(
+            f"{store.folder} holds {others / 1e6:.1f} MB of another command that was not finished; "
+            "give that one again, or remove the folder"
+        )
+    if found.incomplete:
+        found.remarks.append(
+            f"{store.folder} keeps what was measured: once the rest can be read, the same command "
+            "measures only that"
+        )
+    try:
+        (write or save_comparison)(found, folder)
+    except (InputError, OSError) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{error.strerror or error}."
+        raise InputError(
+            f"{reason} What was measured is kept in {store.folder}; the same command goes on."
+        ) from error
+    if not found.incomplete:
+        store.remove(keys)
+
+
+__all__ = ["Comparison", "Watch", "compare"]

@@ -140,6 +140,8 @@ def longer_model(model: Any, K: int, T: int | None) -> tuple[Any, str]:
         return model.with_loops(T if found is None else {found.main.name: T}), ""
     except InputError as error:
         return None, f"more loops: {str(error).rstrip('.')}"
+    except Exception as error:  # somebody else's forward pass
+        return None, f"more loops: with {T} the model fails ({type(error).__name__}: {error})"
 
 
 def longer_K(model: Any) -> int:

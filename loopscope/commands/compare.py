@@ -1,8 +1,11 @@
 """`loopscope compare`: checkpoints side by side."""
 
 from pathlib import Path
+from typing import Annotated
 
-from loopscope.commands.shared import collect, draw, fail, save_tables
+import typer
+
+from loopscope.commands.shared import collect, end, fail, write_results
 from loopscope.options import (
     BatchSize,
     Center,
@@ -27,6 +30,25 @@ from loopscope.options import (
 def compare(
     models: Models = None,
     out: Out = Path("out"),
+    twins: Annotated[
+        bool,
+        typer.Option("--twins/--no-twins", help="Measure the untrained twins too, as MODEL@init."),
+    ] = True,
+    more_loops: Annotated[
+        int | None,
+        typer.Option(
+            "--more-loops",
+            help="Iterations to try beyond a model's own, where it allows more (default: twice as "
+            "many; 0: none).",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-on",
+            help="Exit with 1 if a checkpoint has one of these verdicts: collapsed,unstable.",
+        ),
+    ] = None,
     layout: LayoutOption = None,
     loops: Loops = None,
     spec: SpecFile = None,
@@ -43,24 +65,32 @@ def compare(
     drop_first: DropFirst = 0,
     normalize_rows: NormalizeRows = False,
 ) -> None:
-    """Put checkpoints side by side: figures, and one table of loss and signs of collapse."""
-    from loopscope.analysis.collapse import signs
-    from loopscope.output import prepare, write_csv
-    from loopscope.printing import print_signs
+    """Put checkpoints side by side: figures, and one table of loss and signs of collapse.
+
+    A quoted pattern ('run/step-*') or a folder of step checkpoints is a series: one model over its
+    training. Stopped at any moment, the same command goes on. Several GPUs or processes: accelerate
+    launch --multi_gpu --num_processes N -m loopscope.cli compare ...
+    """
+    from loopscope.analysis.collapse.judge import parse_verdicts
+    from loopscope.processes import is_main
 
     if not models:
         fail("compare needs checkpoints: loopscope compare A B …; zoo names work too (base mesh).")
-    prepare(out)
-    collected = collect(
+    bad = () if fail_on is None else parse_verdicts(fail_on)
+    found = collect(
         models,
-        measures=("update", "cka", "spectrum", "rank", "routing", "loss"),
+        measures=("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss"),
+        out=out, write=write_results, twins=twins, more_loops=more_loops,
         layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
         device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
         dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
-    save_tables(collected.tables, out)
-    table = signs(collected.tables)
-    write_csv(table, out / "tables" / "signs.csv")
-    print_signs(table)
-    draw(collected.tables, out, None)
+    if not is_main():
+        return
+    caught = found.with_verdict(bad) if bad else []
+    if caught:
+        print(f"--fail-on {','.join(bad)}: {'; '.join(caught)}")
+    end(found)
+    if caught:
+        raise typer.Exit(1)

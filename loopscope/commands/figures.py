@@ -1,11 +1,11 @@
 """`loopscope figures`: the paper's diagnostic figures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loopscope.commands.shared import collect, draw, fail, save_tables
+from loopscope.commands.shared import collect, draw, end, fail, save_tables
 from loopscope.options import (
     BatchSize,
     Center,
@@ -25,6 +25,9 @@ from loopscope.options import (
     Tokens,
     Trust,
 )
+
+if TYPE_CHECKING:
+    from loopscope.analysis.comparison import Comparison
 
 PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
 
@@ -60,7 +63,7 @@ def figures(
     Without models: the paper's four panels (base, residual, anchor, mesh) from the shipped zoo;
     with --paper-extra its training logs. MODEL may then be a folder that is searched for runs.
     """
-    from loopscope.output import prepare
+    from loopscope.output import claimed
 
     if from_tables is not None or paper_extra:
         from loopscope.analysis.runs import read_runs
@@ -78,18 +81,22 @@ def figures(
         else:
             inner = from_tables / "tables"
             tables = Tables.load(inner if inner.is_dir() else from_tables)
-        prepare(out)
-        save_tables(tables, out)
-        draw(tables, out, models or None)
+        with claimed(out):
+            save_tables(tables, out)
+            draw(tables, out, models or None)
         return
-    prepare(out)
-    collected = collect(
+
+    def write(found: "Comparison", out: Path) -> None:
+        save_tables(found.tables, out)
+        draw(found.tables, out, None)
+
+    found = collect(
         models or PAPER_PANELS,
         measures=("update", "cka", "spectrum", "rank", "routing"),
+        out=out, write=write, twins=False, more_loops=0, series=False,
         layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
         device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
         dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
         normalize_rows=normalize_rows,
     )  # fmt: skip
-    save_tables(collected.tables, out)
-    draw(collected.tables, out, None)
+    end(found)

@@ -1,5 +1,8 @@
 """What several commands do: measure with progress, write tables, draw, fail."""
 
+import shlex
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,15 +28,40 @@ def save_tables(tables: "Tables", out: Path) -> None:
     write_provenance(tables.provenance, out)
 
 
-def draw(tables: "Tables", out: Path, models: list[str] | None) -> None:
+def write_results(found: "Comparison", out: Path) -> None:
+    """Everything that `compare` leaves in its output folder, and the verdicts in the terminal."""
+    from loopscope.analysis.comparison import save_comparison
+    from loopscope.output import write_json
+    from loopscope.printing import print_verdicts, report_shown
+
+    summary = found.summary(command=shlex.join(["loopscope", *sys.argv[1:]]))
+    save_comparison(found, out)
+    write_json(summary, out / "summary.json")
+    own = [name for name in found.tables.models if name not in found.added]
+    draw(found.tables, out, own, summary=summary)
+    report_shown(summary, found.tables, out / "report.html")
+    print()
+    print_verdicts(summary)
+    print(f"\nreport: {out / 'report.html'}")
+
+
+def end(found: "Comparison") -> None:
+    """End a command that could not measure everything: one line on stderr, exit code 2."""
+    if found.incomplete:
+        names = ", ".join(target for target, _ in found.failed)
+        fail(f"not measured: {names} (see the notes); everything else is written.")
+
+
+def draw(tables: "Tables", out: Path, models: list[str] | None, *, summary: Any = None) -> None:
     """Draw what the tables allow, and say what was drawn."""
     from loopscope.figures import draw_all, plan
     from loopscope.printing import print_drawn, progress_bar
 
-    jobs, _ = plan(tables, models)
+    jobs, _ = plan(tables, models, summary)
     with progress_bar() as bar:
         task = bar.add_task("draw", total=len(jobs))
-        report = draw_all(tables, out, models, progress=lambda n: bar.advance(task, n))
+        told = partial(bar.advance, task)
+        report = draw_all(tables, out, models, progress=told, summary=summary)
     print_drawn(report, out / "figures")
 
 

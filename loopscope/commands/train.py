@@ -51,6 +51,10 @@ def train(
         int | None,
         typer.Option("--keep-every", help="Keep a checkpoint step-000500 … every so many steps."),
     ] = None,
+    monitor_every: Annotated[
+        int,
+        typer.Option("--monitor-every", help="Steps between measures of loop collapse; 0: never."),
+    ] = 100,
     save_seconds: Annotated[
         float, typer.Option("--save-seconds", help="Seconds between states to resume from.")
     ] = 60.0,
@@ -66,8 +70,8 @@ def train(
     --multi_gpu --num_processes N -m loopscope.cli train ...
     """
     from loopscope.printing import progress_bar, training_bars
+    from loopscope.processes import is_main
     from loopscope.training import run_training
-    from loopscope.training.processes import is_main
 
     with progress_bar(shown=is_main()) as bar:
         written = run_training(
@@ -75,8 +79,8 @@ def train(
             d_model=d_model, n_heads=heads, vocab=vocab, slots=slots, seq_len=seq_len,
             batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, eval_every=eval_every,
             device=device, dtype=dtype, compile=compile, half=half, keep_every=keep_every,
-            save_seconds=save_seconds, warmup=warmup, weight_decay=weight_decay,
-            grad_clip=grad_clip, progress=training_bars(bar),
+            monitor_every=monitor_every, save_seconds=save_seconds, warmup=warmup,
+            weight_decay=weight_decay, grad_clip=grad_clip, progress=training_bars(bar),
             tell=partial(bar.console.print, markup=False),
         )  # fmt: skip
     if is_main():

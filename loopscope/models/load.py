@@ -116,9 +116,7 @@ def load(
     check_seed(seed)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other; give one of them.")
-    found = _find(str(target))
-    if found.kind == "hub":
-        found = _downloaded(found, weights=True, code=trust_remote_code)
+    found = locate(target, trust_remote_code=trust_remote_code)
     label = name or found.label
     if found.kind == "native":
         _refuse(found.place, spec=spec, device_map=device_map)
@@ -149,6 +147,26 @@ def load(
         if place is not None:
             source.module.to(place)
     return _wrapped(source, label, spec=spec, layout=layout, loops=loops)
+
+
+def locate(target: str | Path, *, trust_remote_code: bool = False, weights: bool = True) -> Target:
+    """What a target means, and the folder it is in; a Hugging Face id's is downloaded if need be.
+
+    Args:
+        target: As in `load`.
+        trust_remote_code: Whether Python code that came with a checkpoint may be downloaded too.
+        weights: Whether the weights of a Hugging Face id are needed.
+
+    Returns:
+        A folder (native or Hugging Face's), or a factory.
+
+    Raises:
+        InputError: if nothing is found there.
+    """
+    found = _find(str(target))
+    if found.kind == "hub":
+        return _downloaded(found, weights=weights, code=trust_remote_code)
+    return found
 
 
 def peek(target: str | Path, *, trust_remote_code: bool = False) -> tuple[str, LoopConfig | None]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from loopscope.corpus import load_corpus
+from loopscope.processes import is_main
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
-from loopscope.training.processes import is_main
 from loopscope.training.recipe import plan_training
 from loopscope.training.trainer import StepReport, train
 
@@ -19,6 +19,7 @@ def run_training(
     data: str | Path | None = None,
     half: bool = False,
     keep_every: int | None = None,
+    monitor_every: int = 0,
     save_seconds: float = 60.0,
     progress: Callable[[str, StepReport], Any] | None = None,
     tell: Callable[[str], Any] = print,
@@ -35,6 +36,7 @@ def run_training(
             when not given.
         half: Store the weights in float16.
         keep_every: Keep a step checkpoint every so many steps.
+        monitor_every: Write the measures of loop collapse every so many steps; 0 for never.
         save_seconds: Save the state for resuming when so many seconds have passed.
         progress: Called with the variant and each step's report.
         tell: Given a sentence when a training is resumed or found finished.
@@ -56,7 +58,8 @@ def run_training(
     if is_main():
         for run in runs.values():
             run.check()
-    command = _command(list(configs), {"data": data, **recipe}, half, keep_every)
+    options = {"data": data, **recipe, "keep_every": keep_every, "monitor_every": monitor_every}
+    command = _command(list(configs), options, half)
     written = []
     for name, config in configs.items():
 
@@ -69,18 +72,16 @@ def run_training(
         trained = train(
             config, text, folders[name], progress=told, tell=tell, half=half,
             provenance={"command": command, "seed": config.seed}, keep_every=keep_every,
-            save_seconds=save_seconds,
+            monitor_every=monitor_every, save_seconds=save_seconds,
         )  # fmt: skip
         written.append((folders[name], trained.provenance["val_loss"]))
     return written
 
 
-def _command(
-    variants: Sequence[str], options: dict[str, Any], half: bool, keep_every: int | None
-) -> str:
+def _command(variants: Sequence[str], options: dict[str, Any], half: bool) -> str:
     """The command line that does the same."""
     words = ["loopscope", "train", "--out", "DIR", "--variants", ",".join(variants)]
-    for key, value in {**options, "keep_every": keep_every}.items():
+    for key, value in options.items():
         if value is True:
             words.append(f"--{key}")
         elif value is not None and value is not False:

@@ -22,13 +22,15 @@ from loopscope.analysis.provenance import versions
 from loopscope.errors import InputError
 from loopscope.models import checkpoint
 from loopscope.models.model import LoopModel
+from loopscope.processes import Processes
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
-from loopscope.training.log import LOG, Log
-from loopscope.training.processes import Processes
+from loopscope.training.log import LOG, MONITOR, Log
+from loopscope.training.monitor import Monitor
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import State, load_state, save_state
 
+PROBE = 8  # held-out windows that the monitor measures
 Loss = Callable[[nn.Module, Int64[Tensor, "batch pos"], str], Float[Tensor, " target"]]
 
 
@@ -60,6 +62,7 @@ def train(
     provenance: dict[str, Any] | None = None,
     half: bool = False,
     keep_every: int | None = None,
+    monitor_every: int = 0,
     save_seconds: float = 60.0,
 ) -> LoopModel:
     """Train one model into a folder: a checkpoint with its tokenizer, `log.csv`, `provenance.json`.
@@ -77,6 +80,8 @@ def train(
         provenance: More to record in `provenance.json`.
         half: Store the weights in float16.
         keep_every: Keep `step-000000`, and a step checkpoint every so many steps and at the end.
+        monitor_every: Write the measures of loop collapse into `monitor.csv` every so many steps,
+            taken on a few held-out windows; 0 for never, as without a loop.
         save_seconds: Save the state for resuming when so many seconds have passed.
 
     Returns:
@@ -89,6 +94,8 @@ def train(
     """
     if keep_every is not None and keep_every < 1:
         raise InputError(f"keep_every must be at least 1, given {keep_every}.")
+    if monitor_every < 0:
+        raise InputError(f"monitor_every must be 0 (never) or more, given {monitor_every}.")
     data.check(config.seq_len)
     if data.tokenizer.get_vocab_size() > config.model.d_vocab:
         raise InputError(
@@ -106,6 +113,9 @@ def train(
         model.tokenizer = data.tokenizer
         model.to(processes.device)
         trainer = _Trainer(model, config, data, run, processes, half, keep_every, save_seconds)
+        if monitor_every and config.model.K and processes.main:
+            probe = data.validation(PROBE, config.seq_len)[:, :-1]
+            trainer.monitor = Monitor(probe, every=monitor_every, out=run.path / MONITOR)
         trainer.resume(tell)
         for report in trainer.steps():
             if progress is not None:
@@ -145,6 +155,7 @@ class _Trainer:
         self.losses: list[float] = []
         self.resumed: list[int] = []
         self.log: Log | None = None
+        self.monitor: Monitor | None = None
 
     def resume(self, tell: Callable[[str], Any]) -> None:
         """Go to the newest saved state, if there is one."""
@@ -165,6 +176,8 @@ class _Trainer:
             if state is not None:
                 tell(f"{self.run.path.name} goes on from step {self.step} of {self.config.steps}.")
             self.log = Log(self.run.path / LOG, rows)
+            if self.monitor is not None:
+                self.monitor.resume(self.step)
 
     def steps(self) -> Iterator[StepReport]:
         """Train to the end, a step at a time."""
@@ -173,6 +186,7 @@ class _Trainer:
         began, saved = self.step, time.monotonic()
         if self.step == 0:
             self._keep()
+            self._measure()
         while self.step < config.steps:
             start = time.perf_counter()
             lr, loss = config.lr_at(self.step), self._backward()
@@ -210,6 +224,7 @@ class _Trainer:
                     self.log.add({**asdict(report), "train_loss": report.loss})
                 self.losses, self.since = [], self.seconds
             self._keep()
+            self._measure()
             yield report
 
     def _backward(self) -> float:
@@ -286,6 +301,14 @@ class _Trainer:
         folder = self.run.step_folder(self.step)
         checkpoint.save(self.model, folder, provenance=told, half=self.half, overwrite=True)
 
+    def _measure(self) -> None:
+        monitor = self.monitor
+        if monitor is None or not (monitor.due(self.step) or self.step == self.config.steps):
+            return
+        place = self.processes.device.type
+        with torch.autocast(place, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            monitor.measure(self.model, self.step)
+
     @property
     def _tokens_per_step(self) -> int:
         return self.config.batch_size * self.config.seq_len
@@ -304,6 +327,7 @@ class _Trainer:
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
             "resumed": self.resumed,
+            **({} if self.monitor is None else {"monitor": self.monitor.provenance}),
             "versions": versions(),
         }
 

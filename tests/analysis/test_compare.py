@@ -9,7 +9,7 @@ from loopscope.models.checkpoint import read_tokenizer, save
 from loopscope.models.load import zoo_folder
 from tests.conftest import make_model
 
-SMALL = {"samples": 5, "tokens": 16}
+SMALL = {"samples": 5, "tokens": 16, "twins": False}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from loopscope.errors import InputError
 from loopscope.models.block import SHORT, _short_attention
 from loopscope.models.checkpoint import load_checkpoint
 from loopscope.models.model import LoopModel
+from loopscope.processes import Processes
 from loopscope.training import train
-from loopscope.training.processes import Processes
 from loopscope.training.trainer import token_losses
 from tests.training.conftest import T, make_config
 

@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from loopscope.models.load import parse_device
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Which of the training processes this is, and how they work together.
+    """Which of the processes this is, and how they work together.
 
     Attributes:
-        rank: Number of this process, from 0; only process 0 writes files.
+        rank: Number of this process, from 0; only process 0 writes results.
         count: How many there are.
         device: Where this one computes.
         accelerator: accelerate's, when there are several.
@@ -30,26 +31,37 @@ class Processes:
     accelerator: Any = None
 
     @classmethod
-    def join(cls, device: str | torch.device | None) -> "Processes":
+    def join(
+        cls, device: str | torch.device | None, *, patience: timedelta | None = None
+    ) -> "Processes":
         """The processes of this launch; without a launcher there is one.
 
         Args:
             device: Where to compute; with several processes each takes its own device of that kind.
+            patience: How long the processes wait for each other; torch's default when not given.
+
+        Raises:
+            InputError: for an absent device, or a launch that does not copy models to processes.
         """
         place = parse_device(device)
         if launched() == 1:
             return cls(rank=0, count=1, device=place)
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
-        # The recipe says what is computed, not the launcher's configuration.
+        handlers = [] if patience is None else [InitProcessGroupKwargs(timeout=patience)]
+        # The command says what is computed, not the launcher's configuration.
         accelerator = Accelerator(
-            cpu=place.type == "cpu", mixed_precision="no", dynamo_backend="no"
+            cpu=place.type == "cpu",
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=handlers,
         )
         kind = str(accelerator.distributed_type.value)
         if kind not in ("MULTI_CPU", "MULTI_GPU"):
             raise InputError(
-                f"accelerate was configured for {kind}; the trainer copies the model to every "
-                "process (MULTI_GPU or MULTI_CPU): run `accelerate config` or give --multi_gpu."
+                f"accelerate was configured for {kind}; every process holds a model of its own "
+                "(MULTI_GPU or MULTI_CPU): run `accelerate config` or give --multi_gpu."
             )
         return cls(
             rank=accelerator.process_index,
@@ -93,6 +105,14 @@ class Processes:
             return value
         own = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(own, "sum").item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gives here (anything that can be pickled), in their order."""
+        if self.accelerator is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
