@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from loopscope.models.wrapped.model import WrappedModel
     from loopscope.models.wrapped.wrap import wrap
     from loopscope.probes.capture import Trajectory, capture
+    from loopscope.training.callback import LoopCallback
+    from loopscope.training.monitor import Monitor
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,8 @@ _HOMES = {
     "measure": "loopscope.analysis.measure",
     "compare": "loopscope.analysis.compare",
     "load_samples": "loopscope.data",
+    "Monitor": "loopscope.training.monitor",
+    "LoopCallback": "loopscope.training.callback",
     "plot": "loopscope.figures",
     "Layout": "loopscope.models.layout",
     "LoopConfig": "loopscope.models.config",
@@ -42,6 +46,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)
     "load", "wrap", "zoo", "capture", "measure", "compare", "load_samples", "plot",
+    "Monitor", "LoopCallback",
     "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory", "WrappedModel",
 ]  # fmt: skip
 

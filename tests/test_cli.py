@@ -17,6 +17,10 @@ from loopscope.models.load import load, zoo_folder
 from tests.conftest import make_model
 
 
+def nothing(*given, **options) -> None:
+    """In place of what is looked at elsewhere."""
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Call the program; returns exit code, stdout, stderr."""
@@ -25,7 +29,8 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:  # the figures are looked at in other tests
             for module in ("figures", "shared"):
-                monkeypatch.setattr(f"loopscope.commands.{module}.draw", lambda *given: None)
+                monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
+            monkeypatch.setattr("loopscope.printing.report_shown", nothing)
         with pytest.raises(SystemExit) as done:
             cli.main()
         out, err = capsys.readouterr()

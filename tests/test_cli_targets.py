@@ -58,6 +58,10 @@ def fails():
 """
 
 
+def nothing(*given, **options) -> None:
+    """In place of what is looked at elsewhere."""
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A folder with a model of one's own, three saved by transformers, and token ids."""
@@ -92,7 +96,8 @@ def run(here, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:
             for module in ("figures", "shared"):
-                monkeypatch.setattr(f"loopscope.commands.{module}.draw", lambda *given: None)
+                monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
+            monkeypatch.setattr("loopscope.printing.report_shown", nothing)
         with pytest.raises(SystemExit) as done:
             cli.main()
         out, err = capsys.readouterr()

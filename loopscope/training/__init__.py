@@ -6,11 +6,15 @@ from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.training.batches import TrainingData
+    from loopscope.training.callback import LoopCallback
+    from loopscope.training.monitor import Monitor
     from loopscope.training.recipe import TrainConfig, plan_training, variant_config
     from loopscope.training.run import run_training
     from loopscope.training.trainer import StepReport, evaluate, train
 
 _HOMES = {
+    "LoopCallback": "callback",
+    "Monitor": "monitor",
     "StepReport": "trainer",
     "TrainConfig": "recipe",
     "TrainingData": "batches",
@@ -22,6 +26,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "LoopCallback",
+    "Monitor",
     "StepReport",
     "TrainConfig",
     "TrainingData",

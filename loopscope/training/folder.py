@@ -14,7 +14,7 @@ from loopscope.errors import InputError
 from loopscope.models import checkpoint
 from loopscope.models.model import LoopModel
 from loopscope.output import prepare, write_text
-from loopscope.training.log import RECIPE
+from loopscope.training.log import MONITOR, RECIPE
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import drop_damaged
 
@@ -25,8 +25,8 @@ class RunFolder:
     """Where one training writes.
 
     While it runs: `run.json` (the recipe), `run.lock`, `log.csv`, `resume/` (states) and, where
-    asked for, `step-000500/` and the like. When it is finished: a checkpoint with `log.csv`, and
-    the step checkpoints.
+    asked for, `monitor.csv`, `step-000500/` and the like. When it is finished: a checkpoint with
+    `log.csv`, `monitor.csv` and the step checkpoints.
 
     Attributes:
         path: The folder.
@@ -106,7 +106,9 @@ class RunFolder:
             else:
                 record = self.path / RECIPE
                 if record.exists() and _differences(checkpoint.read_json(record), self.told):
-                    shutil.rmtree(self.step_folder(0), ignore_errors=True)  # of other settings
+                    # of other settings
+                    shutil.rmtree(self.step_folder(0), ignore_errors=True)
+                    (self.path / MONITOR).unlink(missing_ok=True)
                 drop_damaged(self.states, tell)
                 write_text(json.dumps(self.told, indent=2) + "\n", self.path / RECIPE)
             yield

@@ -68,10 +68,10 @@ def test_progress_counts_every_sample(tokenizer):
     assert told == [("base", 2, 5), ("base", 2, 5), ("base", 1, 5)]
 
 
-def test_a_comparison_shows_one_column_per_model(tokenizer):
-    found = compare([model(tokenizer), model(tokenizer, "mesh")], **SMALL)
+def test_a_comparison_shows_a_card_per_model_that_was_named(tokenizer):
+    found = compare([model(tokenizer), model(tokenizer, "mesh")], samples=9, tokens=16)
     html = found._repr_html_()
-    assert html.count("<th>base</th>") == html.count("<th>mesh</th>") == 1
-    loss = found.tables.loss
-    mean = loss[loss["model"].eq("mesh")]["value"].mean()
-    assert f"{mean:.3f} ±" in html
+    verdicts = found.verdicts.set_index("model")
+    assert list(verdicts.index) == ["base", "mesh"] and "base@init" not in html
+    for name in verdicts.index:
+        assert name in html and verdicts.loc[name, "verdict"] in html
