@@ -66,7 +66,18 @@ def cka(
     Raises:
         InputError: On fewer than 4 tokens, an unknown kernel or a bandwidth that is not positive.
     """
-    n = check(states[0].shape[0], kernels, bandwidth)
+    check(states[0].shape[0], kernels, bandwidth)
+    with torch.autocast(states[0].device.type, enabled=False):  # it would round the products
+        return _cka(list(states), kernels, bandwidth, grams)
+
+
+def _cka(
+    states: list[Tensor],
+    kernels: Sequence[str],
+    bandwidth: float,
+    grams: Sequence[Tensor] | None,
+) -> dict[str, PairwiseCKA]:
+    n = states[0].shape[0]
     exact = any(state.dtype == torch.float64 for state in states)
     dtype = torch.float64 if exact else torch.float32
     device = states[0].device

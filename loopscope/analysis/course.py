@@ -22,7 +22,7 @@ class Course:
 
     def __init__(
         self, model: Any, first: Trajectory, samples: int, measures: tuple[str, ...],
-        *, longer: Any, no_loss: str,
+        *, longer: Any, unread: str,
     ) -> None:  # fmt: skip
         """Set aside all rows.
 
@@ -32,7 +32,7 @@ class Course:
             samples: Number of samples.
             measures: What is asked for; `delta` and `readout` are filled here.
             longer: The model with more iterations of its main loop (see `longer_model`), or None.
-            no_loss: Why the model predicts no next token; empty where it does.
+            unread: Why h(t) cannot be read out in place of h(K); empty where it can.
         """
         self.model, self.main, self.K = model, first.loop, first.K
         self.notes: list[str] = []
@@ -45,8 +45,8 @@ class Course:
         self.readout: Rows | None = None
         self.more: list[int] = []
         if "readout" in measures:
-            if why := (no_loss or self._unread(first)):
-                self.notes.append(f"readout: {why}, so its table has no rows")
+            if unread:
+                self.notes.append(f"readout: {unread}, so its table has no rows")
             else:
                 self.more = list(beyond(self.K, T, cheap=isinstance(model, LoopModel)))
                 self.readout = Rows("readout", samples, _at([*range(self.K + 1), *self.more]))
@@ -94,23 +94,29 @@ class Course:
             columns += [read_out_losses(self.longer, tokens, h) for h in more]
         return flagged(torch.stack([torch.stack(column).cpu() for column in columns], 1).numpy())
 
-    def _unread(self, first: Trajectory) -> str:
-        """Why h(t) cannot be read out in place of h(K); empty where it can."""
-        if self.K == 0:
-            return "the model has no loop"
-        if isinstance(self.model, LoopModel):
-            return ""
-        h, logits = first.h, first.logits
-        assert logits is not None and first.tokens is not None
-        if h[0].shape != h[-1].shape:
-            return "h(0) and h(K) differ in shape"
-        if torch.equal(h[0], h[-1]):
-            return ""
-        plain = torch.stack(losses(logits, first.tokens))
-        other = torch.stack(read_out_losses(self.model, first.tokens, h[0]))
-        if torch.equal(plain, other):
-            return "what follows the loop does not read h(K) where it could be replaced"
+
+def why_unread(model: Any, first: Trajectory) -> str:
+    """Why h(t) cannot be read out in place of h(K); empty where it can.
+
+    Args:
+        model: A native or wrapped model that predicts next tokens.
+        first: A trajectory of it, with logits.
+    """
+    if first.K == 0:
+        return "the model has no loop"
+    if isinstance(model, LoopModel):
         return ""
+    h, logits = first.h, first.logits
+    assert logits is not None and first.tokens is not None
+    if h[0].shape != h[-1].shape:
+        return "h(0) and h(K) differ in shape"
+    if torch.equal(h[0], h[-1]):
+        return ""
+    plain = torch.stack(losses(logits, first.tokens))
+    other = torch.stack(read_out_losses(model, first.tokens, h[0]))
+    if torch.equal(plain, other):
+        return "what follows the loop does not read h(K) where it could be replaced"
+    return ""
 
 
 def longer_model(model: Any, K: int, T: int | None) -> tuple[Any, str]:

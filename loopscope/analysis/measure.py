@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from loopscope.analysis.cka import MIN_TOKENS, check
-from loopscope.analysis.course import COURSE, Course, longer_model
+from loopscope.analysis.course import COURSE, Course, longer_model, why_unread
 from loopscope.analysis.provenance import commit, versions
 from loopscope.analysis.record import Options, Recorder
 from loopscope.analysis.samples import checked_tokens, samples_provenance
@@ -129,6 +129,7 @@ class Measuring:
         self.provenance = _provenance(model, samples, self.tokens, self.options)
         self._no_loss = _sees_ahead(model) if {"loss", "readout"} & {*wanted} else ""
         self._longer: tuple[Any, str] | None = None
+        self._unread: str | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -185,9 +186,11 @@ class Measuring:
         if {*COURSE} & {*measures}:
             if self._longer is None:
                 self._longer = longer_model(self.model, first.K, self.options.more_loops)
+            if self._unread is None and "readout" in measures:
+                self._unread = self._no_loss or why_unread(self.model, first)
             course = Course(
                 self.model, first, samples, measures,
-                longer=self._longer[0], no_loss=self._no_loss,
+                longer=self._longer[0], unread=self._unread or "",
             )  # fmt: skip
         recorder = Recorder(first, samples, self.options, loss=not self._no_loss, course=course)
         notes = list(self.provenance["notes"])

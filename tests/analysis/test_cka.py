@@ -281,3 +281,13 @@ def test_bad_options_are_named() -> None:
     for bandwidth in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="must be a positive number"):
             cka(random(2, 8, 5), bandwidth=bandwidth)
+
+
+def test_autocast_does_not_round_the_kernels() -> None:
+    states = list(torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(4)))
+    plain = cka(states, kernels=("rbf", "linear"))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = cka(states, kernels=("rbf", "linear"))
+    for kernel, pairs in plain.items():
+        for ours, theirs in zip(pairs, cast[kernel], strict=True):
+            np.testing.assert_array_equal(ours.value, theirs.value)

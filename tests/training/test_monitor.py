@@ -45,7 +45,7 @@ def random_states():
 
 
 def attributes(model):
-    return set(vars(model)) - {"name"}  # TransformerLens names the modules of what is wrapped
+    return set(vars(model))
 
 
 def test_the_numbers_are_those_of_a_checkpoint_saved_at_that_step(tmp_path):

@@ -65,6 +65,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         recipe: "Recipe",
     ) -> None:
         super().__init__()
+        self.setup()  # before the original is there: its modules get no names from TransformerLens
         self.module = module
         self.map = found
         self.inputs = inputs
@@ -78,7 +79,6 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         self.recipe = recipe
         self._originals = dict(module.named_modules())
         self._live: dict[str, Point] = {}
-        self.setup()
         self._name(names)
         self.name = name
         self.cfg = LensConfig(module, config, name)
