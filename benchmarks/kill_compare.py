@@ -81,7 +81,7 @@ def start(out: Path) -> "subprocess.Popen[bytes]":
 
 def progress(out: Path) -> str:
     """How far it came."""
-    shards = len(list(out.glob(".shards/*/*.zip")))
+    shards = len(list(out.glob(".shards/*/*.shard")))
     tables = len(list(out.glob("tables/*.parquet")))
     figures = len(list(out.glob("figures/*.png")))
     return f"{shards} shards" + (f" {tables} tables {figures} figures" if tables else "")

@@ -21,11 +21,16 @@ from tests.conftest import make_model
 SMALL = ["--samples", "6", "--tokens", "24"]
 
 
+def nothing(*given, **options) -> None:
+    """In place of what other tests look at."""
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Call the program without figures; returns exit code, stdout, stderr."""
     for module in ("figures", "shared"):
-        monkeypatch.setattr(f"loopscope.commands.{module}.draw", lambda *given: None)
+        monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
+    monkeypatch.setattr("loopscope.printing.report_shown", nothing)
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
@@ -205,12 +210,12 @@ from loopscope import cli
 from loopscope.analysis import shards
 
 shards.SAMPLES = 2
-loopscope.commands.shared.draw = lambda *given: None
+loopscope.commands.shared.draw = lambda *given, **options: None
 at, sys.argv = int(sys.argv[1]), ["loopscope", *sys.argv[2:]]
 write, done = shards.Store.write, [0]
 
 def counted(self, name, content):
-    done[0] += name.endswith(".zip")
+    done[0] += name.endswith(".shard")
     if at and done[0] == at and os.environ.get("RANK") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, name, content)

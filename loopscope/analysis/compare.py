@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from loopscope.analysis.comparing import (
     Watch,
     nothing_to_regroup,
 )
-from loopscope.analysis.comparison import Comparison, save_comparison
+from loopscope.analysis.comparison import Comparison, save_with_report
 from loopscope.analysis.measure import MEASURES
 from loopscope.analysis.merging import Merged, joined, merged
 from loopscope.analysis.record import Options
@@ -81,12 +82,13 @@ def compare(
         spec: How the foreign models among the targets loop, as in `load`.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads the foreign models among the targets over devices, as in `load`.
-        out: Folder of the results: `tables/`, `provenance.json`, and what is unfinished.
+        out: Folder of the results: `tables/`, `provenance.json`, `summary.json`, `report.html`, and
+            what is unfinished.
         twins: Measure the untrained twin of each configuration too, as `<model>@init`.
         more_loops: Iterations to run besides a model's own, for `delta` and `readout` where the
             model allows it; twice its own when not given, 0 for none.
         series: Whether steps are one model; otherwise each is a model of its own.
-        write: Called with the comparison and `out` instead of writing tables and provenance.
+        write: Called with the comparison and `out` instead of writing all that.
         **options: Options of `measure`.
 
     Returns:
@@ -98,6 +100,14 @@ def compare(
             nothing could be measured; where results cannot be stored, or another command is
             writing to `out`.
     """
+    if isinstance(targets, str | Path):
+        targets = [targets]
+    known = [
+        field.name for field in fields(Options) if field.name not in ("measures", "more_loops")
+    ]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option of compare", name, [*signature(compare).parameters, *known])
     names = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
     check_seed(seed)
     Options(measures=names, **options)
@@ -260,7 +270,7 @@ def _finish(
             "measures only that"
         )
     try:
-        (write or save_comparison)(found, folder)
+        (write or save_with_report)(found, folder)
     except (InputError, OSError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{error.strerror or error}."
         raise InputError(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from loopscope.analysis.collapse.judge import matching
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import TABLES, Tables
 from loopscope.data import Samples
-from loopscope.output import write_csv, write_provenance
+from loopscope.output import write_csv, write_json, write_provenance
 
 if TYPE_CHECKING:
     from loopscope.analysis.summary import Findings
@@ -114,6 +114,12 @@ class Comparison:
         names = ", ".join(self.samples) or "nothing"
         return f"Comparison of {names} on {'/'.join(map(str, counts))} samples{failed}"
 
+    def __getattr__(self, name: str) -> Any:
+        """Tables by name, so that `ls.plot.loss_per_loop(comparison)` and the like work."""
+        if name in (*TABLES, "frames", "models", "provenance"):
+            return getattr(self.tables, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def verdicts(self) -> pd.DataFrame:
         """A row for each checkpoint: model, step, loop, verdict, between, evidence."""
@@ -183,4 +189,20 @@ def save_comparison(found: Comparison, folder: Path) -> None:
         write_csv(found.differences, folder / "tables" / "differences.csv")
 
 
-__all__ = ["Comparison", "save_comparison"]
+def save_with_report(found: Comparison, folder: Path) -> None:
+    """Write what `save_comparison` does, and where there are signs the summary and the report.
+
+    Args:
+        found: What `compare` gave.
+        folder: Gets `summary.json` and `report.html` too.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    save_comparison(found, folder)
+    if {"update", "cka", "rank"} <= found.tables.frames().keys():
+        write_json(found.summary(), folder / "summary.json")
+        found.report(folder / "report.html")
+
+
+__all__ = ["Comparison", "save_comparison", "save_with_report"]

@@ -12,7 +12,7 @@ from loopscope.analysis.rows import Rows
 from loopscope.errors import InputError
 from loopscope.models.model import LoopModel
 from loopscope.probes.capture import Trajectory, capture
-from loopscope.probes.readout import beyond, losses, read_out_losses
+from loopscope.probes.readout import beyond, losses, read_out, read_out_losses
 
 COURSE = ("delta", "readout")
 
@@ -110,11 +110,9 @@ def why_unread(model: Any, first: Trajectory) -> str:
     assert logits is not None and first.tokens is not None
     if h[0].shape != h[-1].shape:
         return "h(0) and h(K) differ in shape"
-    if torch.equal(h[0], h[-1]):
-        return ""
-    plain = torch.stack(losses(logits, first.tokens))
-    other = torch.stack(read_out_losses(model, first.tokens, h[0]))
-    if torch.equal(plain, other):
+    # a state that no loop leaves: the tokens' states in another order, turned round
+    other = read_out(model, first.tokens, -h[-1].roll(1, dims=1))
+    if torch.equal(other, logits):
         return "what follows the loop does not read h(K) where it could be replaced"
     return ""
 
@@ -145,7 +143,7 @@ def longer_model(model: Any, K: int, T: int | None) -> tuple[Any, str]:
     try:
         return model.with_loops(T if found is None else {found.main.name: T}), ""
     except InputError as error:
-        return None, f"more loops: {str(error).rstrip('.')}"
+        return None, f"more loops: {str(error).rstrip('.').removesuffix('; leave loops out')}"
     except Exception as error:  # somebody else's forward pass
         return None, f"more loops: with {T} the model fails ({type(error).__name__}: {error})"
 

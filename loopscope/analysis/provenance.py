@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loopscope import __version__
 
-VERSIONED = ("torch", "transformer-lens", "numpy")
+VERSIONED = ("torch", "transformer-lens", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str | None]:

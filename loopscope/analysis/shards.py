@@ -176,15 +176,15 @@ class Shelf:
         content = self.store.read(self._name(start, stop))
         try:
             return None if content is None else unpacked(content)
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError):
+        except ValueError:
             return None
 
     def _name(self, start: int, stop: int) -> str:
-        return f"{self.key}/{start:06d}-{stop:06d}.zip"
+        return f"{self.key}/{start:06d}-{stop:06d}.shard"
 
 
 def packed(tables: Tables) -> bytes:
-    """Tables as one file: Parquet files and their provenance in a zip archive (with checksums)."""
+    """Tables as one file: a SHA-256, then Parquet files and their provenance in a zip archive."""
     content = BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("provenance.json", json.dumps(tables.provenance, ensure_ascii=False))
@@ -193,16 +193,20 @@ def packed(tables: Tables) -> bytes:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             pq.write_table(table, part, compression="zstd")
             archive.writestr(f"{name}.parquet", part.getvalue())
-    return content.getvalue()
+    whole = content.getvalue()
+    return hashlib.sha256(whole).digest() + whole
 
 
 def unpacked(content: bytes) -> Tables:
     """Tables from what `packed` gave.
 
     Raises:
-        zipfile.BadZipFile: or another error of reading, if a byte of it is not as it was.
+        ValueError: if a byte of it is not as it was.
     """
-    with zipfile.ZipFile(BytesIO(content)) as archive:
+    digest, whole = content[:32], content[32:]
+    if hashlib.sha256(whole).digest() != digest:
+        raise ValueError("the shard is damaged")
+    with zipfile.ZipFile(BytesIO(whole)) as archive:
         told = json.loads(archive.read("provenance.json"))
         frames: dict[str, Any] = {}
         for name in TABLES:

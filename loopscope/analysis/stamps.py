@@ -3,9 +3,11 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -37,41 +39,79 @@ def stamp_of_target(target: str | Path, *, trust_remote_code: bool) -> dict[str,
 
 
 def stamp_of_model(model: Any) -> dict[str, Any]:
-    """A hash of a model's weights and code.
+    """A hash of what a model computes with: weights, buffers, settings and code.
 
     Args:
         model: A native or wrapped model. Of its code the files that define its modules are seen,
-            and of classes without a file (in a notebook) the compiled `forward`.
+            with what else was imported from their folders, and of classes without a file (in a
+            notebook) the compiled methods. A model with hooks equals no other.
 
     Returns:
         JSON values.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type};".encode())
         if tensor.device.type != "meta":
             plain = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(memoryview(plain.view(torch.uint8).numpy()))  # type: ignore[arg-type]
-    kinds = {type(module) for module in model.modules()}
-    for kind in sorted(kinds, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"):
-        digest.update(f"{kind.__module__}.{kind.__qualname__};".encode())
-        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-        if kind.__module__.partition(".")[0] in ("torch", "loopscope"):
-            continue  # their versions are recorded
-        if file is not None and Path(file).is_file():
-            digest.update(Path(file).read_bytes())
-        elif (code := getattr(kind.forward, "__code__", None)) is not None:
-            digest.update(code.co_code + repr(code.co_names).encode())
+            digest.update(memoryview(plain.view(torch.uint8).numpy()))
+    for name, module in model.named_modules():
+        settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
+        digest.update(f"{name} {sorted(settings.items())};".encode())
+    if any(one._forward_hooks or one._forward_pre_hooks for one in _hooked(model)):
+        digest.update(uuid4().bytes)  # what hooks do is not to be seen
+    for code in _code({type(module) for module in model.modules()}):
+        digest.update(code)
     config, found = model.config, getattr(model, "map", None)
     told = config.to_dict() if hasattr(config, "to_dict") else str(config)
     mapped = None if found is None else found.to_dict()
     digest.update(json.dumps([told, mapped], sort_keys=True, default=str).encode())
     tokenizer = getattr(model, "tokenizer", None)
     digest.update(b"" if tokenizer is None else tokenizer.to_str().encode())
-    digest.update(f"{getattr(model, 'seed', None)} {model.training}".encode())
+    digest.update(str(getattr(model, "seed", None)).encode())
     return {"sha256": digest.hexdigest()}
+
+
+_PLAIN = (bool, int, float, str, tuple)
+
+
+def _hooked(model: Any) -> Iterator[Any]:
+    yield from model.modules()
+    yield from model.hook_points()
+
+
+def _code(kinds: Iterable[type]) -> Iterator[bytes]:
+    """The code of some classes, but that of packages, whose versions are recorded."""
+    folders = set()
+    for kind in sorted(kinds, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"):
+        yield f"{kind.__module__}.{kind.__qualname__};".encode()
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if file is None or not Path(file).is_file():
+            for name, method in sorted(vars(kind).items()):
+                if (code := getattr(method, "__code__", None)) is not None:
+                    yield from _compiled(name, code)
+        elif not _installed(Path(file)):
+            folders.add(Path(file).resolve().parent)
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None or _installed(path := Path(file).resolve()):
+            continue
+        if folders & {*path.parents} and path.is_file():
+            yield path.read_bytes()
+
+
+def _installed(path: Path) -> bool:
+    return "site-packages" in path.parts or Path(__file__).parents[1] in path.resolve().parents
+
+
+def _compiled(name: str, code: CodeType) -> Iterator[bytes]:
+    """Instructions, names and constants of a function and those inside it."""
+    plain = [one for one in code.co_consts if not isinstance(one, CodeType)]
+    yield name.encode() + code.co_code + repr((code.co_names, plain)).encode()
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _compiled(inner.co_name, inner)
 
 
 def stamp_of_data(data: str | Path | None) -> str:

@@ -66,8 +66,20 @@ class Findings:
     @cached_property
     def differences(self) -> pd.DataFrame:
         """Every checkpoint against the first model (`collapse.differences`)."""
-        added = frozenset(self.comparison.added)
-        return differences(self.samples, same_tokens=self.same_tokens, skip=added)
+        found = self.comparison
+        tokens = {name: one.sha256 for name, one in found.samples.items()}
+        added = frozenset(found.added)
+        return differences(self.samples, tokens=tokens, depth=self.depth, skip=added)
+
+    @cached_property
+    def depth(self) -> dict[Key, tuple[int, int]]:
+        """K, and the most iterations that were run, of each checkpoint and loop."""
+        delta, found = self.comparison.tables.delta, {}
+        run = {} if delta is None else {k: int(v["t"].max()) + 1 for k, v in by_key(delta).items()}
+        for key in by_key(self.signs):
+            K = _iterations(self.comparison, key)
+            found[key] = (K, max(K, run.get(key, K)))
+        return found
 
     @property
     def same_tokens(self) -> bool:
@@ -111,7 +123,7 @@ class Findings:
             "differences": self._differences(),
             "series": self._series(),
             "failed": [{"target": t, "reason": reason} for t, reason in found.failed],
-            "notes": found.notes,
+            "notes": [note for note in found.notes if not note.startswith("not measured: ")],
         }
         return _plain(value)
 
@@ -154,7 +166,8 @@ class Findings:
             "target": str(target if target is not None else key.model),
             "variant": config.get("variant") if "map" not in told else None,
             "layout": _layout(told),
-            "K": _iterations(self.comparison, key),
+            "K": self.depth[key][0],
+            "T": self.depth[key][1],
             "untrained": key.model.endswith("@init"),
             "samples": len(own),
             "measures": measures,
@@ -172,23 +185,15 @@ class Findings:
         return None if there not in self._by_key else (there, self._by_key[there])
 
     def _differences(self) -> list[dict[str, Any]]:
-        table = self.differences
-        kept = [c for c in table.columns if c not in ("model", "step", "loop", "sign", "against")]
-        rows = []
-        reference = next(iter(self.verdicts), None)
+        table, rows = self.differences, []
+        names = ("model", "step", "loop", "sign", "against_step", "against_loop")
+        kept = [column for column in table.columns if column not in names]
+        reference = self.comparison.reference
         for row in table.to_dict("records"):
             key = Key.of((row["model"], row["step"], row["loop"]))
-            loop = row["loop"] if reference is None else reference.loop
-            other = Key.of((reference.model if reference else "", row["against"], loop))
-            values = {name: row[name] for name in kept}
-            rows.append(
-                {
-                    "label": self.label(key),
-                    "against": self.label(other),
-                    "measure": row["sign"],
-                    **values,
-                }
-            )
+            other = Key.of((reference, row["against_step"], row["against_loop"]))
+            told = {"label": self.label(key), "against": self.label(other), "measure": row["sign"]}
+            rows.append({**told, **{str(name): row[name] for name in kept}})
         return rows
 
     def _series(self) -> list[dict[str, Any]]:

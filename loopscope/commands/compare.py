@@ -91,6 +91,9 @@ def compare(
     caught = found.with_verdict(bad) if bad else []
     if caught:
         print(f"--fail-on {','.join(bad)}: {'; '.join(caught)}")
+    if bad and found.failed:
+        names = ", ".join(target for target, _ in found.failed)
+        fail(f"--fail-on: not measured, so not judged: {names}; everything else is written.")
     end(found)
     if caught:
         raise typer.Exit(1)

@@ -82,7 +82,15 @@ def fit_losses(ax: Axes, found: Sequence[Course], ends: Sequence[int]) -> float 
         return None
     low = min(float(own["low"].min()) for own in rows if len(own))
     high = max(float(own["high"].max()) for own in rows if len(own))
-    cut = _cut([own[own["t"] <= end] for own, end in zip(rows, ends, strict=True)], low)
+    trained = [c.look.get("linestyle") != "--" for c in found]
+    cut = _cut(
+        [
+            own[own["t"] <= end]
+            for own, end, fits in zip(rows, ends, trained, strict=True)
+            if fits or not any(trained)
+        ],
+        low,
+    )
     if high - low <= (1 + _WORTH) * (cut - low) or cut <= 0:
         room = 0.05 * (high - low) or 0.1
         ax.set_ylim(low - room, high + room)

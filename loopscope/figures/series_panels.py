@@ -20,6 +20,7 @@ COLUMNS = 4
 _NAME = 48  # letters of a run's name
 _MARKED = 16  # steps that each have a marker
 _SETTLED = 0.1  # the share of training that may leave a panel
+_MANY = 6  # checkpoints that must be left for that
 _WORTH = 4.0  # by how much it would have to widen the panel
 _FAR = 8.0  # the last step over the middle one, from which the axis is logarithmic
 
@@ -47,7 +48,7 @@ def signs_of(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def series(
-    signs: pd.DataFrame,
+    signs: Any,
     entries: Sequence[Mapping[str, Any]] = (),
     measures: Sequence[Mapping[str, Any]] = (),
 ) -> Figure:
@@ -57,8 +58,8 @@ def series(
     the span in which it did so; a cross at the lower edge is a checkpoint that is missing.
 
     Args:
-        signs: Columns model, step, loop, sign, mean, low, high, n; rows without a step are left
-            out.
+        signs: What `compare` gave; or a frame with the columns model, step, loop, sign, mean, low,
+            high, n (rows without a step are left out), and the rest of its summary:
         entries: The `series` of a summary: model, loop, missing, onset.
         measures: The `measures` of a summary, for titles and units.
 
@@ -68,6 +69,9 @@ def series(
     Raises:
         InputError: if no sign has a value at any step.
     """
+    if not isinstance(signs, pd.DataFrame):
+        told = signs.summary()
+        return series(signs_of(told), told["series"], told["measures"])
     frame = signs[signs["step"].notna()].astype({"model": str, "loop": str, "sign": str})
     seen = frame[frame["n"].gt(0) & frame["mean"].notna()]
     told = {m["name"]: m for m in measures}
@@ -157,7 +161,8 @@ def _fit(ax: Axes, own: pd.DataFrame) -> bool:
     later = own[own["step"] >= _SETTLED * own["step"].max()]
     all_low, all_high = _span(own)
     low, high = _span(later)
-    if not all_high - all_low > _WORTH * (high - low) > 0:
+    few = later["step"].nunique() < _MANY
+    if few or not all_high - all_low > _WORTH * (high - low) > 0:
         room = 0.06 * (all_high - all_low) or 0.05 * abs(all_high) or 0.05
         ax.set_ylim(all_low - room, all_high + room)
         return False

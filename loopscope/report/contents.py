@@ -258,7 +258,7 @@ def runs(summary: Entry) -> list[dict[str, Any]]:
                 "verdicts": [
                     {"step": count(c["step"]), "badge": badge(c["verdict"]["verdict"]),
                      "why": "; ".join(c["verdict"]["evidence"])}
-                    for c in own[::every]
+                    for c in [*own[:-1:every], *own[-1:]]
                 ],
             }
         )  # fmt: skip

@@ -22,12 +22,12 @@ class Word(NamedTuple):
 WORDS = {
     "healthy": Word(
         "●", "#00664A", "green",
-        "none of the conditions below holds: the loops share the work, and it lowers the loss",
+        "the loop lowers the loss, and none of the conditions below holds",
     ),
     "converging": Word(
         "◆", "#005A8C", "cyan",
-        "each loop moves the state less than the one before, and more loops than trained do no "
-        "harm: a fixed point, which is no failure",
+        "the last step is less than half as long as the first, and more loops than trained do no "
+        "harm: on the way to a fixed point, which is no failure",
     ),
     "skewed": Word(
         "◣", "#8A5200", "yellow",
@@ -39,16 +39,16 @@ WORDS = {
     ),
     "collapsed": Word(
         "▼", "#B00020", "bold red",
-        "the states lose their rank in the loop, to fewer than two directions or together with "
-        "its use",
+        "the states lose at least half of their rank in the loop, and the loop does harm or the "
+        "loops besides the busiest bring next to nothing",
     ),
     "unstable": Word(
         "▲", "#A13B00", "red",
-        "states overflow or move further with every loop, or an earlier state could be read better",
+        "states overflow, or an earlier state could be read better than the last",
     ),
     "uncertain": Word(
         "?", "#555555", "bold",
-        "an interval crosses a threshold: these samples do not decide between the verdicts named",
+        "these samples do not decide: an interval crosses a threshold, or a measure is missing",
     ),
     "no loop": Word(
         "–", "#555555", "dim",

@@ -176,7 +176,7 @@ def test_what_was_damaged_is_measured_again(run, tmp_path, loads):
     whole = compare([run], **SMALL).tables
     with pytest.raises(KeyboardInterrupt):
         compare([run], out=tmp_path / "out", progress=interrupted(13), **SMALL)
-    files = sorted((tmp_path / "out" / ".shards").glob("*/*.zip"))
+    files = sorted((tmp_path / "out" / ".shards").glob("*/*.shard"))
     assert len(files) == 13
     files[0].write_bytes(files[0].read_bytes()[:-30])
     files[-1].write_bytes(b"")
@@ -195,7 +195,7 @@ run, out, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
 write, done = shards.Store.write, [0]
 
 def counted(self, name, content):
-    if name.endswith(".zip"):
+    if name.endswith(".shard"):
         done[0] += 1
         if done[0] == after:  # half of it is there
             (self.folder / name).with_name(".half.tmp").write_bytes(content[:99])
@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(run, tmp_path, monkeypatch, 
         patched.setattr(os, "fsync", full)
         with pytest.raises(InputError, match="No space left on device. What was measured before"):
             compare([run], out=tmp_path / "out", **SMALL)
-    assert len(list((tmp_path / "out" / ".shards").glob("*/*.zip"))) == 4  # and 2 of samples
+    assert len(list((tmp_path / "out" / ".shards").glob("*/*.shard"))) == 4  # and 2 of samples
     del loads[:]
     same(whole, compare([run], out=tmp_path / "out", **SMALL).tables)
     assert loads == ["step-2", "step-3", "step-1@init"]
@@ -303,7 +303,7 @@ def test_unfinished_work_of_another_command_is_left_and_told(run, tmp_path):
     found = compare([run], out=tmp_path / "out", **{**SMALL, "seed": 1})
     [note] = [note for note in found.notes if "another command" in note]
     assert "MB" in note
-    assert len(list((tmp_path / "out" / ".shards").glob("*/*.zip"))) == 5
+    assert len(list((tmp_path / "out" / ".shards").glob("*/*.shard"))) == 5
 
 
 def test_two_commands_do_not_write_to_one_folder(run, tmp_path):

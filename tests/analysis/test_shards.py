@@ -110,7 +110,9 @@ def test_a_full_disk_leaves_no_half_of_a_shard(tables, tmp_path, monkeypatch):
         patched.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match=r"No space left on device\. What was measured before"):
             shelf.put(3, 6, tables)
-    assert [path.name for path in (tmp_path / ".shards" / "key").iterdir()] == ["000000-000003.zip"]
+    assert [path.name for path in (tmp_path / ".shards" / "key").iterdir()] == [
+        "000000-000003.shard"
+    ]
     assert shelf.has(0, 3) and not shelf.has(3, 6)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from loopscope.analysis.collapse.samples import Key
 from loopscope.analysis.collapse.signs import SIGNS
 from loopscope.analysis.collapse.statistics import (
     bootstrap_mean,
@@ -103,10 +104,33 @@ def test_p_values_are_corrected_for_their_number():
 
 
 def test_other_tokens_leave_pairs_and_losses_out():
-    table = differences(samples(a=[1.0, 2.0, 4.0], b=[2.0, 2.5, 4.0]), same_tokens=False)
-    told = table.set_index("sign")
+    given = samples(a=[1.0, 2.0, 4.0], b=[2.0, 2.5, 4.0], c=[2.0, 2.5, 4.0])
+    table = differences(given, tokens={"a": "x", "b": "y", "c": "x"})
+    told = table[table["model"].eq("b")].set_index("sign")
     assert "tokenizers differ" in told.loc["loss", "reason"] and np.isnan(told.loc["loss", "mean"])
     assert not told.loc["skew", "paired"] and told.loc["skew", "mean"] == pytest.approx(5.0)
+    other = table[table["model"].eq("c")].set_index("sign")  # reads what a reads
+    assert other["paired"].all() and other.loc["loss", "mean"] == pytest.approx(0.5)
+
+
+def test_what_depends_on_the_loops_run_is_compared_between_equal_numbers():
+    given = samples(a=[1.0, 2.0, 4.0], b=[2.0, 2.5, 4.0])
+    keys = {name: Key(name, None, "core") for name in "ab"}
+    depth = {keys["a"]: (3, 6), keys["b"]: (3, 3)}
+    told = differences(given, depth=depth).set_index("sign")
+    assert told.loc["step_ratio", "reason"] == told.loc["more_loss", "reason"]
+    assert "numbers of loops" in told.loc["step_ratio", "reason"]
+    assert told["reason"].notna().sum() == 2
+    assert differences(given, depth=dict.fromkeys(depth, (3, 6)))["reason"].isna().all()
+
+
+def test_what_is_missing_says_where():
+    given = samples(a=[1.0, 2.0, 4.0], b=[2.0, 2.5, 4.0])
+    given.loc[given["model"].eq("b"), "skew"] = np.nan
+    given.loc[given["model"].eq("a"), "loss"] = np.nan
+    told = differences(given).set_index("sign")["reason"]
+    assert told["skew"] == "it could not be measured there"
+    assert told["loss"] == "it could not be measured in the reference"
 
 
 def test_steps_are_held_against_the_same_step_of_the_first_run():
@@ -115,5 +139,5 @@ def test_steps_are_held_against_the_same_step_of_the_first_run():
     )
     table = differences(given, skip=frozenset({"twin"}))
     loss = table[table["sign"].eq("loss")].set_index(["model", "step"])
-    assert loss["against"].to_dict() == {("a", 200): 100, ("b", 100): 100, ("b", 300): 200}
+    assert loss["against_step"].to_dict() == {("a", 200): 100, ("b", 100): 100, ("b", 300): 200}
     assert loss.loc[("b", 300), "mean"] == pytest.approx(2.25)

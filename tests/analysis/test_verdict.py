@@ -36,7 +36,9 @@ CASES = [
     ("unstable", {"step_ratio": 3.0, "overthinking": 0.4}),
     ("unstable", {"overthinking": 0.4}),
     ("healthy", {"step_ratio": 30.0}),  # states may grow, if they are read the better for it
-    ("collapsed", {"erank_K": 1.3, "erank_ratio": 0.02}),
+    ("collapsed", {"erank_K": 1.3, "erank_ratio": 0.02, "overthinking": 2.0}),
+    ("collapsed", {"erank_K": 1.3, "erank_ratio": 0.7, "rest_gain": 0.01}),
+    ("healthy", {"erank_K": 1.3, "erank_ratio": 0.02}),  # a token of huge norm does that
     ("collapsed", {"erank_ratio": 0.3, "overthinking": 0.4}),
     ("collapsed", {"erank_ratio": 0.3, "rest_gain": 0.01}),
     ("healthy", {"erank_ratio": 0.3}),  # fewer directions, but the loops are used
@@ -73,6 +75,10 @@ def test_the_more_serious_verdict_wins():
             {"erank_K": (1.5, 1.9, 2.5), "skew": 0.8, "rest_gain": 0.01},
             ("collapsed", "skewed"),
         ),
+        (
+            {"loop_gain": 0.01, "rest_gain": 0.01},  # it changes the states, to no use
+            ("stagnant", "healthy"),
+        ),
         ({"overthinking": (0.02, 0.15, 0.3)}, ("unstable", "healthy")),
     ],
 )
@@ -93,7 +99,8 @@ def test_without_readout_geometry_accuses_nobody_for_sure():
     assert verdict(without=lost).verdict == "healthy"
     found = verdict(skew=0.9, without=lost)
     assert (found.verdict, found.between) == ("uncertain", ("skewed", "healthy"))
-    assert verdict(erank_K=1.2, without=lost).verdict == "collapsed"
+    found = verdict(erank_K=1.2, without=lost)
+    assert (found.verdict, found.between) == ("uncertain", ("collapsed", "healthy"))
 
 
 def test_one_iteration_is_judged_by_the_gain_of_the_loop():
@@ -105,6 +112,20 @@ def test_one_iteration_is_judged_by_the_gain_of_the_loop():
 def test_few_samples_are_not_judged():
     found = verdict(n=7, nonfinite=1.0)
     assert found.verdict == "uncertain" and "7 samples are too few" in found.evidence[0]
+
+
+def test_a_sign_that_few_samples_have_decides_nothing():
+    case = estimates(n=100, overthinking=0.5)
+    few = {**case, "overthinking": Estimate(0.5, 0.45, 0.55, 2, 98)}
+    assert verdict_of(case, LIMITS).verdict == "unstable"
+    assert verdict_of(few, LIMITS).verdict == "uncertain"
+
+
+def test_more_loops_that_overflow_are_no_convergence():
+    case = estimates(n=20, step_ratio=0.2, more_loss=0.0)
+    assert verdict_of(case, LIMITS).verdict == "converging"
+    case["more_loss"] = Estimate(0.0, 0.0, 0.0, 19, 1)
+    assert verdict_of(case, LIMITS).verdict == "healthy"
 
 
 def frame(**changes):
@@ -137,8 +158,10 @@ def run(*words):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["healthy", "skewed", "collapsed", "collapsed"], Onset("collapsed", 100, 0)),
-        (["skewed", "healthy", "uncertain", "stagnant"], Onset("stagnant", 300, 200)),
+        (["healthy", "skewed", "collapsed", "collapsed"], Onset("collapsed", 200, 100)),
+        (["skewed", "healthy", "uncertain", "stagnant"], Onset("stagnant", 300, 100)),
+        (["uncertain", "stagnant"], Onset("stagnant", 100, None)),
+        (["collapsed", "collapsed", "uncertain"], None),
         (["healthy", "skewed", "uncertain", "skewed"], Onset("skewed", 100, 0)),
         (["collapsed", "collapsed"], Onset("collapsed", 0, None)),
         (["collapsed", "healthy"], None),
@@ -146,7 +169,7 @@ def run(*words):
         ([], None),
     ],
 )
-def test_collapse_sets_in_where_the_last_bad_stretch_begins(words, expected):
+def test_collapse_sets_in_where_the_last_stretch_of_that_verdict_begins(words, expected):
     assert onset(run(*words)) == expected
 
 

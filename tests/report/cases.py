@@ -70,7 +70,7 @@ def checkpoint(model: str, means: tuple, told: dict[str, Any], *, twin=None, **c
     }
     entry = {
         "label": model, "model": model, "step": None, "loop": "core", "target": model,
-        "variant": model if model in MEANS else None, "layout": "1+2R3+1", "K": 3,
+        "variant": model if model in MEANS else None, "layout": "1+2R3+1", "K": 3, "T": 6,
         "untrained": False, "samples": 40, "measures": measures, "verdict": told,
     }  # fmt: skip
     return entry | changes
@@ -116,7 +116,7 @@ def summary() -> dict[str, Any]:
         checkpoint(
             "plain", (2.39, None, None, None, None, None, None),
             verdict(None, "it has no loop: no layers are run again with the same weights"),
-            layout="8", K=0, variant="vanilla",
+            layout="8", K=0, T=0, variant="vanilla",
         ),
     ]  # fmt: skip
     return {

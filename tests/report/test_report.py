@@ -109,7 +109,7 @@ def test_the_section_on_training_tells_onset_and_gaps_and_is_absent_without_a_se
     text = text_of(page)
     assert "▼ collapsed from step 1,500 on, not yet at step 1,000." in text
     assert "steps 0 to 3,000; missing or unreadable, and skipped: 2,000." in text
-    assert "Its last checkpoint is ● healthy: no collapse sets in and lasts." in text
+    assert "Its last checkpoint is ● healthy: nothing bad is sure to last to its end." in text
     assert "Over training" not in text_of(without_figures(cases.summary()))
 
 

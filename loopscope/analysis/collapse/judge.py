@@ -68,8 +68,8 @@ class Onset(NamedTuple):
 
     Attributes:
         verdict: The verdict at the end.
-        step: The first checkpoint of the last unbroken stretch of bad verdicts.
-        after: The checkpoint before it; None where the first is bad already.
+        step: The first checkpoint of the last stretch with that verdict.
+        after: The last checkpoint before it that was judged otherwise; None without one.
     """
 
     verdict: str
@@ -78,28 +78,27 @@ class Onset(NamedTuple):
 
 
 def onset(verdicts: Mapping[int, Verdict]) -> Onset | None:
-    """Where collapse sets in: from which step on a run is bad, to its end.
+    """Where a bad verdict sets in that holds to the end of a run.
 
     Args:
         verdicts: Verdict by step.
 
     Returns:
-        None where the last checkpoint is not bad. Uncertain checkpoints within the stretch do
-        not end it, but it never begins with one.
+        None where the last checkpoint is not bad, or uncertain. Uncertain checkpoints within the
+        stretch do not end it, but it never begins with one.
     """
     steps = sorted(verdicts)
-    if not steps or verdicts[steps[-1]].verdict not in BAD:
+    if not steps or (last := verdicts[steps[-1]].verdict) not in BAD:
         return None
     began, after = steps[-1], None
-    for step in reversed(steps[:-1]):
+    for step in reversed(steps):
         verdict = verdicts[step].verdict
-        if verdict in BAD:
+        if verdict == last:
             began = step
         elif verdict != "uncertain":
+            after = step
             break
-    earlier = [step for step in steps if step < began]
-    after = earlier[-1] if earlier else None
-    return Onset(str(verdicts[steps[-1]].verdict), began, after)
+    return Onset(str(last), began, after)
 
 
 def matching(verdicts: Mapping[Key, Verdict], wanted: Iterable[str]) -> dict[Key, Verdict]:

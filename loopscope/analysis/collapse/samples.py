@@ -140,7 +140,7 @@ def _shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, int]:
     busiest = int(np.argmax(means.to_numpy())) if means.notna().any() else 0
     out["first_share"] = shares[cores[0]]
     if K > 1:
-        out["skew"] = (shares[cores[busiest]] - 1 / K) / (1 - 1 / K)
+        out["skew"] = (shares.max(axis=1, skipna=False) - 1 / K) / (1 - 1 / K)
     return busiest, K
 
 

@@ -1,6 +1,6 @@
 """Means with intervals, and paired differences between checkpoints (scipy does the statistics)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -158,7 +158,11 @@ def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
 
 
 def differences(
-    samples: pd.DataFrame, *, same_tokens: bool = True, skip: frozenset[str] = frozenset()
+    samples: pd.DataFrame,
+    *,
+    tokens: Mapping[str, str] | None = None,
+    depth: Mapping[Key, tuple[int, int]] | None = None,
+    skip: frozenset[str] = frozenset(),
 ) -> pd.DataFrame:
     """Every checkpoint against the first model, sign by sign.
 
@@ -168,14 +172,16 @@ def differences(
     Args:
         samples: What `per_sample` gives; the first model is the reference. Loops are paired by
             name, others with the reference's first.
-        same_tokens: Whether all were measured on the same windows of tokens. If not, differences
-            are unpaired, and those of signs that count per token are withheld.
+        tokens: Something for each model that is equal where the windows of tokens are (their hash).
+            Where it differs, differences are unpaired, and those of signs that count per token are
+            withheld.
+        depth: K and T, the most loops run; signs that depend on T are withheld where they differ.
         skip: Models that are not compared (untrained twins).
 
     Returns:
-        model, step, loop, against (step of the reference, null outside a series), sign, mean, low,
-        high, effect_size, p, p_adjusted (Benjamini-Hochberg over all rows), n, paired, reason (why
-        there is no difference; None where there is).
+        model, step, loop, against_step (null outside a series) and against_loop of the reference,
+        sign, mean, low, high, effect_size, p, p_adjusted (Benjamini-Hochberg over all rows), n,
+        paired, reason (why there is no difference; None where there is).
     """
     parts = {
         key: part.set_index("sample")
@@ -184,22 +190,28 @@ def differences(
     }
     rows = []
     for key, other in _pairs(list(parts)):
+        same = tokens is None or tokens.get(key.model) == tokens.get(other.model)
+        alike = depth is None or depth.get(key) == depth.get(other)
+        names = {"against_step": other.step, "against_loop": other.loop}
         for sign in SIGNS:
             a, b = parts[key][sign.name], parts[other][sign.name]
             found, reason = None, None
-            if same_tokens:
-                found = paired_difference(a, b)
-            elif sign.per_token:
+            if a.count() < 2:
+                reason = "it could not be measured there"
+            elif b.count() < 2:
+                reason = "it could not be measured in the reference"
+            elif sign.name in ("more_loss", "step_ratio") and not alike:
+                reason = "other numbers of loops were run"
+            elif sign.per_token and not same:
                 reason = "it counts per token, and the tokenizers differ"
             else:
-                found = unpaired_difference(a, b)
-            if found is None and reason is None:
-                reason = "fewer than two samples have it in both"
-            told = found or Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, same_tokens)
-            row = {**key._asdict(), "against": other.step, "sign": sign.name, **told._asdict()}
+                found = (paired_difference if same else unpaired_difference)(a, b)
+                reason = None if found else "fewer than two samples have it in both"
+            told = found or Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, same)
+            row = {**key._asdict(), **names, "sign": sign.name, **told._asdict()}
             rows.append({**row, "reason": reason})
-    columns = [*KEYS, "against", "sign", *Difference._fields, "reason"]
-    table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "against": "Int64"})
+    columns = [*KEYS, "against_step", "against_loop", "sign", *Difference._fields, "reason"]
+    table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "against_step": "Int64"})
     table.insert(columns.index("p") + 1, "p_adjusted", np.nan)
     there = table["p"].notna()
     if there.any():

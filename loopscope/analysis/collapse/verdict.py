@@ -22,6 +22,10 @@ MIN_SAMPLES = 8
 """Fewer samples give intervals too narrow to judge by."""
 
 
+MOST_FLAGGED = 0.1
+"""A sign that is missing in more of the samples than this decides nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
     """A number that a sign is held against.
@@ -214,6 +218,9 @@ class Signs:
         if found is None or not found.n:
             return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
         told = f"{TITLES[sign]} {interval(found)}"
+        if found.n < MIN_SAMPLES or found.n_flagged > MOST_FLAGGED * (found.n + found.n_flagged):
+            few = f"known in {found.n} of {found.n + found.n_flagged} samples only"
+            return Claim(None, f"{told}, {few}")
         ends = {holds(found.low, limit), holds(found.high, limit)}
         if math.isnan(found.low) or len(ends) > 1:
             return Claim(None, f"{told}, not clearly on one side of {limit:.3g}{said}")
@@ -246,9 +253,9 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
         ("unstable", all_of(given.above("step_ratio", "growing", unmeasured=False), harm)),
         (
             "collapsed",
-            any_of(
-                given.below("erank_K", "rank_one"),
-                all_of(given.below("erank_ratio", "half_rank"), any_of(harm, idle)),
+            all_of(
+                any_of(given.below("erank_K", "rank_one"), given.below("erank_ratio", "half_rank")),
+                any_of(harm, idle),
             ),
         ),
         (
@@ -262,6 +269,7 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
             all_of(
                 given.below("step_ratio", "shrinking", unmeasured=False),
                 given.below("more_loss", "stable", unmeasured=False),
+                _lasting(estimates),
             ),
         ),
     ]
@@ -272,25 +280,29 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
     counts = [e.n for e in estimates.values() if e.n]
     if not counts or max(counts) < MIN_SAMPLES:
         few = f"{max(counts, default=0)} samples are too few to judge; measure {MIN_SAMPLES}"
-        return Verdict(verdict="uncertain", between=VERDICTS, evidence=(few,), checks=checks)
+        return Verdict(verdict="uncertain", evidence=(few,), checks=checks)
     left: list[str] = []
-    evidence: list[str] = []
+    doubts: list[str] = []
+    sure = ""
     for name, claim in ladder:
         if claim.answer is False:
             continue
         if name not in left:
             left.append(name)
-        evidence.append(claim.words)
         if claim.answer:
+            sure = claim.words
             break
+        doubts.append(claim.words)
     else:
         left.append("healthy")
-        evidence += healthy_words(estimates)
-    if len(left) == 1:
-        return Verdict(verdict=left[0], evidence=tuple(evidence), checks=checks)
-    return Verdict(
-        verdict="uncertain", between=tuple(left), evidence=tuple(evidence), checks=checks
-    )
+    if left == ["healthy"] and given.little("loop_gain").answer:
+        left = ["stagnant", "healthy"]
+        doubts = [f"{given.little('loop_gain').words}, though the states change"]
+    if len(left) > 1:
+        told = tuple(dict.fromkeys(doubts + ([sure] if sure else [])))
+        return Verdict(verdict="uncertain", between=tuple(left), evidence=told, checks=checks)
+    told = (sure,) if sure else tuple(healthy_words(estimates))
+    return Verdict(verdict=left[0], evidence=told, checks=checks)
 
 
 def healthy_words(estimates: Mapping[str, Estimate]) -> list[str]:
@@ -303,8 +315,14 @@ def healthy_words(estimates: Mapping[str, Estimate]) -> list[str]:
 def interval(found: Estimate) -> str:
     """A mean with its interval, three significant digits: 0.0421 [0.039, 0.045]."""
     if math.isnan(found.low):
-        return f"{found.mean:.3g}"
-    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
+        return _number(found.mean)
+    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, but no powers of ten for what is nearly nothing."""
+    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.4f}"
+    return text.replace("-", "−")
 
 
 TITLES = {sign.name: sign.title for sign in SIGNS}
@@ -315,6 +333,15 @@ _ANSWERS: dict[Answer, Literal["yes", "no", "unknown"]] = {
 
 def _there(estimates: Mapping[str, Estimate], name: str) -> bool:
     return name in estimates and estimates[name].n > 0
+
+
+def _lasting(estimates: Mapping[str, Estimate]) -> Claim:
+    """Whether more loops than trained give finite losses."""
+    found = estimates.get("more_loss")
+    lost = 0 if found is None else found.n_flagged
+    if lost:
+        return Claim(False, f"more loops give NaN or infinite losses in {lost} samples")
+    return Claim(True, "more loops give finite losses")
 
 
 def _not_finite(estimates: Mapping[str, Estimate]) -> Claim:
