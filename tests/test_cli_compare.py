@@ -247,10 +247,11 @@ def test_two_processes_give_the_tables_of_one_and_go_on_alike(launch, runs, tmp_
     assert one.returncode == 0, one.stderr[-3000:]
     two = launch(LAUNCH, *words, "--out", tmp_path / "two")
     assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stdout == one.stdout  # process 1 prints nothing
+    printed = two.stdout.replace(str(tmp_path / "two"), str(tmp_path / "one"))
+    assert printed == one.stdout  # process 1 prints nothing
     killed = launch(LAUNCH, *words, "--out", tmp_path / "three", kill=3)
     assert killed.returncode != 0
-    left = len(list((tmp_path / "three" / ".shards").glob("*/*.zip")))
+    left = len(list((tmp_path / "three" / ".shards").glob("*/*.shard")))
     assert 0 < left < 15 and not (tmp_path / "three" / "tables").exists()
     three = launch(LAUNCH, *words, "--out", tmp_path / "three")
     assert three.returncode == 0, three.stderr[-3000:]

@@ -20,7 +20,7 @@ COLUMNS = 4
 _NAME = 48  # letters of a run's name
 _MARKED = 16  # steps that each have a marker
 _SETTLED = 0.1  # the share of training that may leave a panel
-_MANY = 6  # checkpoints that must be left for that
+_MANY = 5  # checkpoints that must be left for that
 _WORTH = 4.0  # by how much it would have to widen the panel
 _FAR = 8.0  # the last step over the middle one, from which the axis is logarithmic
 

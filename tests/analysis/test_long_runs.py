@@ -99,7 +99,7 @@ def test_the_folder_of_results_does_not_change_them(run, tmp_path):
     assert there.tables.frames().keys() == {*EVERY, "tokens"}
     same(there.tables, compare([run, "base"], **given).tables)
     same(there.tables, Tables.load(tmp_path / "out" / "tables"))
-    assert names(tmp_path / "out") == {"tables", "provenance.json"}
+    assert names(tmp_path / "out") == {"tables", "provenance.json", "summary.json", "report.html"}
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert told["models"]["run"]["steps"].keys() == {"1", "2", "3"}
     assert told["models"]["run"]["stamp"]["files"].keys() >= {"config.json", "model.safetensors"}

@@ -71,9 +71,11 @@ def test_a_planted_fault_gets_its_verdict(zoo_base, fault, seed):
 
 
 @pytest.mark.filterwarnings("ignore:Planted. two runs on the same input differ")
-@pytest.mark.parametrize("fault", [name for name in FAULTS if "leaves" not in name])
+@pytest.mark.parametrize(
+    "fault", [n for n, (v, _) in FAULTS.items() if v not in ("skewed", "converging")]
+)
 def test_a_planted_fault_gets_its_verdict_in_a_smaller_model(small_base, fault):
-    # so briefly trained, its first loop does nothing for the loss: nothing to leave it to
+    # trained so briefly its loop does next to nothing for the loss, wherever it converges
     expected, alter = FAULTS[fault]
     found = verdict(plant(small_base, alter(1), fault))
     assert found.verdict == expected, found.evidence

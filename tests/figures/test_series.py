@@ -104,3 +104,11 @@ def test_draw_all_takes_the_series_from_a_summary(told):
     assert "collapsed from step 1,500" in small_print(jobs["series"]())
     _, missing = figures.plan(tables, None, cases.summary())
     assert "the summary holds no checkpoint of a series" in {m.reason for m in missing}
+
+
+def test_few_checkpoints_are_all_shown(told):
+    frame = signs_of(told)
+    few = frame[frame["step"].isin([0, 500, 3000])]
+    low, high = panel(figures.series(few), "loss").get_ylim()
+    shown = few[few["sign"].eq("loss")]
+    assert low <= shown["low"].min() and high >= shown["high"].max()
