@@ -94,6 +94,7 @@ def cards(summary: Entry) -> list[dict[str, Any]]:
                 "evidence": list(told["evidence"]),
                 "checks": [{**check, "badge": badge(check["verdict"])} for check in told["checks"]],
                 "numbers": numbers,
+                "against": difference_line(summary, one["label"]),
             }
         )
     return found

@@ -301,3 +301,11 @@ def test_the_templates_mark_nothing_as_safe_that_is_not_theirs():
     marked = [found for text in texts for found in re.findall(r"\{\{[^}]*\|\s*safe[^}]*\}\}", text)]
     assert len(marked) == len(re.findall(r"\|\s*safe", "".join(texts)))
     assert all(re.match(r"\{\{ '[^']*'\|safe if ", one) for one in marked)
+
+
+def test_a_card_says_how_the_loss_differs_from_what_it_is_held_against():
+    summary = cases.summary()
+    cards = contents.cards(summary)
+    assert cards[0]["against"] == ""  # nothing to hold the first against
+    assert cards[1]["against"].startswith("loss against base −0.040 [−0.060, −0.020], p")
+    assert text_of(verdict_html(summary)).count("loss against base") == len(cards) - 1
