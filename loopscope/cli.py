@@ -27,6 +27,18 @@ for command in (figures, compare, inspect, params, train):
 
 def main() -> None:
     """Entry point: errors of the user become one line on stderr and exit code 2."""
+    code = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # one of several processes: the threads of their group, torn down while others still
+        # work, now and then abort a process that has done all it had to
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
     from loopscope.errors import InputError
 
     # idle OpenMP threads that spin slow everything down where cores are shared
@@ -37,7 +49,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         # without standalone mode click's own errors arrive here too
-        sys.exit(app(standalone_mode=False) or 0)
+        return app(standalone_mode=False) or 0
     except InputError as error:
         message = str(error)
     except typer.Abort:
@@ -45,9 +57,9 @@ def main() -> None:
     except OSError as error:
         message = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     except KeyboardInterrupt:
-        resumes = "; the same command goes on" if sys.argv[1:2] == ["train"] else ""
-        print(f"interrupted{resumes}", file=sys.stderr)
-        sys.exit(130)
+        resumes = sys.argv[1:2] in (["train"], ["compare"], ["figures"])
+        print(f"interrupted{'; the same command goes on' if resumes else ''}", file=sys.stderr)
+        return 130
     except Exception as error:
         # click's usage errors; typer brings its own click or uses the installed one
         if not hasattr(error, "format_message"):
@@ -55,10 +67,10 @@ def main() -> None:
         message = error.format_message()
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message)
-            sys.exit(2)
+            return 2
         message += " `loopscope COMMAND --help` lists what there is."
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
 if __name__ == "__main__":
