@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopscope.analysis.course import longer_K
+from loopscope.analysis.course import iterations
 from loopscope.analysis.measure import Measuring
 from loopscope.analysis.provenance import commit, versions
 from loopscope.analysis.shards import Shelf, Store, StoreError, cuts, key_of
@@ -301,10 +301,9 @@ def _count(shards: Iterable[tuple[int, int]]) -> int:
 
 def _more_loops(model: Any, wanted: int | None) -> tuple[int | None, str]:
     """Iterations to run besides a model's own, and what to note."""
-    found = getattr(model, "map", None)
-    if wanted == 0 or (found is not None and found.main is None) or not longer_K(model):
+    K = iterations(model)
+    if wanted == 0 or K == 0:
         return None, ""
-    K = longer_K(model)
     if wanted is not None and wanted <= K:
         return None, f"more loops: {wanted} are not more than its own {K}"
     return 2 * K if wanted is None else wanted, ""

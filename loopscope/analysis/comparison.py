@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from loopscope.analysis.collapse.judge import matching
 from loopscope.analysis.tables import TABLES, Tables
 from loopscope.data import Samples
 from loopscope.output import write_csv, write_json, write_provenance
@@ -105,8 +104,9 @@ class Comparison:
         Args:
             wanted: Names of verdicts.
         """
-        found = matching(self.findings.verdicts, wanted)
-        return [f"{self.findings.label(key)} is {one.verdict}" for key, one in found.items()]
+        names, found = set(wanted), self.findings
+        there = {key: one.verdict for key, one in found.verdicts.items() if one.verdict in names}
+        return [f"{found.label(key)} is {verdict}" for key, verdict in there.items()]
 
     def __repr__(self) -> str:
         counts = sorted({len(samples) for samples in self.samples.values()})

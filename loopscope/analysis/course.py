@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flagged, flagged
 from loopscope.analysis.rows import Rows
+from loopscope.analysis.update import sample_norm
 from loopscope.errors import InputError
 from loopscope.models.model import LoopModel
 from loopscope.probes.capture import Trajectory, capture
@@ -37,7 +38,7 @@ class Course:
         self.model, self.main, self.K = model, first.loop, first.K
         self.notes: list[str] = []
         self.longer = longer
-        T = self.K if longer is None else longer_K(longer)
+        T = self.K if longer is None else iterations(longer)
         self.delta: dict[str, Rows] | None = None
         if "delta" in measures:
             depth = {n: T if n == self.main else one.K for n, one in first.loops.items()}
@@ -148,10 +149,12 @@ def longer_model(model: Any, K: int, T: int | None) -> tuple[Any, str]:
         return None, f"more loops: with {T} the model fails ({type(error).__name__}: {error})"
 
 
-def longer_K(model: Any) -> int:
-    """Iterations of a model's main loop."""
+def iterations(model: Any) -> int:
+    """Iterations of a model's main loop, 0 without one."""
     found = getattr(model, "map", None)
-    return model.config.K if found is None else found.main.K
+    if found is None:
+        return model.config.K
+    return 0 if found.main is None else found.main.K
 
 
 def steps(h: list[Tensor], *, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -168,17 +171,15 @@ def steps(h: list[Tensor], *, first: int = 0) -> tuple[Tensor, Tensor]:
     exact = h[0].dtype == torch.float64
     home = h[0].device
     states = [x.to(home, torch.float64 if exact else torch.float32) for x in h]
-    moved = {t: _norm(states[t + 1] - states[t]) for t in range(max(first - 1, 0), len(h) - 1)}
-    sizes = {t: _norm(states[t]) for t in range(first, len(h) - 1)}
+    moved = {
+        t: sample_norm(states[t + 1] - states[t]) for t in range(max(first - 1, 0), len(h) - 1)
+    }
+    sizes = {t: sample_norm(states[t]) for t in range(first, len(h) - 1)}
     value = [_over(moved[t], sizes[t]) for t in sizes]
     ratio = [
         _over(moved[t], moved[t - 1]) if t else torch.full_like(moved[t], torch.nan) for t in sizes
     ]
     return torch.stack(value, 1), torch.stack(ratio, 1)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Summary: what a comparison found, as one JSON value (`summary.json`, see docs/SUMMARY.md)."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -74,10 +75,12 @@ class Findings:
     @cached_property
     def depth(self) -> dict[Key, tuple[int, int]]:
         """K, and the most iterations that were run, of each checkpoint and loop."""
-        delta, found = self.comparison.tables.delta, {}
+        update, delta = self.comparison.tables.update, self.comparison.tables.delta
+        assert update is not None
         run = {} if delta is None else {k: int(v["t"].max()) + 1 for k, v in by_key(delta).items()}
-        for key in by_key(self.signs):
-            K = _iterations(self.comparison, key)
+        found = {}
+        for key, rows in by_key(update).items():
+            K = sum(str(block).startswith("core") for block in rows["block"].unique())
             found[key] = (K, max(K, run.get(key, K)))
         return found
 
@@ -88,8 +91,19 @@ class Findings:
 
     def label(self, key: Key) -> str:
         """How a checkpoint is called in text."""
-        loops = {one.loop for one in by_key(self.signs) if one.model == key.model}
-        return label(key, len(loops))
+        return label(key, self._loops[key.model])
+
+    @cached_property
+    def _loops(self) -> dict[str, int]:
+        """How many loops each model has."""
+        pairs = {(key.model, key.loop) for key in self._rows}
+        return Counter(model for model, _ in pairs)
+
+    @cached_property
+    def _rows(self) -> dict[Key, dict[Any, dict[Any, Any]]]:
+        """The signs of each checkpoint and loop, by name."""
+        groups = by_key(self.signs).items()
+        return {key: rows.set_index("sign").to_dict("index") for key, rows in groups}
 
     def summary(self, *, command: str | None = None) -> dict[str, Any]:
         """The contents of `summary.json`.
@@ -104,7 +118,7 @@ class Findings:
         limits = {one.name: self.thresholds.get(one.name, one.value) for one in THRESHOLDS}
         told = [
             {
-                "name": one.name, "measures": one.sign.split(", "), "value": limits[one.name],
+                "name": one.name, "measures": one.signs, "value": limits[one.name],
                 "unit": one.unit, "meaning": one.meaning,
             }
             for one in THRESHOLDS
@@ -143,10 +157,9 @@ class Findings:
         config = told.get("config") or {}
         twin = self._twin(key)
         own = self._by_key[key]
-        rows: dict[Any, dict[Any, Any]] = by_key(self.signs)[key].set_index("sign").to_dict("index")
         measures = {}
         for sign in SIGNS:
-            row = rows[sign.name]
+            row = self._rows[key][sign.name]
             against = None
             if twin is not None and key != twin[0]:
                 d = paired_difference(own[sign.name], twin[1][sign.name])
@@ -247,17 +260,6 @@ def _layout(told: Mapping[str, Any]) -> str:
     if "map" not in told:
         return str(config.get("layout", ""))
     return str(told["map"].get("layout") or config.get("architecture") or "")
-
-
-def _iterations(comparison: Comparison, key: Key) -> int:
-    """K: iterations of this loop."""
-    update = comparison.tables.update
-    assert update is not None
-    here = update["model"].eq(key.model) & update["loop"].eq(key.loop)
-    if key.step is not None:
-        here &= update["step"].eq(key.step)
-    blocks = update["block"][here].astype(str).unique()
-    return sum(block.startswith("core") for block in blocks)
 
 
 def _plain(value: Any) -> Any:

@@ -259,17 +259,15 @@ class Tables:
         parts = list(tables)
         if not parts:
             raise InputError("nothing to concatenate; give at least one Tables object.")
-        merged: dict[str, Any] = {}
+        seen: set[str] = set()
         for part in parts:
-            again = merged.keys() & set(part.models)
-            if again:
+            if again := seen & set(part.models):
                 raise InputError(
                     f"{', '.join(sorted(again))} appears in more than one set of tables; measure "
                     "with name=... to tell them apart."
                 )
-            known = part.provenance.get("models", {})
-            merged |= {name: known.get(name) for name in part.models}
-        return cls(**_stacked(parts), provenance=parts[0].provenance | {"models": merged})
+            seen |= set(part.models)
+        return cls.join(parts)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column}</th>" for column in ("table", "rows", "samples", "flagged"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
@@ -30,12 +30,12 @@ def relative_update(
     exact = torch.float64 in (h.dtype, f_h.dtype)
     # a block of a model spread over devices may end on another one than it began on
     before, after = (t.to(h.device, torch.float64 if exact else torch.float32) for t in (h, f_h))
-    moved = _norm(after - before)
-    scale = _norm(after) + _norm(before)
+    moved = sample_norm(after - before)
+    scale = sample_norm(after) + sample_norm(before)
     value = torch.where(scale == 0, torch.zeros_like(scale), 2 * moved / scale)
     return flagged(value.cpu().numpy())
 
 
-def _norm(x: Tensor) -> Tensor:
+def sample_norm(x: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, " batch"]:
     """Frobenius norm of every sample, accumulated in float64."""
     return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)

@@ -184,5 +184,5 @@ def test_every_sign_says_what_it_is():
     names = [sign.name for sign in SIGNS]
     assert len(set(names)) == len(names)
     assert all(sign.formula and sign.range and sign.meaning for sign in SIGNS)
-    used = {name for one in THRESHOLDS for name in one.sign.split(", ")}
+    used = {name for one in THRESHOLDS for name in one.signs}
     assert used <= {*names} and not np.isnan(list(LIMITS.values())).any()

@@ -101,12 +101,6 @@ def onset(verdicts: Mapping[int, Verdict]) -> Onset | None:
     return Onset(str(last), began, after)
 
 
-def matching(verdicts: Mapping[Key, Verdict], wanted: Iterable[str]) -> dict[Key, Verdict]:
-    """The checkpoints with one of these verdicts."""
-    names = set(wanted)
-    return {key: one for key, one in verdicts.items() if one.verdict in names}
-
-
 def parse_verdicts(text: str) -> tuple[str, ...]:
     """Verdicts from a comma-separated list, as --fail-on takes it.
 

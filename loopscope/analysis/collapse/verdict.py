@@ -9,6 +9,7 @@ condition surely holds and that of every more serious one surely does not; other
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import gt, lt
 from typing import Literal, NamedTuple
 
 from loopscope.analysis.collapse.signs import SIGNS
@@ -32,14 +33,14 @@ class Threshold:
 
     Attributes:
         name: Under which `judge` takes another value.
-        sign: The sign.
+        signs: What is held against it.
         value: The number.
         unit: Empty for a pure number.
         meaning: What it means to be on the other side.
     """
 
     name: str
-    sign: str
+    signs: tuple[str, ...]
     value: float
     unit: str = ""
     meaning: str
@@ -48,57 +49,57 @@ class Threshold:
 THRESHOLDS = (
     Threshold(
         name="little_gain",
-        sign="loop_gain, rest_gain",
+        signs=("loop_gain", "rest_gain"),
         value=0.02,
         unit="of the loss",
         meaning="loops that take off less do little",
     ),
     Threshold(
         name="harm",
-        sign="overthinking",
+        signs=("overthinking",),
         value=0.1,
         unit="nats/token",
         meaning="an earlier state read better by more: the loop does harm",
     ),
     Threshold(
         name="uneven",
-        sign="skew",
+        signs=("skew",),
         value=0.5,
         meaning="half way from an even split to one loop doing everything",
     ),
     Threshold(
         name="alike",
-        sign="cka_debiased",
+        signs=("cka_debiased",),
         value=0.98,
         meaning="consecutive states are all but the same, up to rotation and scale",
     ),
     Threshold(
         name="half_rank",
-        sign="erank_ratio",
+        signs=("erank_ratio",),
         value=0.5,
         meaning="the loop loses half of the effective rank that it is given",
     ),
     Threshold(
         name="rank_one",
-        sign="erank_K",
+        signs=("erank_K",),
         value=2.0,
         meaning="fewer than two directions are left",
     ),
     Threshold(
         name="growing",
-        sign="step_ratio",
+        signs=("step_ratio",),
         value=1.0,
         meaning="the last step is longer than the first",
     ),
     Threshold(
         name="shrinking",
-        sign="step_ratio",
+        signs=("step_ratio",),
         value=0.5,
         meaning="the last step is less than half as long as the first",
     ),
     Threshold(
         name="stable",
-        sign="more_loss",
+        signs=("more_loss",),
         value=0.05,
         unit="nats/token",
         meaning="more loops than trained cost no more than this",
@@ -182,11 +183,11 @@ class Signs:
 
     def above(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
         """Whether a sign's mean is above a threshold; `unmeasured` where there is no such sign."""
-        return self._held(sign, threshold, unmeasured, lambda x, limit: x > limit)
+        return self._claim(sign, self.thresholds[threshold], unmeasured, gt)
 
     def below(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
         """Whether a sign's mean is below a threshold; `unmeasured` where there is no such sign."""
-        return self._held(sign, threshold, unmeasured, lambda x, limit: x < limit)
+        return self._claim(sign, self.thresholds[threshold], unmeasured, lt)
 
     def little(self, gain: str) -> Claim:
         """Whether a gain is but a small part of the loss."""
@@ -195,16 +196,7 @@ class Signs:
         part = self.thresholds["little_gain"]
         limit = part * self.estimates["loss"].mean
         said = f" ({part:.0%} of the loss)"
-        return self._claim(gain, limit, None, lambda x, limit: x < limit, said)
-
-    def _held(
-        self,
-        sign: str,
-        threshold: str,
-        unmeasured: Answer,
-        holds: Callable[[float, float], bool],
-    ) -> Claim:
-        return self._claim(sign, self.thresholds[threshold], unmeasured, holds)
+        return self._claim(gain, limit, None, lt, said)
 
     def _claim(
         self,
@@ -247,7 +239,7 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
     harmful = given.above("overthinking", "harm", unmeasured=False)
     # with one iteration there are no others: what the loop does is what it does
     others = "rest_gain" if given.has("rest_gain") else "loop_gain"
-    idle = given.little(others)
+    idle, unused = given.little(others), given.little("loop_gain")
     ladder = [
         ("unstable", _not_finite(estimates)),
         ("unstable", all_of(given.above("step_ratio", "growing", unmeasured=False), harm)),
@@ -260,7 +252,7 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
         ),
         (
             "stagnant",
-            all_of(given.above("cka_debiased", "alike"), given.little("loop_gain")),
+            all_of(given.above("cka_debiased", "alike"), unused),
         ),
         ("skewed", all_of(given.above("skew", "uneven", unmeasured=False), idle)),
         ("unstable", harmful),
@@ -295,9 +287,9 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
         doubts.append(claim.words)
     else:
         left.append("healthy")
-    if left == ["healthy"] and given.little("loop_gain").answer:
+    if left == ["healthy"] and unused.answer:
         left = ["stagnant", "healthy"]
-        doubts = [f"{given.little('loop_gain').words}, though the states change"]
+        doubts = [f"{unused.words}, though the states change"]
     if len(left) > 1:
         told = tuple(dict.fromkeys(doubts + ([sure] if sure else [])))
         return Verdict(verdict="uncertain", between=tuple(left), evidence=told, checks=checks)
