@@ -13,13 +13,14 @@ import argparse
 import csv
 import hashlib
 import os
-import random
-import signal
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
+from operator import eq
 from pathlib import Path
+
+from killing import Process, different, in_a_folder, kill
 
 COMMAND = [
     "train",
@@ -51,56 +52,30 @@ COMMAND = [
 NOT_COMPARED = "tokens_per_s"
 
 
-def main() -> int:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        return compare(Path(place), given.kills, random.Random(given.seed))
-
-
-def compare(place: Path, kills: int, moments: random.Random) -> int:
-    """Train once in peace, then under `kills` kills spread over as many trainings as that takes."""
+def run(place: Path, given: argparse.Namespace) -> int:
+    """Train once in peace, then under kills."""
     text = place / "text.txt"
     text.write_text("\n".join(f"def f{i}(x):\n    return x * {i * i}\n" for i in range(2500)))
-    peace = run(place / "peace", text)
-    wait_for_first_step(peace, place / "peace")
+    peace = begun(place / "peace", text)
     began = time.monotonic()
     peace.wait()
     whole = time.monotonic() - began
     wanted = results(place / "peace")
     print(f"uninterrupted: {whole:.1f} s of training, {len(wanted)} files compared", flush=True)
-    done = wrong = trainings = 0
-    while done < kills:
-        out = place / f"killed-{trainings}"
-        trainings += 1
-        told: list[str] = []
-        while True:
-            process = run(out, text)
-            wait_for_first_step(process, out)
-            try:
-                process.wait(timeout=moments.uniform(0, whole) if done < kills else None)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                done += 1
-                told.append(progress(out))
-        if process.returncode:
-            print(f"the resumed training failed with exit code {process.returncode}")
-            return 1
-        found = results(out)
-        differ = sorted(n for n in wanted | found if wanted.get(n) != found.get(n))
-        wrong += bool(differ)
-        verdict = f"DIFFERS in {', '.join(differ)}" if differ else "equal"
-        print(f"killed at {', '.join(told) or 'no moment'}: {verdict}", flush=True)
-    print(f"{done} kills, {wrong} trainings that ended differently")
-    return 1 if wrong else 0
+    return kill(
+        place, given, whole=whole, start=partial(begun, text=text), progress=progress,
+        wrong_in=lambda out: different(wanted, results(out), eq),
+    )  # fmt: skip
 
 
-def run(out: Path, text: Path) -> "subprocess.Popen[bytes]":
+def begun(out: Path, text: Path) -> Process:
+    """Give the command; returns at its first step."""
+    process = start(out, text)
+    wait_for_first_step(process, out)
+    return process
+
+
+def start(out: Path, text: Path) -> Process:
     """Start the command."""
     command = [sys.executable, "-m", "loopscope.cli", *COMMAND]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -110,7 +85,7 @@ def run(out: Path, text: Path) -> "subprocess.Popen[bytes]":
     )  # fmt: skip
 
 
-def wait_for_first_step(process: "subprocess.Popen[bytes]", out: Path) -> None:
+def wait_for_first_step(process: Process, out: Path) -> None:
     """Until the training has begun (its log exists) or the process has ended."""
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/log.csv")}
     while process.poll() is None:
@@ -143,4 +118,4 @@ def results(out: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_a_folder(run, __doc__ or ""))

@@ -11,31 +11,19 @@ Parquet tables and signs.csv are compared for equality of their content.
 
 import argparse
 import os
-import random
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
+from killing import Process, different, in_a_folder, kill
 
 COMMAND = ["compare", "base", "mesh", "--samples", "256", "--tokens", "32", "--batch-size", "16"]
 
 
-def main() -> int:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        return kill(Path(place), given.kills, random.Random(given.seed))
-
-
-def kill(place: Path, kills: int, moments: random.Random) -> int:
-    """Compare once in peace, then under `kills` kills spread over as many folders as that takes."""
+def run(place: Path, given: argparse.Namespace) -> int:
+    """Compare once in peace, then under kills."""
     began = time.monotonic()
     if start(place / "peace").wait():
         print("the uninterrupted comparison failed")
@@ -43,34 +31,15 @@ def kill(place: Path, kills: int, moments: random.Random) -> int:
     whole = time.monotonic() - began
     wanted = results(place / "peace")
     print(f"uninterrupted: {whole:.1f} s, {len(wanted)} tables compared", flush=True)
-    done = wrong = comparisons = 0
-    while done < kills:
-        out = place / f"killed-{comparisons}"
-        comparisons += 1
-        told: list[str] = []
-        while True:
-            process = start(out)
-            try:
-                process.wait(timeout=moments.uniform(0, whole) if done < kills else None)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                done += 1
-                told.append(progress(out))
-        if process.returncode:
-            print(f"the resumed comparison failed with exit code {process.returncode}")
-            return 1
-        found = results(out)
-        differ = [n for n in wanted if n not in found or not wanted[n].equals(found[n])]
-        wrong += bool(differ or found.keys() != wanted.keys() or (out / ".shards").exists())
-        verdict = f"DIFFERS in {', '.join(differ)}" if differ else "equal"
-        print(f"killed at {', '.join(told) or 'no moment'}: {verdict}", flush=True)
-    print(f"{done} kills, {wrong} comparisons that ended differently")
-    return 1 if wrong else 0
+
+    def wrong_in(out: Path) -> list[str]:
+        left = [".shards"] if (out / ".shards").exists() else []
+        return different(wanted, results(out), pd.DataFrame.equals) + left
+
+    return kill(place, given, whole=whole, start=start, progress=progress, wrong_in=wrong_in)
 
 
-def start(out: Path) -> "subprocess.Popen[bytes]":
+def start(out: Path) -> Process:
     """Give the command."""
     return subprocess.Popen(
         [sys.executable, "-m", "loopscope.cli", *COMMAND, "--out", str(out)],
@@ -94,4 +63,4 @@ def results(out: Path) -> dict[str, pd.DataFrame]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_a_folder(run, __doc__ or ""))

@@ -1,7 +1,6 @@
 """The command line as a user has it: what it writes, what it says, how it fails."""
 
 import json
-import sys
 
 import numpy as np
 import pandas as pd
@@ -9,16 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from loopscope import cli
 from loopscope.analysis.collapse import SIGNS
 from loopscope.data import heldout_documents
 from loopscope.models.checkpoint import read_tokenizer, save
 from loopscope.models.load import load, zoo_folder
 from tests.conftest import make_model
-
-
-def nothing(*given, **options) -> None:
-    """In place of what is looked at elsewhere."""
+from tests.program import called, without_figures
 
 
 @pytest.fixture
@@ -26,15 +21,9 @@ def run(monkeypatch, capsys):
     """Call the program; returns exit code, stdout, stderr."""
 
     def call(*words, draw=True):
-        monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
-        if not draw:  # the figures are looked at in other tests
-            for module in ("figures", "shared"):
-                monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
-            monkeypatch.setattr("loopscope.printing.report_shown", nothing)
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        return done.value.code, out, err
+        if not draw:
+            without_figures(monkeypatch)
+        return called(monkeypatch, capsys, *words)
 
     return call
 

@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pandas as pd
 import pytest
 
-from loopscope import cli
 from loopscope.analysis.collapse.samples import by_key
 from loopscope.analysis.collapse.verdict import Verdict
 from loopscope.analysis.tables import Tables
@@ -17,29 +17,16 @@ from loopscope.models.checkpoint import read_tokenizer, save
 from loopscope.models.load import zoo_folder
 from loopscope.output import claimed
 from tests.conftest import make_model
+from tests.program import called, without_figures
 
 SMALL = ["--samples", "6", "--tokens", "24"]
-
-
-def nothing(*given, **options) -> None:
-    """In place of what other tests look at."""
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Call the program without figures; returns exit code, stdout, stderr."""
-    for module in ("figures", "shared"):
-        monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
-    monkeypatch.setattr("loopscope.printing.report_shown", nothing)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        return done.value.code, out, err
-
-    return call
+    without_figures(monkeypatch)
+    return partial(called, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

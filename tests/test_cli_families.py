@@ -1,12 +1,10 @@
 """inspect and figures run on every family of looped models, and the tables are its loops."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from loopscope import cli
+from tests.program import called
 from tests.standins import registry
 from tests.wrapped import real
 
@@ -58,11 +56,8 @@ def test_inspect_and_figures_run_on_the_family(
     target = name if name in HF else f"made.py:{name}"
 
     def run(*words) -> str:
-        monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert done.value.code == 0, err
+        code, out, err = called(monkeypatch, capsys, *words)
+        assert code == 0, err
         return out
 
     assert run("inspect", target)

@@ -1,7 +1,6 @@
 """Foreign models on the command line: every kind of target, and what is said of wrong ones."""
 
 import json
-import sys
 import tomllib
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from loopscope import cli
 from loopscope.models.load import load
+from tests.program import called, without_figures
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -58,10 +57,6 @@ def fails():
 """
 
 
-def nothing(*given, **options) -> None:
-    """In place of what is looked at elsewhere."""
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A folder with a model of one's own, three saved by transformers, and token ids."""
@@ -93,15 +88,9 @@ def run(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
 
     def call(*words, draw=True):
-        monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
         if not draw:
-            for module in ("figures", "shared"):
-                monkeypatch.setattr(f"loopscope.commands.{module}.draw", nothing)
-            monkeypatch.setattr("loopscope.printing.report_shown", nothing)
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        return done.value.code, out, err
+            without_figures(monkeypatch)
+        return called(monkeypatch, capsys, *words)
 
     return call
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from loopscope.analysis.collapse import NEEDED
 from loopscope.analysis.tables import TABLES, Tables
 from loopscope.data import Samples
 from loopscope.output import write_csv, write_json, write_provenance
@@ -171,38 +172,50 @@ class Comparison:
         return verdict_html(self.summary())
 
 
-def save_comparison(found: Comparison, folder: Path) -> None:
-    """Write the tables, the signs of collapse, the differences and the provenance.
+def save_comparison(
+    found: Comparison, folder: Path, *, command: str | None = None
+) -> dict[str, Any] | None:
+    """Write everything but figures and report.
 
     Args:
         found: What `compare` gave.
-        folder: Gets `tables/*.parquet`, `tables/signs.csv`, `tables/differences.csv` and
-            `provenance.json`.
+        folder: Gets `tables/*.parquet` and `provenance.json`; where there are signs of collapse,
+            `tables/signs.csv`, `tables/differences.csv` and `summary.json` too.
+        command: The command line that made it.
+
+    Returns:
+        The summary; None where there are no signs.
 
     Raises:
         InputError: where it cannot be written.
     """
     found.tables.save(folder / "tables")
     write_provenance(found.tables.provenance, folder)
-    if {"update", "cka", "rank"} <= found.tables.frames().keys():
-        write_csv(found.signs, folder / "tables" / "signs.csv")
-        write_csv(found.differences, folder / "tables" / "differences.csv")
+    if not {*NEEDED} <= found.tables.frames().keys():
+        return None
+    write_csv(found.signs, folder / "tables" / "signs.csv")
+    write_csv(found.differences, folder / "tables" / "differences.csv")
+    summary = found.summary(command=command)
+    write_json(summary, folder / "summary.json")
+    return summary
 
 
 def save_with_report(found: Comparison, folder: Path) -> None:
-    """Write what `save_comparison` does, and where there are signs the summary and the report.
+    """Write what `save_comparison` does and, where there are signs, `report.html`.
 
     Args:
         found: What `compare` gave.
-        folder: Gets `summary.json` and `report.html` too.
+        folder: Where to.
 
     Raises:
         InputError: where it cannot be written.
     """
-    save_comparison(found, folder)
-    if {"update", "cka", "rank"} <= found.tables.frames().keys():
-        write_json(found.summary(), folder / "summary.json")
-        found.report(folder / "report.html")
+    if summary := save_comparison(found, folder):
+        from loopscope.report import write_report
+
+        write_report(
+            summary, found.tables, folder / "report.html", provenance=found.tables.provenance
+        )
 
 
 __all__ = ["Comparison", "save_comparison", "save_with_report"]

@@ -31,12 +31,10 @@ def save_tables(tables: "Tables", out: Path) -> None:
 def write_results(found: "Comparison", out: Path) -> None:
     """Everything that `compare` leaves in its output folder, and the verdicts in the terminal."""
     from loopscope.analysis.comparison import save_comparison
-    from loopscope.output import write_json
     from loopscope.printing import print_verdicts, report_shown
 
-    summary = found.summary(command=shlex.join(["loopscope", *sys.argv[1:]]))
-    save_comparison(found, out)
-    write_json(summary, out / "summary.json")
+    summary = save_comparison(found, out, command=shlex.join(["loopscope", *sys.argv[1:]]))
+    assert summary is not None  # the command measures what the signs need
     own = [name for name in found.tables.models if name not in found.added]
     draw(found.tables, out, own, summary=summary)
     report_shown(summary, found.tables, out / "report.html")

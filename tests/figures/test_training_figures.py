@@ -1,8 +1,8 @@
 """Figures of training logs: what is drawn is what the table holds, and what it is called."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import matplotlib as mpl
 import pandas as pd
@@ -10,12 +10,13 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
-from loopscope import cli, figures
+from loopscope import figures
 from loopscope.analysis.runs import read_runs
 from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import names, style
 from loopscope.figures.run_groups import group_labels, run_groups
+from tests.program import called
 from tests.training_runs import MESH, add, example, lines_of, note_of, points
 
 SUMS = [
@@ -255,13 +256,7 @@ def test_global_rcparams_are_left_alone(tables):
 def run(monkeypatch, capsys):
     """Call the program; returns exit code, stdout, stderr."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["loopscope", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        return (done.value.code, *capsys.readouterr())
-
-    return call
+    return partial(called, monkeypatch, capsys)
 
 
 def test_paper_extra_draws_two_figures_from_the_shipped_logs(run, tmp_path):
