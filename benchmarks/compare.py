@@ -32,9 +32,11 @@ from unittest.mock import patch
 
 import torch
 
-from loopscope.analysis import course, measure, record
-from loopscope.models.config import LoopConfig
-from loopscope.models.model import LoopModel
+from loopscope.analysis.measuring import course
+from loopscope.analysis.measuring import recorder as record
+from loopscope.analysis.measuring import streaming as measure
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.loop_model import LoopModel
 
 VARIANTS = ("base", "residual", "anchor", "mesh")
 KINDS = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")

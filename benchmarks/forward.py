@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from loopscope.models.config import LoopConfig
-from loopscope.models.layout import Layout
-from loopscope.models.load import load
-from loopscope.models.model import LoopModel
-from loopscope.probes.capture import capture, capture_names
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.layout import Layout
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.opening.loading import load
+from loopscope.probes.state_capture import capture, capture_names
 
 Call = Callable[[], object]
 

@@ -31,10 +31,15 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from threadpoolctl import threadpool_limits
 
-from loopscope.analysis.cka import cka
-from loopscope.analysis.spectrum import gram, ranks, singular_values_of_grams, spectrum
-from loopscope.analysis.threads import Each, one_thread_per_sample
-from loopscope.analysis.update import relative_update
+from loopscope.analysis.measures.cka_estimators import cka
+from loopscope.analysis.measures.spectrum_ranks import (
+    gram,
+    ranks,
+    singular_values_of_grams,
+    spectrum,
+)
+from loopscope.analysis.measures.update_norm import relative_update
+from loopscope.analysis.measuring.threads import Each, one_thread_per_sample
 
 STATES = 6
 SHAPES = ((256, 160), (512, 256), (1024, 1024))
@@ -170,9 +175,9 @@ def measured(shape: tuple[int, int], threads: int, repeats: int, each: Each) -> 
 MEMORY = """
 import json, resource, sys
 import torch
-from loopscope.analysis.measure import measure
-from loopscope.models.config import LoopConfig
-from loopscope.models.model import LoopModel
+from loopscope.analysis.measuring.streaming import measure
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.loop_model import LoopModel
 
 torch.set_num_threads(int(sys.argv[2]))
 config = LoopConfig(variant="mesh", layout="1+2R3+1", d_model=160, n_heads=4, d_vocab=4096)

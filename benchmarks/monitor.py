@@ -33,9 +33,9 @@ from transformers import (
 )
 
 from loopscope.analysis.collapse import per_sample
-from loopscope.analysis.measure import Measuring
-from loopscope.models.model import LoopModel
-from loopscope.models.wrapped.wrap import wrap
+from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.wrapped.wrapping import wrap
 from loopscope.training import LoopCallback, Monitor, TrainConfig, variant_config
 from loopscope.training.monitor import MEASURES
 from loopscope.training.trainer import make_optimizer, token_losses

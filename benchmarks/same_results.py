@@ -7,7 +7,8 @@ Both run the same commands on the same inputs: `figures` on the zoo, `compare` o
 series of step checkpoints that the revision trains, and on a wrapped family (ALBERT saved by
 transformers) beside a looped module of one's own, and `inspect` and `params` on each kind of model.
 Every file that they leave is compared byte for byte. Only what tells when, where and from which
-commit it was made is set aside: `commit` and `stamp` in provenance, and the commit in the report.
+commit it was made is set aside: `commit`, `stamp` (times of files, a hash of code) and `folder` in
+provenance, and the commit in the report.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -97,9 +99,9 @@ def main() -> int:
         place = Path(given.keep or temporary).resolve()
         before, now = place / "before", place / "now"
         if not before.exists():
-            code = checkout(given.revision, Path(temporary) / "code")
-            inputs(before, code)
-            run_all(before, code, given.samples)
+            with checkout(given.revision) as code:
+                inputs(before, code)
+                run_all(before, code, given.samples)
         now.mkdir(parents=True, exist_ok=True)
         for path in before.iterdir():  # the same inputs: times of files are part of a stamp
             if path.name in INPUTS and not (now / path.name).exists():
@@ -111,14 +113,16 @@ def main() -> int:
 INPUTS = ("ids.npy", "own.py", "albert", "runs", "text.txt")
 
 
-def checkout(revision: str, folder: Path) -> Path:
-    """The files of a revision."""
-    folder.mkdir(parents=True)
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", revision], stdout=subprocess.PIPE, check=True
-    )
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
-    return folder
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """The files of a revision, while the context lasts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        git, folder = ["git", "-C", str(ROOT), "worktree"], str(Path(temporary) / "code")
+        subprocess.run([*git, "add", "-q", "--detach", folder, revision], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
 def inputs(place: Path, code: Path) -> None:
@@ -186,12 +190,12 @@ def results(side: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def clean_json(content: bytes) -> bytes:
-    """JSON without commits and stamps."""
+    """JSON without commits, stamps and folders."""
     return json.dumps(without(json.loads(content)), ensure_ascii=False, indent=1).encode()
 
 
 def clean_parquet(content: bytes) -> bytes:
-    """A table written anew, commits and stamps gone from its provenance."""
+    """A table written anew, commits, stamps and folders gone from its provenance."""
     table = pq.read_table(BytesIO(content))
     metadata = dict(table.schema.metadata)
     metadata[METADATA] = clean_json(metadata[METADATA])
@@ -213,9 +217,9 @@ CLEAN: dict[str, Callable[[bytes], bytes]] = {
 
 
 def without(value: Any) -> Any:
-    """A JSON value without commits and stamps."""
+    """A JSON value without commits, stamps and folders."""
     if isinstance(value, dict):
-        return {k: without(v) for k, v in value.items() if k not in ("commit", "stamp")}
+        return {k: without(v) for k, v in value.items() if k not in ("commit", "stamp", "folder")}
     if isinstance(value, list):
         return [without(part) for part in value]
     return value

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from loopscope.models.model import LoopModel
-from loopscope.models.params import count_parameters
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.native.parameter_counts import count_parameters
 from loopscope.training import TrainConfig, variant_config
 from loopscope.training.trainer import make_optimizer, token_losses
 

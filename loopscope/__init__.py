@@ -9,39 +9,39 @@ from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from loopscope import figures as plot
-    from loopscope.analysis.compare import compare
-    from loopscope.analysis.measure import measure
-    from loopscope.analysis.tables import Tables
-    from loopscope.data import load_samples
-    from loopscope.models.config import LoopConfig
-    from loopscope.models.layout import Layout
-    from loopscope.models.load import load, zoo
-    from loopscope.models.model import LoopModel
-    from loopscope.models.wrapped.model import WrappedModel
-    from loopscope.models.wrapped.wrap import wrap
-    from loopscope.probes.capture import Trajectory, capture
+    from loopscope.analysis.comparisons.work import compare
+    from loopscope.analysis.measuring.streaming import measure
+    from loopscope.analysis.tables.frames import Tables
+    from loopscope.models.native.configuration import LoopConfig
+    from loopscope.models.native.layout import Layout
+    from loopscope.models.native.loop_model import LoopModel
+    from loopscope.models.opening.loading import load, zoo
+    from loopscope.models.wrapped.wrapped_model import WrappedModel
+    from loopscope.models.wrapped.wrapping import wrap
+    from loopscope.probes.state_capture import Trajectory, capture
+    from loopscope.text.windows import load_samples
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "loopscope.models.load",
-    "wrap": "loopscope.models.wrapped.wrap",
-    "zoo": "loopscope.models.load",
-    "capture": "loopscope.probes.capture",
-    "measure": "loopscope.analysis.measure",
-    "compare": "loopscope.analysis.compare",
-    "load_samples": "loopscope.data",
+    "load": "loopscope.models.opening.loading",
+    "wrap": "loopscope.models.wrapped.wrapping",
+    "zoo": "loopscope.models.opening.loading",
+    "capture": "loopscope.probes.state_capture",
+    "measure": "loopscope.analysis.measuring.streaming",
+    "compare": "loopscope.analysis.comparisons.work",
+    "load_samples": "loopscope.text.windows",
     "Monitor": "loopscope.training.monitor",
     "LoopCallback": "loopscope.training.callback",
     "plot": "loopscope.figures",
-    "Layout": "loopscope.models.layout",
-    "LoopConfig": "loopscope.models.config",
-    "LoopModel": "loopscope.models.model",
-    "WrappedModel": "loopscope.models.wrapped.model",
-    "Tables": "loopscope.analysis.tables",
-    "Trajectory": "loopscope.probes.capture",
+    "Layout": "loopscope.models.native.layout",
+    "LoopConfig": "loopscope.models.native.configuration",
+    "LoopModel": "loopscope.models.native.loop_model",
+    "WrappedModel": "loopscope.models.wrapped.wrapped_model",
+    "Tables": "loopscope.analysis.tables.frames",
+    "Trajectory": "loopscope.probes.state_capture",
 }
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)

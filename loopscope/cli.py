@@ -7,11 +7,11 @@ import warnings
 
 import typer
 
-from loopscope.commands.compare import compare
-from loopscope.commands.figures import figures
-from loopscope.commands.inspect import inspect
-from loopscope.commands.params import params
-from loopscope.commands.train import train
+from loopscope.commands.compare_command import compare
+from loopscope.commands.figures_command import figures
+from loopscope.commands.inspect_command import inspect
+from loopscope.commands.params_command import params
+from loopscope.commands.train_command import train
 
 app = typer.Typer(
     add_completion=False,

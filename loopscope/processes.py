@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.load import parse_device
+from loopscope.models.opening.loading import parse_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from zoo_signs import signs_of
 
-from loopscope.corpus import load_corpus
+from loopscope.text.corpus import load_corpus
 from loopscope.training import TrainingData, plan_training, train
 
 SEEDS = (0, 1, 2)

@@ -15,9 +15,9 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from loopscope.analysis.collapse import per_sample
-from loopscope.analysis.measure import measure
-from loopscope.data import load_samples
-from loopscope.models.load import load
+from loopscope.analysis.measuring.streaming import measure
+from loopscope.models.opening.loading import load
+from loopscope.text.windows import load_samples
 
 VARIANTS = ("vanilla", "base", "residual", "anchor", "anchor_emb", "mesh")
 MEASURES = ["update", "cka", "rank", "loss"]

@@ -11,8 +11,8 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")  # remot
 import pytest
 import torch
 
-from loopscope.models.config import LoopConfig
-from loopscope.models.model import LoopModel
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.loop_model import LoopModel
 
 VARIANTS = [
     "base",

@@ -17,5 +17,5 @@ def called(monkeypatch, capsys, *words):
 
 def without_figures(monkeypatch) -> None:
     """Leave out figures and report, which other tests look at."""
-    for place in ("commands.figures.draw", "commands.shared.draw", "report.write_report"):
+    for place in ("commands.figures_command.draw", "commands.results.draw", "report.write_report"):
         monkeypatch.setattr(f"loopscope.{place}", lambda *given, **options: None)

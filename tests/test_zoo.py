@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from loopscope.data import load_samples
-from loopscope.models.load import load, zoo, zoo_folder
+from loopscope.models.opening.loading import load, zoo, zoo_folder
+from loopscope.text.windows import load_samples
 from loopscope.training import plan_training
 
 NAMES = ["anchor", "anchor_emb", "base", "mesh", "residual", "vanilla"]

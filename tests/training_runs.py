@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loopscope.analysis.runs import read_runs
-from loopscope.analysis.tables import Tables
-from loopscope.models.config import LoopConfig
-from loopscope.models.layout import Layout
+from loopscope.analysis.tables.frames import Tables
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.layout import Layout
 from loopscope.training import TrainConfig
+from loopscope.training.runs import read_runs
 
 SKILL = {"vanilla": 0.0, "base": 0.1, "residual": 0.08, "anchor": 0.05, "mesh": 0.01}
 HEADER = "step,tokens,train_loss,val_loss,lr,tokens_per_s"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis import curves
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import training_curves as curves
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka
+from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.names import loop_file_names
@@ -22,8 +23,7 @@ from loopscope.figures.series_steps import of_steps, steps_of
 from loopscope.figures.spectra import spectrum
 from loopscope.figures.step_lines import steps
 from loopscope.figures.style import Figure
-from loopscope.figures.summary import fig1
-from loopscope.figures.training_curves import training
+from loopscope.figures.training_lines import training
 from loopscope.figures.update_bars import update
 
 _LOSS, _LAYERS = "fig6_training", "fig8_layers"

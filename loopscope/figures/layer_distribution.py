@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from loopscope.analysis import curves
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import training_curves as curves
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
-from loopscope.figures.labels import Tag, place_tags
 from loopscope.figures.names import short_count
 from loopscope.figures.notes import note
 from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import Figure, new_figure, style
+from loopscope.figures.tag_placement import Tag, place_tags
 
 _ROOM = 0.18  # around the points, as a share of what they span
 _APART, _SPREAD = 1.5, 9.0  # points: how far apart the whiskers of variants are, at most in all

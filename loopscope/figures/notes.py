@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from loopscope.analysis import aggregate
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import aggregate
+from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.panels import Panel, shortened
 from loopscope.figures.style import GREY, SMALL, Figure

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loopscope.analysis import aggregate
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import aggregate
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.courses import line_looks
 from loopscope.figures.names import state_label, state_order

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from loopscope.analysis import aggregate
+from loopscope.analysis.tables import aggregate
 from loopscope.figures.names import step_label, token_label
 from loopscope.figures.panels import Panel, say_unsound
 from loopscope.figures.style import TINY, heat_map

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from loopscope.analysis.tables import SCHEMAS, Tables
+from loopscope.analysis.tables.frames import SCHEMAS, Tables
 
 
 def steps_of(tables: Tables, model: str) -> list[int]:

@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from loopscope.analysis import aggregate
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import aggregate
+from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, page, say_unsound

@@ -1,4 +1,4 @@
-"""Hooks by name: aliases, near matches for unknown names, one HookPoint per iteration."""
+"""Hooks by name: points, aliases, near matches for unknown names, one HookPoint per iteration."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,6 +12,23 @@ from transformer_lens.utilities import Slice
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.cache import LoopCache
+
+
+class Point(HookPoint):
+    """A `HookPoint` that hands a copy to hooks that might write into it.
+
+    One state has several names (h(t) is also the first layer's `hook_resid_pre`, and MeSH's buffer
+    keeps h_emb), and TransformerLens's own patching tools write in place. A copy keeps such a write
+    to the point it was meant for. Hooks that only read, marked `reads_only`, cost no copy.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fwd_hooks and not all(
+            getattr(handle.user_hook, "reads_only", False) for handle in self.fwd_hooks
+        ):
+            return x.clone()
+        return x
+
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopscope.errors import InputError
-from loopscope.models.model import LoopModel
-from loopscope.models.wrapped.model import WrappedModel
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.wrapped.wrapped_model import WrappedModel
 
 
 @torch.no_grad()

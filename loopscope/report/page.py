@@ -8,12 +8,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.panels import shortened
 from loopscope.figures.series_steps import of_steps, steps_of
-from loopscope.output import write_text
+from loopscope.files import write_text
 from loopscope.report import contents
-from loopscope.report.loops import per_loop
+from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import count
 from loopscope.report.pictures import pictures
 from loopscope.report.words import WORDS

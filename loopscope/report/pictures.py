@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.jobs import Job, plan
 from loopscope.figures.style import Figure
 

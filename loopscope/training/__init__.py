@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
     from loopscope.training.recipe import TrainConfig, plan_training, variant_config
-    from loopscope.training.run import run_training
     from loopscope.training.trainer import StepReport, evaluate, train
+    from loopscope.training.variants import run_training
 
 _HOMES = {
     "LoopCallback": "callback",
@@ -20,7 +20,7 @@ _HOMES = {
     "TrainingData": "batches",
     "evaluate": "trainer",
     "plan_training": "recipe",
-    "run_training": "run",
+    "run_training": "variants",
     "train": "trainer",
     "variant_config": "recipe",
 }

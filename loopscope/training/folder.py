@@ -11,10 +11,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from loopscope.errors import InputError
-from loopscope.models import checkpoint
-from loopscope.models.model import LoopModel
-from loopscope.output import prepare, write_text
-from loopscope.training.log import MONITOR, RECIPE
+from loopscope.files import prepare, write_text
+from loopscope.models.native import checkpoint
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.training.logs import MONITOR, RECIPE
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import drop_damaged
 

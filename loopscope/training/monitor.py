@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from loopscope.analysis.collapse import NEEDED, SIGNS, per_sample
-from loopscope.analysis.measure import Measuring
-from loopscope.analysis.samples import checked_tokens
+from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.analysis.measuring.token_windows import checked_tokens
 from loopscope.errors import InputError
-from loopscope.models.model import LoopModel
-from loopscope.models.wrapped.model import WrappedModel
-from loopscope.models.wrapped.surroundings import buffers_kept
-from loopscope.models.wrapped.wrap import wrap
-from loopscope.probes.loops.trace import devices_of
-from loopscope.training.log import Log, read_numbers
+from loopscope.models.loops.tracing import devices_of
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.wrapped.run_context import buffers_kept
+from loopscope.models.wrapped.wrapped_model import WrappedModel
+from loopscope.models.wrapped.wrapping import wrap
+from loopscope.training.logs import Log, read_numbers
 
 if TYPE_CHECKING:
-    from loopscope.analysis.tables import Tables
+    from loopscope.analysis.tables.frames import Tables
 
 MEASURES = (*NEEDED, "delta", "readout", "loss")
 LAST = "n_flagged"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.config import LoopConfig, parse_variant
-from loopscope.models.layout import Layout
-from loopscope.models.load import check_seed, parse_device
+from loopscope.models.native.configuration import LoopConfig, parse_variant
+from loopscope.models.native.layout import Layout
+from loopscope.models.opening.loading import check_seed, parse_device
 
 DTYPES = ("float32", "bfloat16")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.output import whole_file
+from loopscope.files import whole_file
 
 VERSION = 1
 KEPT = 2

@@ -18,14 +18,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loopscope.analysis.provenance import versions
 from loopscope.errors import InputError
-from loopscope.models import checkpoint
-from loopscope.models.model import LoopModel
+from loopscope.models.native import checkpoint
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.processes import Processes
+from loopscope.provenance import versions
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
-from loopscope.training.log import LOG, MONITOR, Log
+from loopscope.training.logs import LOG, MONITOR, Log
 from loopscope.training.monitor import Monitor
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import State, load_state, save_state

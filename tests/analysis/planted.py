@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import loopscope as ls
-from loopscope.models.block import Block, VirtualBlock, rotary_tables
-from loopscope.models.model import LoopModel
+from loopscope.models.native.block import Block, VirtualBlock, rotary_tables
+from loopscope.models.native.loop_model import LoopModel
 
 Alter = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """h(t), f_core(h(t)), where the trained model would end, t → what the altered core returns."""

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 
 TEXT = [
     *["def", " load", "(", "path", ":", " str", ")", " ->", " dict", ":", "\n    ", '"""'],

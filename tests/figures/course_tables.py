@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from tests.figures.conftest import finish, tidy
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.tables import Tables, stack
+from loopscope.analysis.tables.frames import Tables, stack
 
 
 def gate_frames(

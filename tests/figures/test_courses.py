@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
 from loopscope.figures import style
 from loopscope.figures.courses import line_looks, with_interval

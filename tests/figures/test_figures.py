@@ -5,7 +5,7 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures.style import short_number
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables, stack
+from loopscope.analysis.tables.frames import Tables, stack
 from tests.figures.conftest import TEXT, finish
 from tests.figures.loop_tables import gate_frames, join
 

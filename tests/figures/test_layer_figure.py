@@ -9,11 +9,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
 from loopscope import figures
-from loopscope.analysis.runs import read_runs
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
 from loopscope.figures import style
-from loopscope.figures.labels import Tag, place_tags
+from loopscope.figures.tag_placement import Tag, place_tags
+from loopscope.training.runs import read_runs
 from tests.training_runs import add, example, lines_of, note_of, points
 
 

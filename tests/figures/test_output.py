@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pytest
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import style
 from tests.figures.course_tables import with_courses
@@ -106,7 +106,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(four, tmp_path, mon
 @pytest.fixture
 def quick(monkeypatch):
     """Write names instead of figures: what is drawn is tested elsewhere."""
-    import loopscope.figures.output as output
+    import loopscope.figures.drawing as output
 
     def write(fig, path, kind):
         path.write_text(type(fig).__name__)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import panels
 

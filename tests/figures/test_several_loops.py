@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures.names import loop_file_names
 from tests.figures.loop_tables import join, nested
@@ -21,7 +21,7 @@ def hrm(make) -> Tables:
 @pytest.fixture
 def quick(monkeypatch):
     """Write names instead of figures."""
-    import loopscope.figures.output as output
+    import loopscope.figures.drawing as output
 
     def write(fig, path, kind):
         path.write_text(fig.get_suptitle())

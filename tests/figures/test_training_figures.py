@@ -11,11 +11,11 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
 from loopscope import figures
-from loopscope.analysis.runs import read_runs
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import names, style
 from loopscope.figures.run_groups import group_labels, run_groups
+from loopscope.training.runs import read_runs
 from tests.program import called
 from tests.training_runs import MESH, add, example, lines_of, note_of, points
 
@@ -234,7 +234,7 @@ def test_only_what_the_tables_hold_is_planned(tables, make):
 def test_figures_of_logs_replace_those_of_an_earlier_run_and_the_other_way_round(
     tables, make, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("loopscope.figures.output._write", lambda fig, path, kind: path.touch())
+    monkeypatch.setattr("loopscope.figures.drawing._write", lambda fig, path, kind: path.touch())
     figures.draw_all(make("base"), tmp_path)
     report = figures.draw_all(tables, tmp_path)
     assert {p.stem for p in report.removed} >= {"fig3_update", "fig1_base"}

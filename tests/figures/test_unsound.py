@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loopscope import figures
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 
 NAMES = ["update", "cka", "spectrum", "rank"]
 VALUES = {

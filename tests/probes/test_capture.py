@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from loopscope.models.model import LoopModel
-from loopscope.probes.capture import capture
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.probes.state_capture import capture
 from tests.conftest import make_model
 
 

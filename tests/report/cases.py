@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from tests.figures.conftest import make
 from tests.figures.course_tables import with_courses
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
 from loopscope.report import contents, render, verdict_html, write_report
-from loopscope.report.loops import per_loop
+from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import estimate
 from loopscope.report.words import WORDS
 from tests.figures.conftest import make
@@ -276,7 +276,7 @@ def test_every_verdict_can_be_read_on_white_and_has_a_shape_of_its_own(name):
 
 
 def test_the_report_knows_every_verdict():
-    from loopscope.analysis.collapse.verdict import VERDICTS
+    from loopscope.analysis.collapse.verdicts import VERDICTS
 
     assert set(WORDS) == {*VERDICTS, "uncertain", "no loop"}
 

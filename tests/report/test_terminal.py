@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from loopscope.printing import print_verdicts
+from loopscope.commands.printing import print_verdicts
 from tests.report import cases
 from tests.report.cases import HOSTILE
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loopscope.corpus import Corpus, Document
-from loopscope.models.config import LoopConfig
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.text.corpus import Corpus, Document
 from loopscope.training import TrainConfig, TrainingData
 
 T = 16

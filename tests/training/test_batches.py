@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from loopscope.corpus import Document, train_tokenizer
 from loopscope.errors import InputError
-from loopscope.heldout import heldout_pieces
+from loopscope.text.corpus import Document, train_tokenizer
+from loopscope.text.heldout import heldout_pieces
 from loopscope.training import TrainingData
 from tests.training.conftest import T
 

@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import loopscope as ls
-from loopscope.analysis import cka
 from loopscope.analysis.collapse import SIGNS, per_sample
+from loopscope.analysis.measures import cka_estimators as cka
 from loopscope.errors import InputError
-from loopscope.models.checkpoint import load_checkpoint, save
-from loopscope.models.config import LoopConfig
-from loopscope.models.model import LoopModel
+from loopscope.models.native.checkpoint import load_checkpoint, save
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.training.monitor import MEASURES, Monitor, _undisturbed, plain_module
 from tests.training import looped
 

@@ -13,12 +13,12 @@ import torch
 
 import loopscope as ls
 from loopscope.analysis.collapse import SIGNS, per_sample
-from loopscope.analysis.runs import read_run
 from loopscope.cli import main
 from loopscope.errors import InputError
-from loopscope.models.checkpoint import load_checkpoint
+from loopscope.models.native.checkpoint import load_checkpoint
 from loopscope.training import train
 from loopscope.training.monitor import MEASURES
+from loopscope.training.runs import read_run
 from loopscope.training.trainer import PROBE
 from tests.training.conftest import T, make_config
 

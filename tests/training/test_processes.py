@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from loopscope.errors import InputError
-from loopscope.models.block import SHORT, _short_attention
-from loopscope.models.checkpoint import load_checkpoint
-from loopscope.models.model import LoopModel
+from loopscope.models.native.block import SHORT, _short_attention
+from loopscope.models.native.checkpoint import load_checkpoint
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.processes import Processes
 from loopscope.training import train
 from loopscope.training.trainer import token_losses
@@ -116,9 +116,9 @@ def test_two_processes_train_and_resume_what_one_trains(tmp_path):
 COMPILED = """
 import sys, torch
 from pathlib import Path
-from loopscope.corpus import Corpus, Document
-from loopscope.models.config import LoopConfig
-from loopscope.models.model import LoopModel
+from loopscope.text.corpus import Corpus, Document
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.training import TrainConfig, TrainingData, train
 from loopscope.training.trainer import token_losses
 

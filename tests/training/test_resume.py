@@ -13,11 +13,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-from loopscope.corpus import train_tokenizer
 from loopscope.errors import InputError
-from loopscope.models import checkpoint
-from loopscope.models.checkpoint import load_checkpoint
-from loopscope.models.model import LoopModel
+from loopscope.models.native import checkpoint
+from loopscope.models.native.checkpoint import load_checkpoint
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.text.corpus import train_tokenizer
 from loopscope.training import train
 from loopscope.training.state import State, drop_damaged, load_state, save_state
 from loopscope.training.trainer import make_optimizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loopscope.errors import InputError
-from loopscope.models.model import LoopModel
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.training import plan_training, run_training
 
 

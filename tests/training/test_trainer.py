@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from loopscope.errors import InputError
-from loopscope.models.checkpoint import load_checkpoint
-from loopscope.models.model import LoopModel
+from loopscope.models.native.checkpoint import load_checkpoint
+from loopscope.models.native.loop_model import LoopModel
 from loopscope.training import evaluate, train, trainer
-from loopscope.training.log import COLUMNS
+from loopscope.training.logs import COLUMNS
 from loopscope.training.trainer import make_optimizer, token_losses
 from tests.training.conftest import T, make_config
 

@@ -4,11 +4,10 @@ Small steps or a high CKA alone are no failure: a model trained to converge has 
 loops do for the loss stands beside the geometry, and a verdict needs both.
 """
 
-from loopscope.analysis.collapse.judge import judge
-from loopscope.analysis.collapse.samples import NEEDED, per_sample
+from loopscope.analysis.collapse.sign_values import NEEDED, per_sample
 from loopscope.analysis.collapse.signs import SIGNS, Sign
 from loopscope.analysis.collapse.statistics import differences, signs
-from loopscope.analysis.collapse.verdict import THRESHOLDS, VERDICTS, Verdict
+from loopscope.analysis.collapse.verdicts import THRESHOLDS, VERDICTS, Verdict, judge
 
 __all__ = [
     "NEEDED",

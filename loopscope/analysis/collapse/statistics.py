@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from loopscope.analysis.collapse.samples import KEYS, Key, by_key, per_sample
+from loopscope.analysis.collapse.sign_values import KEYS, Key, by_key, per_sample
 from loopscope.analysis.collapse.signs import SIGNS
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables.frames import Tables
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -1,0 +1,204 @@
+"""The signs of every sample: tables → one row per checkpoint, loop and sample."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from loopscope.analysis.collapse.signs import SIGNS
+from loopscope.analysis.tables.aggregate import sound
+from loopscope.analysis.tables.frames import Tables
+from loopscope.errors import InputError
+
+NEEDED = ("update", "cka", "rank")
+KEYS = ["model", "step", "loop"]
+"""What a checkpoint and loop is called in the tables."""
+
+NAMES = [sign.name for sign in SIGNS]
+
+
+def per_sample(tables: Tables) -> pd.DataFrame:
+    """The signs of every sample.
+
+    Args:
+        tables: Needs update, cka and rank; delta, readout and loss where they were measured.
+
+    Returns:
+        Columns model, step, loop, sample and one per sign (`SIGNS`); NaN where a flagged value
+        would enter, or where a model has no iterations. A model with several loops has rows for
+        each; what the readout gives stands with the main loop, the loss with all.
+
+    Raises:
+        InputError: if a table is missing.
+    """
+    frames = tables.frames()
+    missing = [name for name in NEEDED if name not in frames]
+    if missing:
+        raise InputError(
+            f"the signs of collapse need {', '.join(missing)}, which was not measured; measure "
+            f"with {', '.join(NEEDED)}."
+        )
+    cases = checkpoints(tables)
+    parts = {name: _parts(frame) for name, frame in frames.items() if name in _USED}
+    found = [_of_loop(parts, key) for key in cases]
+    joined = pd.concat(found, ignore_index=True)
+    return joined.astype({"step": "Int64", "sample": "int32"})
+
+
+_USED = ("update", "cka", "rank", "delta", "readout", "loss")
+
+
+class Key(NamedTuple):
+    """A checkpoint and loop: the step is None outside a series."""
+
+    model: str
+    step: int | None
+    loop: str
+
+    @classmethod
+    def of(cls, row: Any) -> "Key":
+        """From a row's model, step (perhaps null) and loop."""
+        model, step, loop = row
+        return cls(str(model), None if pd.isna(step) else int(step), str(loop))
+
+
+def checkpoints(tables: Tables) -> list[Key]:
+    """Each checkpoint and loop once; models and loops in order, steps sorted."""
+    assert tables.rank is not None
+    pairs = tables.rank[KEYS].astype({"model": object, "loop": object}).drop_duplicates()
+    keys = [Key.of(row) for row in pairs.itertuples(index=False, name=None)]
+    models = {name: i for i, name in enumerate(tables.models)}
+    loops = {name: i for i, name in enumerate(dict.fromkeys(key.loop for key in keys))}
+    return sorted(keys, key=lambda k: (models[k.model], loops[k.loop], k.step or 0))
+
+
+def by_key(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    """The rows of each checkpoint and loop, in order of first appearance."""
+    groups: Any = table.groupby(KEYS, sort=False, dropna=False, observed=True)
+    return {Key.of(key): rows for key, rows in groups}
+
+
+def _parts(frame: pd.DataFrame) -> dict[tuple[str, int | None], pd.DataFrame]:
+    """The rows of each checkpoint."""
+    groups: Any = frame.groupby(["model", "step"], observed=True, dropna=False)
+    return {Key.of((*key, ""))[:2]: rows for key, rows in groups}
+
+
+def _wide(frame: pd.DataFrame, columns: list[str], value: str = "value") -> pd.DataFrame:
+    """One row per sample, one column per item, flagged values NaN."""
+    values = frame.assign(_v=frame[value].where(sound(frame, value)))
+    for column in columns:
+        values[column] = values[column].astype(str if column != "t" else int)
+    return values.pivot(index="sample", columns=columns, values="_v")
+
+
+def _of_loop(parts: dict[str, dict], key: Key) -> pd.DataFrame:
+    own = {name: groups.get(key[:2]) for name, groups in parts.items()}
+
+    def of(table: str, *, any_loop: bool = False) -> pd.DataFrame | None:
+        frame = own.get(table)
+        if frame is None:
+            return None
+        rows = frame if any_loop else frame[frame["loop"].eq(key.loop)]
+        return rows if len(rows) else None
+
+    rank = of("rank")
+    assert rank is not None
+    out = pd.DataFrame(
+        np.nan, index=pd.Index(sorted(rank["sample"].unique()), name="sample"), columns=NAMES
+    )
+    _loss(out, of("loss", any_loop=True))
+    busiest, K = _shares(out, of("update"))
+    if K:
+        _alike(out, of("cka"), K)
+    _ranks(out, rank, K)
+    _readout(out, of("readout"), K, busiest)
+    _steps(out, of("delta"), K)
+    _broken(out, [of("update"), of("delta"), of("loss", any_loop=True), of("rank")], K)
+    step: Any = pd.NA if key.step is None else key.step
+    told = out.reset_index().assign(model=key.model, step=step, loop=key.loop)
+    return told[[*KEYS, "sample", *NAMES]]
+
+
+def _loss(out: pd.DataFrame, loss: pd.DataFrame | None) -> None:
+    if loss is not None:
+        out["loss"] = loss.assign(v=loss["value"].where(sound(loss))).set_index("sample")["v"]
+
+
+def _shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, int]:
+    """Skew and share of the first loop; the busiest loop's number and K."""
+    if update is None:
+        return 0, 0
+    wide = _wide(update, ["block"])
+    cores = sorted((c for c in wide.columns if str(c).startswith("core")), key=lambda c: int(c[4:]))
+    K = len(cores)
+    if not K:
+        return 0, 0
+    total = wide[cores].sum(axis=1, skipna=False)
+    shares = wide[cores].div(total.where(total > 0), axis=0)
+    means = shares.mean()
+    busiest = int(np.argmax(means.to_numpy())) if means.notna().any() else 0
+    out["first_share"] = shares[cores[0]]
+    if K > 1:
+        out["skew"] = (shares.max(axis=1, skipna=False) - 1 / K) / (1 - 1 / K)
+    return busiest, K
+
+
+def _alike(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
+    if cka is None:
+        return
+    rbf = cka[cka["kernel"].eq("rbf")]
+    pairs = [(f"h{t}", f"h{t + 1}") for t in range(K)]
+    for estimator in ("biased", "debiased"):
+        part = rbf[rbf["estimator"].eq(estimator)]
+        wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
+        if all(pair in wide.columns for pair in pairs):
+            out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
+
+
+def _ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int) -> None:
+    erank = _wide(rank[rank["measure"].eq("effective")], ["state"])
+    out["erank_0"], out["erank_K"] = erank["h0"], erank[f"h{K}"]
+    if not K:
+        return
+    out["erank_ratio"] = out["erank_K"] / out["erank_0"]
+    states = [f"h{t}" for t in range(K + 1)]
+    if all(state in erank.columns for state in states):
+        t = np.arange(K + 1) - K / 2
+        out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
+
+
+def _readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: int) -> None:
+    if readout is None or not K:
+        return
+    L = _wide(readout, ["t"])
+    within = L[list(range(K + 1))]
+    out["loop_gain"] = L[0] - L[K]
+    if K > 1:
+        out["rest_gain"] = out["loop_gain"] - (L[busiest] - L[busiest + 1])
+    means = within.dropna().mean()
+    if means.notna().all():
+        out["overthinking"] = L[K] - L[int(np.argmin(means.to_numpy()))]
+    if (T := max(int(t) for t in L.columns)) > K:
+        out["more_loss"] = L[T] - L[K]
+
+
+def _steps(out: pd.DataFrame, delta: pd.DataFrame | None, K: int) -> None:
+    if delta is None or not K:
+        return
+    out["delta_last"] = _wide(delta, ["t"])[K - 1]
+    later = delta[delta["t"] > 0]
+    if len(later):
+        # the ratios of consecutive steps telescope
+        out["step_ratio"] = _wide(later, ["t"], "ratio").prod(axis=1, skipna=False)
+
+
+def _broken(out: pd.DataFrame, frames: list[pd.DataFrame | None], K: int) -> None:
+    """Which samples have values that are not finite, up to h(K)."""
+    out["nonfinite"] = 0.0
+    for frame in frames:
+        if frame is None:
+            continue
+        within = frame[frame["t"] < K] if "t" in frame and K else frame
+        bad = within["sample"][within["flag"].eq("nonfinite")]
+        out.loc[out.index.isin(bad), "nonfinite"] = 1.0

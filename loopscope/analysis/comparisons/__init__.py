@@ -1,0 +1,1 @@
+"""Comparisons: many checkpoints, measured in resumable shards, and what follows."""

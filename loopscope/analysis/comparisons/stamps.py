@@ -1,0 +1,137 @@
+"""Stamps: what tells whether a result is still that of these weights and this text."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from loopscope.models.opening.loading import locate, zoo_folder
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
+
+
+def stamp_of_target(target: str | Path, *, trust_remote_code: bool) -> dict[str, Any] | None:
+    """Names, sizes and times of a checkpoint's files, and the seed of an untrained twin.
+
+    Args:
+        target: What `load` takes.
+        trust_remote_code: As in `load`.
+
+    Returns:
+        JSON values; None for a factory, whose weights are known only when it was called.
+    """
+    found = locate(target, trust_remote_code=trust_remote_code)
+    if found.kind == "factory":
+        return None
+    files = {}
+    for path in sorted(Path(found.place).iterdir()):
+        ignored = path.name.startswith(".") or (found.untrained and path.suffix in _WEIGHTS)
+        if path.is_file() and not ignored:
+            told = path.stat()
+            files[path.name] = [told.st_size, told.st_mtime_ns]
+    return {"folder": str(Path(found.place).resolve()), "files": files}
+
+
+def stamp_of_model(model: Any) -> dict[str, Any]:
+    """A hash of what a model computes with: weights, buffers, settings and code.
+
+    Args:
+        model: A native or wrapped model. Of its code the files that define its modules are seen,
+            with what else was imported from their folders, and of classes without a file (in a
+            notebook) the compiled methods. A model with hooks equals no other.
+
+    Returns:
+        JSON values.
+    """
+    digest = hashlib.sha256()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type};".encode())
+        if tensor.device.type != "meta":
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(memoryview(plain.view(torch.uint8).numpy()))
+    for name, module in model.named_modules():
+        settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
+        digest.update(f"{name} {sorted(settings.items())};".encode())
+    if any(one._forward_hooks or one._forward_pre_hooks for one in _hooked(model)):
+        digest.update(uuid4().bytes)  # what hooks do is not to be seen
+    for code in _code({type(module) for module in model.modules()}):
+        digest.update(code)
+    config, found = model.config, getattr(model, "map", None)
+    told = config.to_dict() if hasattr(config, "to_dict") else str(config)
+    mapped = None if found is None else found.to_dict()
+    digest.update(json.dumps([told, mapped], sort_keys=True, default=str).encode())
+    tokenizer = getattr(model, "tokenizer", None)
+    digest.update(b"" if tokenizer is None else tokenizer.to_str().encode())
+    digest.update(str(getattr(model, "seed", None)).encode())
+    return {"sha256": digest.hexdigest()}
+
+
+_PLAIN = (bool, int, float, str, tuple)
+
+
+def _hooked(model: Any) -> Iterator[Any]:
+    yield from model.modules()
+    yield from model.hook_points()
+
+
+def _code(kinds: Iterable[type]) -> Iterator[bytes]:
+    """The code of some classes, but that of packages, whose versions are recorded."""
+    folders = set()
+    for kind in sorted(kinds, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"):
+        yield f"{kind.__module__}.{kind.__qualname__};".encode()
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if file is None or not Path(file).is_file():
+            for name, method in sorted(vars(kind).items()):
+                if (code := getattr(method, "__code__", None)) is not None:
+                    yield from _compiled(name, code)
+        elif not _installed(Path(file)):
+            folders.add(Path(file).resolve().parent)
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None or _installed(path := Path(file).resolve()):
+            continue
+        if folders & {*path.parents} and path.is_file():
+            yield path.read_bytes()
+
+
+def _installed(path: Path) -> bool:
+    return "site-packages" in path.parts or Path(__file__).parents[2] in path.resolve().parents
+
+
+def _compiled(name: str, code: CodeType) -> Iterator[bytes]:
+    """Instructions, names and constants of a function and those inside it."""
+    plain = [one for one in code.co_consts if not isinstance(one, CodeType)]
+    yield name.encode() + code.co_code + repr((code.co_names, plain)).encode()
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _compiled(inner.co_name, inner)
+
+
+def stamp_of_data(data: str | Path | None) -> str:
+    """A hash of the text, or of the shipped held-out samples."""
+    return _of_file(zoo_folder() / "heldout.parquet" if data is None else Path(data))
+
+
+def stamp_of_spec(spec: Any) -> Any:
+    """What a specification says, as JSON values or a hash of its file."""
+    if spec is None or isinstance(spec, Mapping):
+        return spec
+    return _of_file(Path(spec))
+
+
+def _of_file(path: Path) -> str:
+    try:
+        with path.expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return f"{path} cannot be read"  # whoever reads it says so
+
+
+__all__ = ["stamp_of_data", "stamp_of_model", "stamp_of_spec", "stamp_of_target"]

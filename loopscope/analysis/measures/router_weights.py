@@ -1,0 +1,226 @@
+"""Routing: what routers and gates do, and the α that follows (MeSH Eq. 7); their rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from loopscope.analysis.flags import Flag, Flagged, flagged
+from loopscope.analysis.tables.rows import Rows, columns
+from loopscope.probes.state_capture import Trajectory
+
+
+def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flagged]:
+    """Mean weight per slot and mean entropy of one router (MeSH Eq. 3), per sample.
+
+    Args:
+        w: Router weights, a softmax over the slots, (batch, pos, slot).
+
+    Returns:
+        The mean over the tokens of each slot's weight, (batch, slot), and the mean over the
+        tokens of −Σ_b w_b ln w_b in nats, (batch,), 0 for a router that always picks one slot.
+    """
+    w = w.to(torch.float64)
+    entropy = -torch.special.xlogy(w, w).sum(-1).mean(-1)
+    return flagged(w.mean(1).cpu().numpy()), flagged(entropy.cpu().numpy())
+
+
+def gate_statistics(p: Float[Tensor, "batch pos"]) -> tuple[Flagged, Flagged]:
+    """Mean probability and mean entropy of one gate (an exit gate, a token router), per sample.
+
+    Args:
+        p: The gate's probability for each token, (batch, pos).
+
+    Returns:
+        The mean over the tokens of p and of −p ln p − (1−p) ln(1−p) in nats, (batch,) each; the
+        entropy is 0 for a gate that is always sure.
+    """
+    p = p.to(torch.float64)
+    entropy = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).mean(-1)
+    return flagged(p.mean(-1).cpu().numpy()), flagged(entropy.cpu().numpy())
+
+
+def alpha_sources(iterations: int, *, transition: bool = True) -> tuple[str, ...]:
+    """Names of the sources of `alpha`, in its order: `h_emb`, `prelude`, `core1` … `coreK`.
+
+    Without a transitional cycle the prelude's output is in no slot, hence no source.
+    """
+    cores = (f"core{t + 1}" for t in range(iterations))
+    return ("h_emb", *(("prelude",) if transition else ()), *cores)
+
+
+def alpha(
+    w_write: Float[Tensor, "batch pos iter slot"], w_read: Float[Tensor, "batch pos iter slot"]
+) -> Float64[Tensor, "batch pos iter source"]:
+    """How much each earlier output contributes to every state, exactly and per token.
+
+    h(t+1) = Σ_i α_i ⊙ h_m(i) + α_pre ⊙ f_pre(h_emb) + α_emb ⊙ h_emb (MeSH Eq. 7 with our extension
+    to the transitional cycle), where α_i(t+1) = Σ_b w_read_b(t)·w_write_b(i) for i ≤ t and
+    α_emb(t+1) = w_read_0(t), because only slot 0 starts with h_emb (MeSH Eq. 2). Without a
+    transitional cycle the same holds of the K iterations alone, for h(1) … h(K).
+
+    Args:
+        w_write: Write weights of the transitional cycle and of the K iterations, in that order,
+            (batch, pos, K + 1, slot).
+        w_read: Read weights, likewise.
+
+    Returns:
+        (batch, pos, K + 1, K + 2) in float64: the states h(0) … h(K) by the sources of
+        `alpha_sources(K)`; 0 where a source does not exist yet.
+    """
+    write, read = w_write.to(torch.float64), w_read.to(torch.float64)
+    outputs = torch.einsum("npjb,npib->npji", read, write).tril()
+    return torch.cat([read[..., :1], outputs], dim=-1)
+
+
+def alpha_statistics(
+    w_write: Float[Tensor, "batch pos iter slot"], w_read: Float[Tensor, "batch pos iter slot"]
+) -> Flagged:
+    """Mean of `alpha` over the tokens: (batch, K + 1 states, K + 2 sources)."""
+    return flagged(alpha(w_write, w_read).mean(1).cpu().numpy())
+
+
+def alpha_exists(iterations: int) -> np.ndarray:
+    """Which (state, source) pairs of `alpha` exist: a core output only feeds later states."""
+    states, sources = np.ogrid[: iterations + 1, : iterations + 2]
+    return sources <= states + 1
+
+
+Cycles = dict[str, dict[int, Tensor]]
+"""`write` and `read` → t (−1: the transition) → weights (batch, pos, slot)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingKeys:
+    """The rows of one sample, decided by a model's first batch.
+
+    Attributes:
+        cycles: (kind, t, slot) of the write and read weights.
+        alpha: (`alpha`, t, source), of the state h(t+1); empty where α is not exact.
+        gates: (`gate`, t, name), of the iterations at which the gate is evaluated.
+    """
+
+    cycles: tuple[tuple[str, int, str], ...]
+    alpha: tuple[tuple[str, int, str], ...]
+    gates: tuple[tuple[str, int, str], ...]
+
+    @classmethod
+    def of(cls, first: Trajectory) -> "RoutingKeys":
+        """Read them off a trajectory.
+
+        Args:
+            first: One loop of the model.
+
+        Returns:
+            What the loop has of routers and gates.
+        """
+        weights = _cycles(first)
+        slots = [
+            (kind, t, f"m{b}")
+            for kind, steps in weights.items()
+            for t, w in steps.items()
+            for b in range(w.shape[-1])
+        ]
+        alpha: list[tuple[str, int, str]] = []
+        if first.mesh_cycle and len(weights) == 2:
+            steps = list(weights["write"])
+            sources = alpha_sources(first.K, transition=-1 in steps)
+            exists = np.argwhere(alpha_exists(len(steps) - 1))
+            alpha = [("alpha", steps[row], sources[source]) for row, source in exists]
+        gates = [
+            ("gate", t, name)
+            for name, steps in first.gates.items()
+            for t, p in enumerate(steps)
+            if p is not None
+        ]
+        return cls(cycles=tuple(slots), alpha=tuple(alpha), gates=tuple(gates))
+
+    @property
+    def all(self) -> list[tuple[str, int, str]]:
+        """(kind, t, target) of each row, in the table's order."""
+        return [*self.cycles, *self.alpha, *self.gates]
+
+    def fill(self, rows: Rows, here: slice, trajectory: Trajectory, drop: int) -> None:
+        """Write one batch: means and entropies of all routers, then α, then gates.
+
+        Args:
+            rows: The table, with the keys `all`.
+            here: Which samples.
+            trajectory: The batch.
+            drop: Tokens left out at the start of each sample.
+        """
+        mean, entropy, flag = rows.values["mean"], rows.values["entropy"], rows.flag
+        column = 0
+        cycles = _cycles(trajectory)
+        for w in (w for steps in cycles.values() for w in steps.values()):
+            average, spread = router_statistics(w[:, drop:])
+            now = slice(column, column := column + w.shape[-1])
+            mean[here, now] = average.value
+            entropy[here, now] = spread.value[:, None]
+            flag[here, now] = np.maximum(average.flag, spread.flag[:, None])
+        if self.alpha:
+            stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
+            alpha = alpha_statistics(*stacks)
+            exists = alpha_exists(stacks[0].shape[2] - 1)
+            now = slice(column, column := column + len(self.alpha))
+            mean[here, now] = alpha.value[:, exists]
+            flag[here, now] = alpha.flag[:, exists]
+        for at, (_, t, name) in enumerate(self.gates, start=column):
+            p = trajectory.gates[name][t]
+            if p is None:
+                flag[here, at] = Flag.NONFINITE
+                continue
+            average, spread = gate_statistics(p[:, drop:])
+            mean[here, at], entropy[here, at] = average.value, spread.value
+            flag[here, at] = np.maximum(average.flag, spread.flag)
+
+    def token_table(
+        self, model: str, trajectory: Trajectory, tokens: Sequence[str]
+    ) -> pd.DataFrame | None:
+        """Weights of routers and gates in the first sample, token by token.
+
+        Args:
+            model: The model's name.
+            trajectory: The first batch.
+            tokens: The first sample's tokens as strings.
+
+        Returns:
+            The table `tokens`; None without routers and gates.
+        """
+        places = [*self.cycles, *self.gates]
+        if not places:
+            return None
+        weights = [w[0] for steps in _cycles(trajectory).values() for w in steps.values()]
+        gates = [trajectory.gates[name][t] for _, t, name in self.gates]
+        weights += [p[0, :, None] for p in gates if p is not None]
+        values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
+        keys = columns(
+            ("kind", "t", "target", "pos"),
+            [(*place, pos) for place in places for pos in range(len(tokens))],
+        )
+        keys["token"] = np.array(tokens, dtype=object)[keys["pos"]]
+        rows = Rows("tokens", 1, keys)
+        rows.values["value"][0] = np.concatenate(values)
+        rows.flag[0, ~np.isfinite(rows.values["value"][0])] = Flag.NONFINITE
+        return rows.frame(model, trajectory.loop)
+
+
+def _cycles(trajectory: Trajectory) -> Cycles:
+    """Write and read weights of all cycles, the transitional one first."""
+    start = trajectory.transition
+    found: Cycles = {}
+    for kind, steps in (("write", trajectory.w_write), ("read", trajectory.w_read)):
+        if steps is not None:
+            first = {} if start is None else {-1: getattr(start, f"w_{kind}")}
+            # a router may be left out of some iterations
+            found[kind] = first | {t: w for t, w in enumerate(steps) if w is not None}
+    return found
+
+
+def _stack(weights: Sequence[Tensor]) -> Tensor:
+    """(batch, pos, cycle, slot), on one device where the iterations lie on several."""
+    return torch.stack([w.to(weights[0].device) for w in weights], dim=2)

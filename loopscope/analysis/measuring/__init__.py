@@ -1,0 +1,1 @@
+"""Measuring: one model over samples, batch by batch, into tables."""

@@ -1,0 +1,77 @@
+"""Samples as `measure` takes them: checked token windows and where they came from."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from loopscope.errors import InputError
+
+
+def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sample pos"]:
+    """Token windows as an int64 tensor.
+
+    Args:
+        samples: Integers (sample, pos) as a tensor or array, or an object with such `tokens`.
+        d_vocab: Size of the model's vocabulary, None where unknown.
+
+    Returns:
+        The tokens, (sample, pos), on the CPU.
+
+    Raises:
+        InputError: On another shape or dtype, no samples, or token ids out of range.
+    """
+    tokens = getattr(samples, "tokens", samples)
+    if isinstance(tokens, np.ndarray) and np.issubdtype(tokens.dtype, np.integer):
+        tokens = torch.from_numpy(tokens.astype(np.int64))
+    if not isinstance(tokens, Tensor):
+        given = f"an array of {tokens.dtype}" if isinstance(tokens, np.ndarray) else type(tokens)
+        raise InputError(
+            f"samples must be integer token ids (samples × tokens) as a tensor or array, or from "
+            f"loopscope.text.windows.load_samples; got {given}."
+        )
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise InputError(f"samples must hold integer token ids, got {tokens.dtype}.")
+    if tokens.ndim != 2:
+        raise InputError(
+            f"samples must have two axes (samples × tokens), got shape {tuple(tokens.shape)}; "
+            "one window of tokens is tokens[None]."
+        )
+    if len(tokens) == 0:
+        raise InputError("there are zero samples; give at least one.")
+    tokens = tokens.detach().cpu().long()
+    if tokens.numel() and d_vocab is not None:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= d_vocab:
+            bad = low if low < 0 else high
+            sample, pos = (int(i) for i in (tokens == bad).nonzero()[0])
+            raise InputError(
+                f"token id {bad} (sample {sample}, position {pos}) is out of range; the model's "
+                f"vocabulary has ids 0 … {d_vocab - 1}. Tokenise with this model's tokenizer."
+            )
+    return tokens
+
+
+def samples_provenance(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> dict[str, Any]:
+    """Where samples came from: what they tell themselves, and their hash and size.
+
+    Args:
+        samples: What the user gave.
+        tokens: Its tokens, (sample, pos).
+
+    Returns:
+        At least source, sha256 (of the tokens as little-endian int32), samples and tokens.
+    """
+    told = getattr(samples, "provenance", None)
+    data = tokens.numpy().astype("<i4").tobytes()
+    return {
+        "source": "tokens given in Python",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **(dict(told) if isinstance(told, Mapping) else {}),
+        "samples": tokens.shape[0],
+        "tokens": tokens.shape[1],
+    }

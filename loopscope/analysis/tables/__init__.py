@@ -1,0 +1,1 @@
+"""Tables: rows, frames, aggregation; needs no torch."""

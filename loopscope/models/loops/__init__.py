@@ -1,0 +1,1 @@
+"""Finding loops: from one traced forward pass to roles, iterations and parameters."""

@@ -1,0 +1,140 @@
+"""Identity: which modules are the same thing, and what they weigh."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from torch import nn
+
+from loopscope.models.loops.tracing import Call, Found
+
+TIED = 0.5
+"""Modules of one class that share at least this part of their matrices count as the same."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a model's modules before any loop is sought.
+
+    Attributes:
+        modules: Canonical name to module.
+        symbol: Canonical name to the name of the first module that shares its parameters (its own
+            where none does).
+        weight: Elements of the matrices in a module, embeddings aside.
+    """
+
+    modules: dict[str, nn.Module]
+    symbol: dict[str, str]
+    weight: dict[str, int]
+
+    @classmethod
+    def of(cls, modules: dict[str, nn.Module]) -> "Identity":
+        """Look at every module once.
+
+        Args:
+            modules: Canonical name to module, as `named_modules` gives them.
+
+        Returns:
+            The identity.
+        """
+        held = {name: _matrices(module) for name, module in modules.items()}
+        weight = {name: sum(found.values()) for name, found in held.items()}
+        return cls(modules, _tied(modules, held, weight), weight)
+
+    def is_leaf(self, name: str) -> bool:
+        """Whether a module has no modules in it."""
+        return next(self.modules[name].children(), None) is None
+
+    def has_parameters(self, name: str) -> bool:
+        """Whether a module holds any parameter."""
+        return next(self.modules[name].parameters(), None) is not None
+
+    def is_embedding(self, name: str) -> bool:
+        """Whether a module is a lookup table."""
+        return isinstance(self.modules[name], nn.Embedding | nn.EmbeddingBag)
+
+    def pattern(self, name: str) -> tuple[str, type]:
+        """What members of one list have in common: the name without numbers, and the class."""
+        parts = ("*" if part.isdigit() else part for part in self.symbol[name].split("."))
+        return ".".join(parts).rstrip("0123456789"), type(self.modules[name])
+
+
+def _matrices(module: nn.Module) -> dict[int, int]:
+    """Parameters of two or more axes in a module, embeddings aside: id to number of elements."""
+    return {
+        id(p): p.numel()
+        for part in module.modules()
+        if not isinstance(part, nn.Embedding | nn.EmbeddingBag)
+        for p in part.parameters(recurse=False)
+        if p.ndim >= 2
+    }
+
+
+def _tied(
+    modules: dict[str, nn.Module], held: dict[str, dict[int, int]], weight: dict[str, int]
+) -> dict[str, str]:
+    """For each module the first one that shares most of its matrices and does not contain it."""
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, found in held.items():
+        for key in found:
+            holders[key].append(name)
+    inside = {name: {id(part) for part in modules[name].modules()} for name in modules}
+    first = {name: name for name in modules}
+    seen: set[tuple[str, str]] = set()
+    for names in holders.values():
+        by_class: dict[type, list[str]] = defaultdict(list)
+        for name in names:
+            by_class[type(modules[name])].append(name)
+        for alike in by_class.values():
+            for a, b in combinations(alike, 2):
+                if (a, b) in seen:
+                    continue
+                seen.add((a, b))
+                if id(modules[a]) in inside[b] or id(modules[b]) in inside[a]:
+                    continue
+                common = sum(held[a][key] for key in held[a].keys() & held[b].keys())
+                if common >= TIED * max(weight[a], weight[b]):
+                    first[b] = min(first[b], first[a], key=list(modules).index)
+    return first
+
+
+class Streams:
+    """Which tensors of a call are the stream: floating, (batch, pos, width)."""
+
+    def __init__(self, batch: int | None, pos: int | None) -> None:
+        self.batch, self.pos = batch, pos
+
+    def is_stream(self, found: Found) -> bool:
+        """Whether a tensor is (batch, pos, width) of the example."""
+        shape = found.tensor.shape
+        if len(shape) != 3 or shape[-1] < 2:
+            return False
+        return self.batch in (None, shape[0]) and self.pos in (None, shape[1])
+
+    def is_part(self, found: Found) -> bool:
+        """Whether a tensor is (batch, some positions, width): a stream, or some of its tokens."""
+        return found.tensor.ndim == 3 and self.batch in (None, found.tensor.shape[0])
+
+    def entering(self, call: Call) -> list[Found]:
+        """The streams among a call's arguments, in order; masks and rotary tables are smaller."""
+        return [found for found in call.inputs if self.is_stream(found)]
+
+    def leaving(self, call: Call) -> Found | None:
+        """The stream that a call returns: by name where it has names, else the first."""
+        found = [one for one in call.outputs if self.is_stream(one)]
+        for name in ("last_hidden_state", "hidden_states", "logits"):
+            for one in found:
+                if one.where and one.where[-1] == name:
+                    return one
+        return found[0] if found else None
+
+
+def example_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(batch, pos) of the first integer tensor given, else of the first floating one."""
+    given = [*args, *kwargs.values()]
+    tensors = [v for v in given if hasattr(v, "is_floating_point") and v.ndim >= 2]
+    tensors.sort(key=lambda v: v.is_floating_point())
+    if not tensors:
+        return None, None
+    return int(tensors[0].shape[0]), int(tensors[0].shape[1])

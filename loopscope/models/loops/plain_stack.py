@@ -1,0 +1,124 @@
+"""Plain stacks: the map of a model without a loop, and its layers grouped into virtual blocks."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+from loopscope.errors import InputError
+from loopscope.models.loops import ports
+from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Unit
+from loopscope.models.loops.spec import Spec
+from loopscope.models.loops.tracing import Call
+from loopscope.models.loops.units import BLOCK_SHARE, Units, chain
+
+
+def plain(units: Units, spec: Spec) -> LoopMap:
+    """The map of a stack without a loop.
+
+    Args:
+        units: The traced forward pass.
+        spec: What the user says.
+
+    Returns:
+        All layers as the prelude; `regroup` makes virtual blocks of them.
+
+    Raises:
+        InputError: if there are no layers.
+    """
+    layers = _layers(units)
+    if not layers:
+        raise InputError(
+            "no layers were found: "
+            + ("; ".join(elsewhere(units)) or "no module with a matrix turns a stream into another")
+            + ". Layers turn (batch, pos, width) into (batch, pos, width); give an example= of "
+            "token ids (batch, pos), or bring the tensors into that form."
+        )
+    head = ports.head_of(units, layers[-1])
+    maker = ports.UnitMaker(units, None)
+    parents = {layer.parent for layer in layers}
+    after = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
+    tail = [c for c in after if c.parent in parents and c is not head]
+    _, norm = ports.split_norm(units, tail, head)
+    prelude = spec.pick("prelude", maker.role(layers), units.trace.counts)
+    coda = spec.pick("coda", (), units.trace.counts)
+    return LoopMap(
+        embed=prelude[0].h,
+        prelude=prelude,
+        loops=(),
+        coda=coda,
+        h_out=prelude[-1].h_m if norm is None else ports.entering(units, norm),
+        norm=None if norm is None else norm.module,
+        head=None if head is None else head.module,
+        random=units.trace.random,
+        mutates=units.trace.mutates,
+        calls=units.trace.counts,
+        source=spec.source,
+    )
+
+
+def _layers(units: Units) -> list[Call]:
+    """The layers: a list of them and what else stands beside it, or the first there is."""
+    found = chain(units.trace.root, units)
+    if found and found[0].parent is not None:
+        beside = [c for c in found[0].parent.children if _is_layer(c, units)]
+        return sorted({id(c): c for c in (*found, *beside)}.values(), key=lambda c: c.index)
+    every = [c for c in units.trace.root.descendants() if _is_layer(c, units)]
+    outer = [c for c in every if c.parent not in every]
+    return outer if len({c.parent for c in outer}) == 1 else outer[:1]
+
+
+def _is_layer(call: Call, units: Units) -> bool:
+    leaf = units.identity.is_leaf(call.module)
+    return units.is_layered(call) and not leaf and not units.is_head(call)
+
+
+def elsewhere(units: Units) -> list[str]:
+    """What runs again on tensors that are no streams: a loop that cannot be read."""
+    identity, calls = units.identity, [*units.trace.root.descendants()]
+    total = sum(identity.weight[c.module] for c in calls if identity.is_leaf(c.module))
+    heavy = [
+        c
+        for c in calls
+        if not identity.is_leaf(c.module)
+        and identity.weight[c.module]
+        and c.inputs
+        and not any(map(units.streams.is_stream, c.inputs))
+    ]
+    count = Counter(units.symbol(c) for c in heavy)
+    again = [c for c in heavy if count[units.symbol(c)] > 1]
+    outer = {units.symbol(c): c for c in reversed(again) if c.parent not in again}
+    return [
+        f"{name} runs {count[name]} times on tensors of shape "
+        f"{tuple(call.inputs[0].tensor.shape)}, which is not (batch, pos, width)"
+        for name, call in outer.items()
+        if count[name] * identity.weight[call.module] >= BLOCK_SHARE * total
+    ]
+
+
+def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
+    """The layers of a plain stack as virtual blocks.
+
+    Args:
+        found: The map of a plain stack.
+        prelude: Layers before the first block.
+        cores: Layers of each block; what is left is the coda.
+
+    Returns:
+        The map with one loop whose iterations share nothing.
+    """
+    layers = found.prelude
+    cuts = [prelude]
+    for depth in cores:
+        cuts.append(cuts[-1] + depth)
+    starts = [*(layer.order for layer in layers), layers[-1].order + 1]
+    iterations = tuple(
+        Iteration(
+            path=str(t), units=layers[a:b], h=layers[a].h, h_m=layers[b - 1].h_m,
+            span=(starts[a], starts[b]),
+        )
+        for t, (a, b) in enumerate(pairwise(cuts))
+    )  # fmt: skip
+    rest: tuple[Unit, ...] = layers[cuts[-1] :]
+    after = rest[0].h if rest else found.h_out
+    loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")
+    return replace(found, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")

@@ -1,0 +1,212 @@
+"""Ports: where the states of a traced loop enter and leave its modules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopscope.errors import InputError
+from loopscope.models.loops.loop_map import Loop, Port, Unit
+from loopscope.models.loops.spec import Spec
+from loopscope.models.loops.tracing import Call, Found, Trace
+from loopscope.models.loops.units import Units
+
+LOGITS = ("logits", "prediction_logits", "prediction_scores")
+
+
+class UnitMaker:
+    """Turns calls into the units of a role.
+
+    Args:
+        units: The traced forward pass.
+        width: Width of the state; bare matrices that give another (routers) have no role.
+    """
+
+    def __init__(self, units: Units, width: int | None) -> None:
+        self.units, self.width = units, width
+        self.known = {id(call) for call in units.calls}
+        self.inner: dict[int, set[int]] = {}
+
+    def role(self, calls: Sequence[Call]) -> tuple[Unit, ...]:
+        """The calls with matrices among some, wrappers that hold nothing else instead of parts."""
+        region, found = {id(call) for call in calls}, {}
+        for call in calls:
+            while (up := call.parent) is not None and up.parent is not None:
+                if not self._inside(up) <= region or not self.units.streamy(up):
+                    break
+                call = up
+            if self.units.is_layered(call) and not self._narrow(call):
+                found[call.index] = call
+        return tuple(self.unit(call) for _, call in sorted(found.items()))
+
+    def _inside(self, call: Call) -> set[int]:
+        """The units in a call."""
+        if call.index not in self.inner:
+            self.inner[call.index] = {id(c) for c in call.descendants()} & self.known
+        return self.inner[call.index]
+
+    def _narrow(self, call: Call) -> bool:
+        out = self.units.streams.leaving(call)
+        leaf = self.units.identity.is_leaf(call.module)
+        return leaf and out is not None and self.width not in (None, out.tensor.shape[-1])
+
+    def unit(self, call: Call) -> Unit:
+        """One call as a unit."""
+        layers = self.units.layers(call)
+        return Unit(
+            module=call.module,
+            call=call.number,
+            shared=self.units.symbol(call),
+            layers=tuple(layer.module for layer in layers),
+            orders=tuple(layer.index for layer in layers),
+            order=call.index,
+            h=entering(self.units, call),
+            h_m=leaving(self.units, call),
+        )
+
+
+def port(call: Call, side: Any, found: Found, columns: tuple[int, int] | None = None) -> Port:
+    """The port of a tensor that was found in a call."""
+    return Port(
+        module=call.module,
+        call=call.number,
+        side=side,
+        where=found.where,
+        columns=columns,
+        shape=tuple(found.tensor.shape),
+    )
+
+
+def entering(units: Units, call: Call) -> Port:
+    """The stream that enters a call."""
+    return port(call, "in", units.streams.entering(call)[0])
+
+
+def leaving(units: Units, call: Call) -> Port:
+    """The stream that leaves a call."""
+    found = units.streams.leaving(call)
+    assert found is not None
+    return port(call, "out", found)
+
+
+def logits_of(trace: Trace) -> Found | None:
+    """The logits in what the model returned.
+
+    Args:
+        trace: The traced forward pass.
+
+    Returns:
+        The floating tensor (batch, ·, ·) that is called logits, has the width of an embedding
+        table, or is what the last matrix gave; else the first. None where there is none.
+    """
+    three = [f for f in trace.root.outputs if f.tensor.ndim == 3]
+    tables = {
+        module.num_embeddings
+        for call in trace.calls
+        if isinstance(module := trace.modules[call.module], nn.Embedding)
+    }
+    last = [c.outputs[0].tensor for c in trace.calls if c.outputs and _is_matrix(trace, c)][-1:]
+    preferred = (
+        [f for f in three if f.where and f.where[-1] in LOGITS],
+        [f for f in three if f.tensor.shape[-1] in tables],
+        [f for f in three if any(equal(f.tensor, x) for x in last)],
+        three,
+    )
+    return next((found[0] for found in preferred if found), None)
+
+
+def _is_matrix(trace: Trace, call: Call) -> bool:
+    return isinstance(trace.modules[call.module], nn.Linear)
+
+
+def head_of(units: Units, last: Call) -> Call | None:
+    """The unembedding: the last unit after the layers that gives the logits' width from another.
+
+    Args:
+        units: The traced forward pass.
+        last: The last layer's call.
+    """
+    after = (call for call in reversed(units.calls) if call.start > last.end)
+    return next(filter(units.is_head, after), None)
+
+
+def split_norm(
+    units: Units, calls: Sequence[Call], head: Call | None
+) -> tuple[list[Call], Call | None]:
+    """What follows the last loop, up to the head: the coda, and the final norm if there is one."""
+    rest = [c for c in calls if head is None or c.index < head.index]
+    streamy = [c for c in rest if units.streamy(c)]
+    if streamy and units.identity.weight[streamy[-1].module] == 0:
+        norm = streamy[-1]
+        return [c for c in rest if c is not norm], norm
+    return rest, None
+
+
+def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spec: Spec) -> Port:
+    """h_emb: what enters the first layer, or what the embedding gives where that is not it."""
+    if spec.embed is not None:
+        call = next((c for c in units.trace.calls if c.module == spec.embed), None)
+        if call is None or units.streams.leaving(call) is None:
+            raise InputError(
+                f"embed = {spec.embed!r} of the specification gives no (batch, pos, width); name "
+                "the module whose output the first layer reads."
+            )
+        before = [*(unit.order for unit in prelude), *(it.span[0] for it in loops[0].iterations)]
+        if call.index > before[0]:
+            raise InputError(
+                f"embed = {spec.embed!r} of the specification does not run before the first layer."
+            )
+        return leaving(units, call)
+    if prelude:
+        return prelude[0].h
+    first = loops[0].iterations[0].h
+    reader = units.trace.numbered[first.module, first.call]
+    state = value_at(units.trace, first)
+    earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
+    streams = [(c, f) for c in earlier if (f := units.streams.leaving(c)) is not None]
+    tables = [f.tensor for c in earlier for f in c.outputs[:1] if c.integers]
+    made = any(equal(f.tensor, state) for _, f in streams) or _is_sum(state, tables)
+    return first if made or not streams else leaving(units, streams[-1][0])
+
+
+def _is_sum(state: Tensor, tables: Sequence[Tensor]) -> bool:
+    """Whether a state is a weighted sum of embeddings: scaled, with positions added."""
+    ends = [t.shape[:-4:-1] for t in tables]
+    fits = [
+        t
+        for t, end in zip(tables, ends, strict=True)
+        if t.ndim <= 3
+        and all(n in (1, m) for n, m in zip(end, state.shape[::-1], strict=False))
+        and t.shape[-1] == state.shape[-1]
+    ]
+    if not fits:
+        return False
+    columns = [t.expand_as(state).double().cpu().flatten() for t in fits]
+    wanted = state.double().cpu().flatten()
+    basis = torch.stack(columns, dim=1)
+    rest = wanted - basis @ torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
+    return bool(rest.norm() <= 1e-3 * wanted.norm())
+
+
+def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Call | None) -> Port:
+    """h_out: what enters the final norm, or what the last layer gives."""
+    if norm is not None:
+        return entering(units, norm)
+    if coda:
+        return coda[-1].h_m
+    top = [loop for loop in loops if loop.parent is None]
+    return top[-1].after
+
+
+def value_at(trace: Trace, where: Port) -> Tensor:
+    """The tensor that a port had in a traced forward pass."""
+    call = trace.numbered[where.module, where.call]
+    found = call.inputs if where.side == "in" else call.outputs
+    tensor = next(f.tensor for f in found if f.where == where.where)
+    return tensor if where.columns is None else tensor[..., slice(*where.columns)]
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    return a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))

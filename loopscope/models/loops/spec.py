@@ -1,0 +1,290 @@
+"""Spec: what a user says about a model's loop where finding it by itself is not enough."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from loopscope.errors import InputError, unknown_name
+from loopscope.models.loops.loop_map import LoopMap, Unit
+
+KEYS = ("prelude", "core", "coda", "embed", "gates", "state", "routers", "loops")
+CARRIED = "previous output"
+"""As `state.input`: h(t) is the output of the iteration before."""
+
+STATE, ROUTERS, COUNTS = (
+    ("input", "columns", "output"),
+    ("write", "read"),
+    ("argument", "attribute", "config"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Names of a model's parts, each the canonical name of a module.
+
+    Attributes:
+        prelude, core, coda: Modules of the roles; None or empty where finding decides.
+        iterations: The modules of each iteration, where they are listed one by one.
+        embed: The module that gives h_emb.
+        input, columns, output: Which module reads the state, which part of its last axis, and
+            which module gives h_m.
+        carried: Whether the state is the output of the iteration before, whatever is added to it
+            before a module sees it.
+        write, read, gates: Routers and gates.
+        counts: (kind, loop or None, name) of what sets the number of iterations.
+        source: Who says so.
+    """
+
+    prelude: tuple[str, ...] | None = None
+    core: tuple[str, ...] = ()
+    iterations: tuple[tuple[str, ...], ...] = ()
+    coda: tuple[str, ...] | None = None
+    embed: str | None = None
+    input: str | None = None
+    carried: bool = False
+    columns: tuple[int, int] | None = None
+    output: str | None = None
+    write: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    counts: tuple[tuple[str, str | None, str], ...] = ()
+    source: str = "found"
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def pick(
+        self, role: str, found: tuple[Unit, ...], counts: Mapping[str, int]
+    ) -> tuple[Unit, ...]:
+        """The units of a role: those named, or those found where nothing is said.
+
+        Raises:
+            InputError: if a module named is not run there.
+        """
+        names = self.prelude if role == "prelude" else self.coda
+        if names is None:
+            return found
+        there = {unit.module for unit in found}
+        for name in names:
+            if name not in there:
+                never = "" if counts.get(name) else ", and is never called"
+                raise InputError(
+                    f"{role} of the specification names {name!r}, which does not run "
+                    f"{'before' if role == 'prelude' else 'after'} the loop{never}. There run: "
+                    f"{', '.join(sorted(there)) or 'none'}."
+                )
+        return tuple(unit for unit in found if unit.module in names)
+
+
+def read_spec(
+    given: str | Path | Mapping[str, Any] | None, module: nn.Module, *, source: str = "spec"
+) -> Spec:
+    """Read a specification and check every name in it against a model.
+
+    Args:
+        given: A TOML file, or its content as a dict; None says nothing.
+        module: The model.
+        source: Who gives it.
+
+    Returns:
+        The specification, globs expanded.
+
+    Raises:
+        InputError: for a file that cannot be read, keys that do not exist, values of another type,
+            and modules that the model does not have.
+    """
+    if given is None:
+        return Spec()
+    values = _read(given)
+    what = "the specification" if isinstance(given, Mapping) else str(given)
+    _only(values, KEYS, what)
+    parts = {k: values.get(k, {}) for k in ("state", "routers", "loops")}
+    for name, keys in (("state", STATE), ("routers", ROUTERS), ("loops", COUNTS)):
+        if not isinstance(parts[name], Mapping):
+            raise InputError(f"{what}: {name} must be a table with {', '.join(keys)}.")
+        _only(parts[name], keys, f"[{name}] of {what}")
+    names = _Names(module, what)
+    core = values.get("core", [])
+    listed = bool(core) and isinstance(core, list) and all(isinstance(c, list) for c in core)
+    iterations = tuple(names.several("core", one) for one in core) if listed else ()
+    state = parts["state"]
+    carried = state.get("input") == CARRIED
+    return Spec(
+        prelude=names.several("prelude", values["prelude"]) if "prelude" in values else None,
+        core=() if listed else names.several("core", core),
+        iterations=iterations,
+        coda=names.several("coda", values["coda"]) if "coda" in values else None,
+        embed=names.one("embed", values.get("embed")),
+        input=None if carried else names.one("state.input", state.get("input")),
+        carried=carried,
+        columns=_columns(state.get("columns"), what),
+        output=names.one("state.output", state.get("output")),
+        write=names.several("routers.write", parts["routers"].get("write", [])),
+        read=names.several("routers.read", parts["routers"].get("read", [])),
+        gates=names.several("gates", values.get("gates", [])),
+        counts=_counts(parts["loops"], what),
+        source=source,
+        given=dict(values),
+    )
+
+
+def _read(given: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    try:
+        return tomllib.loads(Path(given).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"the specification {given} cannot be read: {error.strerror}. `loopscope inspect MODEL "
+            "--write-spec FILE` writes one to start from."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the specification {given} is no TOML: {error}.") from error
+
+
+def _only(values: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
+    for key in values:
+        if key not in keys:
+            raise unknown_name(f"key in {what}", key, keys)
+
+
+def _columns(value: Any, what: str) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if (
+        len(numbers) != 2
+        or not all(type(n) is int for n in numbers)
+        or not 0 <= numbers[0] < numbers[1]
+    ):
+        raise InputError(
+            f"state.columns of {what} must be two numbers, first and last + 1 of the last axis "
+            f"(such as [0, 64]), given {value!r}."
+        )
+    return numbers[0], numbers[1]
+
+
+def _counts(values: Mapping[str, Any], what: str) -> tuple[tuple[str, str | None, str], ...]:
+    found: list[tuple[str, str | None, str]] = []
+    for kind, value in values.items():
+        table = value if isinstance(value, Mapping) else {None: value}
+        for loop, name in table.items():
+            if not isinstance(name, str):
+                raise InputError(
+                    f"loops.{kind} of {what} must be a name, or a table of loop = name, given "
+                    f"{value!r}."
+                )
+            found.append((kind, loop, name))
+    return tuple(found)
+
+
+class _Names:
+    """Expands globs of module names and knows aliases."""
+
+    def __init__(self, module: nn.Module, what: str) -> None:
+        first = {id(m): name for name, m in module.named_modules()}
+        every = module.named_modules(remove_duplicate=False)
+        self.canonical = {name: first[id(m)] for name, m in every if name}
+        self.what = what
+
+    def several(self, key: str, values: Any) -> tuple[str, ...]:
+        if isinstance(values, str):
+            values = [values]
+        if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+            raise InputError(
+                f"{key} of {self.what} must be a list of module names, given {values!r}."
+            )
+        found: dict[str, None] = {}
+        for value in values:
+            fits = [n for n in self.canonical if n == value]
+            if not fits and re.search(r"[*?[]", value):
+                depth = value.count(".")
+                fits = [
+                    n for n in self.canonical if n.count(".") == depth and fnmatchcase(n, value)
+                ]
+            if not fits:
+                raise unknown_name(
+                    f"module in {key} of {self.what}", value, self.canonical,
+                    hint="Is it the specification of another model?",
+                )  # fmt: skip
+            found |= dict.fromkeys(self.canonical[n] for n in fits)
+        return tuple(found)
+
+    def one(self, key: str, value: Any) -> str | None:
+        if value is None:
+            return None
+        found = self.several(key, value)
+        if not isinstance(value, str) or len(found) != 1:
+            raise InputError(f"{key} of {self.what} must be one module's name, given {value!r}.")
+        return found[0]
+
+
+def to_toml(found: LoopMap) -> str:
+    """A map as a specification to start from.
+
+    Args:
+        found: The map.
+
+    Returns:
+        TOML that `read_spec` reads; with it the same model gives the same map.
+    """
+    main = found.main
+    lines = [
+        "# How this model loops. Change what is wrong and pass the file with --spec (or spec=...).",
+        "# Names are modules (named_modules); * and ? stand for parts of a name.",
+        f"# Found: {found}",
+        f"prelude = {_list(u.module for u in found.prelude)}",
+    ]
+    if main is not None:
+        names = [list(dict.fromkeys(u.module for u in it.units)) for it in main.iterations]
+        if len([loop for loop in found.loops if loop.parent is None]) > 1:
+            lines.append(f"# core = {_list(names[0])}  # only this loop; there are several")
+        elif main.mechanic == "module":
+            lines.append(f"core = {_list(n for one in names for n in one)}  # repeated")
+        else:
+            lines.append(
+                f"core = [{', '.join(_list(one) for one in names)}]  # one list per iteration"
+            )
+    lines.append(f"coda = {_list(u.module for u in found.coda)}")
+    gates = [p.module for r in found.routers if r.kind == "gate" for p in r.outputs if p]
+    lines.append(f"gates = {_list(gates)}")
+    if main is not None:
+        first = main.iterations[0]
+        lines += ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
+        alone = len([loop for loop in found.loops if loop.parent is None]) == 1
+        mark = "" if main.mechanic == "module" and alone else "# "
+        carried = main.K > 1 and main.iterations[1].h == first.h_m
+        lines.append(f"{mark}input = {_text(CARRIED if carried else first.h.module)}")
+        if first.h.columns is not None:
+            lines.append(f"{mark}columns = {list(first.h.columns)}  # of the last axis")
+        lines.append(f"{mark}output = {_text(first.h_m.module)}")
+    kinds = {k: [r for r in found.routers if r.kind == k] for k in ("write", "read")}
+    if any(kinds.values()):
+        lines += ["", "[routers]"]
+        for kind, routers in kinds.items():
+            every = [p.module for r in routers for p in (r.transition, *r.outputs) if p]
+            lines.append(f"{kind} = {_list(every)}")
+    lines += ["", "[loops]  # how the number of iterations is set: argument, attribute or config"]
+    for kind in COUNTS:
+        counts = [count for count in found.counts if count.kind == kind]
+        table = ", ".join(f"{count.loop} = {_text(count.name)}" for count in counts)
+        if table:
+            alone = len(found.loops) == 1
+            lines.append(
+                f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}"
+            )
+    if not found.counts:
+        lines.append('# argument = "num_steps"')
+    return "\n".join(lines) + "\n"
+
+
+def _list(names: Any) -> str:
+    return "[" + ", ".join(_text(name) for name in dict.fromkeys(names)) + "]"
+
+
+def _text(name: str) -> str:
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,253 @@
+"""Trace: every module call of one forward pass, with its tensors, in order."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from loopscope.errors import InputError
+from loopscope.models.loops.loop_map import Step
+
+DEPTH = 3
+"""How deep tensors are looked for in nested arguments and results."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to."""
+
+    where: tuple[Step, ...]
+    tensor: Tensor
+    node: Any = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module.
+
+    Attributes:
+        index: Its place in the order in which calls begin.
+        module: Canonical name of the module.
+        number: Which call of this module, from 0.
+        parent: The call it was made in; None for the root.
+        start, end: Ticks at which it began and ended.
+        grad: Whether gradients were recorded when it began.
+        inputs, outputs: Its floating tensors.
+        children: The calls made in it.
+        integers: Shapes of its integer tensor arguments.
+    """
+
+    index: int
+    module: str
+    number: int
+    parent: "Call | None"
+    start: int
+    end: int = -1
+    grad: bool = True
+    inputs: list[Found] = field(default_factory=list)
+    outputs: list[Found] = field(default_factory=list)
+    children: list["Call"] = field(default_factory=list)
+    integers: list[tuple[int, ...]] = field(default_factory=list)
+
+    def descendants(self) -> Iterator["Call"]:
+        """All calls made in it, in order."""
+        for child in self.children:
+            yield child
+            yield from child.descendants()
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """All module calls of one forward pass.
+
+    Attributes:
+        root: The call of the model itself.
+        calls: Every call, in the order in which they began.
+        modules: Canonical name to module.
+        uses: (tick, parameter's name) of every use of a parameter by a torch function.
+        result: What the model returned.
+        random: Whether random numbers were drawn.
+        mutates: Whether a tensor was changed in place after it was noted.
+    """
+
+    root: Call
+    calls: list[Call]
+    modules: dict[str, nn.Module]
+    uses: list[tuple[int, str]]
+    result: Any
+    random: bool
+    mutates: bool = False
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How often each module was called."""
+        return dict(Counter(call.module for call in self.calls))
+
+    @cached_property
+    def numbered(self) -> dict[tuple[str, int], Call]:
+        """Each call by its module and which call of it."""
+        return {(call.module, call.number): call for call in self.calls}
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which parameters torch functions are given, and when."""
+
+    def __init__(self, names: dict[int, str], clock: list[int]) -> None:
+        super().__init__()
+        self.names, self.clock = names, clock
+        self.seen: list[tuple[int, str]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # .shape, .dtype, … use no values
+            for value in (*args, *(kwargs or {}).values()):
+                parts = value if isinstance(value, list | tuple) else (value,)
+                for part in parts:
+                    if isinstance(part, nn.Parameter) and id(part) in self.names:
+                        self.seen.append((self.clock[0], self.names[id(part)]))
+        return func(*args, **(kwargs or {}))
+
+
+def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Run a model once and note every module call; compiled code calls no hooks.
+
+    Args:
+        module: The model; its state and hooks are as before afterwards.
+        args: Positional arguments of its forward.
+        kwargs: Keyword arguments.
+
+    Returns:
+        The calls, in order.
+
+    Raises:
+        InputError: if the forward pass fails, naming the module in which it did.
+    """
+    modules = dict(module.named_modules())
+    names = {id(m): name for name, m in modules.items()}
+    parameters = {id(p): name for name, p in module.named_parameters()}
+    clock = [0]
+    calls: list[Call] = []
+    stack: list[Call] = []
+    numbers: dict[str, int] = {}
+
+    versions: list[tuple[Tensor, int]] = []
+
+    def watch(value: Any) -> None:
+        for one in tree_leaves(value):
+            if isinstance(one, Tensor) and not one.is_inference():
+                versions.append((one, one._version))
+
+    def begin(this: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        name, clock[0] = names[id(this)], clock[0] + 1
+        number = numbers.get(name, 0)
+        numbers[name] = number + 1
+        call = Call(len(calls), name, number, stack[-1] if stack else None, clock[0])
+        call.grad = torch.is_grad_enabled()
+        call.inputs = [
+            *(f for i, value in enumerate(given) for f in _tensors(value, ("args", i))),
+            *(f for key, value in named.items() for f in _tensors(value, ("kwargs", key))),
+        ]
+        call.integers = [
+            tuple(v.shape)
+            for v in (*given, *named.values())
+            if isinstance(v, Tensor) and not v.is_floating_point()
+        ]
+        watch((given, named))
+        if stack:
+            stack[-1].children.append(call)
+        calls.append(call)
+        stack.append(call)
+
+    def finish(this: nn.Module, given: Any, named: Any, result: Any) -> None:
+        clock[0] += 1
+        call = stack.pop()
+        call.end = clock[0]
+        call.outputs = list(_tensors(result, ()))
+        watch(result)
+
+    uses = _Uses(parameters, clock)
+    inference = any(p.is_inference() for p in module.parameters())
+    before = _random_state(module)
+    with ExitStack() as during:
+        for one in modules.values():
+            pre = one.register_forward_pre_hook(begin, with_kwargs=True)
+            post = one.register_forward_hook(finish, with_kwargs=True)
+            during.callback(pre.remove)
+            during.callback(post.remove)
+        during.enter_context(torch.no_grad() if inference else torch.enable_grad())
+        during.enter_context(uses)
+        try:
+            result = module(*args, **kwargs)
+        except Exception as error:
+            where = f" in {stack[-1].module or 'its own forward'}" if stack else ""
+            raise InputError(
+                f"the model's forward pass fails on the example{where}: {type(error).__name__}: "
+                f"{error}. Give an example= that the model can run (the arguments of its forward, "
+                "as a tensor, a tuple or a dict)."
+            ) from error
+    if not calls or calls[0].module != "":
+        raise InputError(
+            "the model's forward pass calls no hooks, so nothing can be seen: is it a compiled or "
+            "scripted model? Give the original module."
+        )
+    return Trace(
+        root=calls[0],
+        calls=calls,
+        modules=modules,
+        uses=uses.seen,
+        result=result,
+        random=not _same(before, _random_state(module)),
+        mutates=any(tensor._version != version for tensor, version in versions),
+    )
+
+
+def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterator[Found]:
+    """Floating tensors in a value, in order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield Found(where, value.detach().clone(), value.grad_fn)
+    elif depth == 0:
+        return
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if isinstance(key, str | int):
+                yield from _tensors(part, (*where, key), depth - 1)
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _tensors(part, (*where, i), depth - 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for one in fields(value):
+            yield from _tensors(getattr(value, one.name, None), (*where, one.name), depth - 1)
+
+
+def devices_of(module: nn.Module) -> list[torch.device]:
+    """The accelerators that a model's parameters lie on."""
+    found = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    return sorted(found, key=str)
+
+
+def _random_state(module: nn.Module) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices_of(module))]
+
+
+def _same(before: list[Tensor], after: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@contextmanager
+def seeded(module: nn.Module, seed: int) -> Iterator[None]:
+    """A context in which the generators start from a seed, and which leaves them as they were.
+
+    Args:
+        module: The model, for its devices.
+        seed: The seed.
+    """
+    with torch.random.fork_rng(devices=devices_of(module)):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,1 @@
+"""loopscope's own models: configuration, block, recurrence, model, checkpoints."""

@@ -1,0 +1,138 @@
+"""Points: the addresses of a wrapped model, each a tensor of one call in one iteration."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from transformer_lens.hook_points import HookPoint
+
+from loopscope.models.loops.identity import Streams
+from loopscope.models.loops.loop_map import LoopMap, Port, Unit
+from loopscope.models.loops.ports import port
+from loopscope.models.loops.tracing import Call, Found, Trace
+
+PATTERN = ".hook_pattern"
+
+
+@dataclass
+class Addresses:
+    """All names of a wrapped model.
+
+    Attributes:
+        ports: Canonical name to the tensor it means, in the order in which they arise.
+        aliases: Further names.
+        cut: Canonical names of what runs where gradients are switched off.
+    """
+
+    ports: dict[str, Port] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+
+
+def addresses(trace: Trace, streams: Streams, found: LoopMap) -> Addresses:
+    """Name every tensor that enters or leaves a module, by iteration, module and side.
+
+    Args:
+        trace: The traced forward pass.
+        streams: What a stream looks like; it is preferred where a call has several tensors.
+        found: Its map.
+
+    Returns:
+        `loop.{path}.{module}.hook_in` and `.hook_out` in a loop, `{module}.hook_in` outside; the
+        second call of a module in one place is `{module}:1`. Attentions of transformers have
+        `.hook_pattern` too (batch, head, query, key), to read. `hook_embed`, `loop.{path}.hook_in`,
+        `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states of the main loop, and
+        `loop.{name}.after.hook_in` what leaves another.
+    """
+    names = Addresses()
+    places = sorted(
+        ((it.span, it.path) for loop in found.loops for it in loop.iterations),
+        key=lambda item: item[0][1] - item[0][0],
+    )
+    used: dict[str, int] = defaultdict(int)
+    by_order: dict[int, str] = {}
+    by_port: dict[Port, str] = {}
+    for call in trace.calls[1:]:
+        path = next((p for (a, b), p in places if a <= call.index < b), None)
+        place = f"{'' if path is None else f'loop.{path}.'}{call.module}"
+        used[place] += 1
+        if used[place] > 1:
+            place = f"{place}:{used[place] - 1}"
+        by_order[call.index] = place
+        single = isinstance(trace.modules[call.module], HookPoint)
+        for side in ("in", "out") if not single else ("out",):
+            tensor = _main(call, streams, side)
+            if tensor is None:
+                continue
+            name = place if single else f"{place}.hook_{side}"
+            names.ports[name] = port(call, side, tensor)
+            by_port.setdefault(names.ports[name], name)
+            if trace.root.grad and not call.grad:
+                names.cut.add(name)
+        if _gives_pattern(trace, call):
+            whole = Port(module=call.module, call=call.number, side="out", where=(1,))
+            names.ports[f"{place}.hook_pattern"] = whole
+    _states(names, found, by_port)
+    _layers(names, found, by_order)
+    return names
+
+
+def _gives_pattern(trace: Trace, call: Call) -> bool:
+    """Whether a call is an attention of transformers: it returns (output, pattern) when eager."""
+    model, part = trace.modules[""], trace.modules[call.module]
+    return (
+        hasattr(model, "set_attn_implementation")
+        and type(part).__name__.endswith("Attention")
+        and any(found.where == (0,) for found in call.outputs)
+    )
+
+
+def _main(call: Call, streams: Streams, side: str) -> Found | None:
+    """The tensor that a call's hook shows: its stream, else its first floating tensor."""
+    if side == "out":
+        return streams.leaving(call) or next(iter(call.outputs), None)
+    return next(iter([*streams.entering(call), *call.inputs]), None)
+
+
+def _states(names: Addresses, found: LoopMap, by_port: dict[Port, str]) -> None:
+    states: dict[str, Port] = {"hook_embed": found.embed}
+    for loop in found.loops:
+        for iteration in loop.iterations:
+            states[f"loop.{iteration.path}.hook_in"] = iteration.h
+            states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
+        states[f"loop.{loop.name}.after.hook_in"] = loop.after
+        if loop is found.main and "coda.hook_in" not in names.ports:  # a module of that name wins
+            states["coda.hook_in"] = loop.after
+    states["hook_h_out"] = found.h_out
+    for name, where in states.items():
+        if where in by_port:
+            names.aliases[name] = by_port[where]
+        else:
+            names.ports[name] = where
+
+
+def _layers(names: Addresses, found: LoopMap, by_order: dict[int, str]) -> None:
+    """`blocks.{v}` over the unrolled depth and `loop.{path}.layer.{l}` in each iteration."""
+    inner: dict[str, list[str]] = defaultdict(list)
+    for name in names.ports:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            inner[".".join(parts[:i])].append(name)
+
+    def alias(prefix: str, place: str) -> None:
+        for name in inner[place]:
+            names.aliases.setdefault(prefix + name.removeprefix(place), name)
+
+    def layers(unit: Unit) -> list[str]:
+        return [by_order[order] for order in unit.orders]
+
+    for v, place in enumerate(p for unit in found.units() for p in layers(unit)):
+        for side, suffix in (("in", "pre"), ("out", "post")):
+            if f"{place}.hook_{side}" in names.ports:
+                names.aliases[f"blocks.{v}.hook_resid_{suffix}"] = f"{place}.hook_{side}"
+        patterns = [name for name in inner[place] if name.endswith(PATTERN)]
+        if len(patterns) == 1:
+            names.aliases[f"blocks.{v}.attn{PATTERN}"] = patterns[0]
+    for loop in found.loops:
+        for iteration in loop.iterations:
+            for number, place in enumerate(p for u in iteration.units for p in layers(u)):
+                alias(f"loop.{iteration.path}.layer.{number}", place)

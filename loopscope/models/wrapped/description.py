@@ -1,0 +1,319 @@
+"""What a wrapped model is made of: counts, facts, and its map as a tree of lines."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Router, Unit
+from loopscope.models.native.parameter_counts import ParameterCount
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedCount(ParameterCount):
+    """Parameters of a wrapped model.
+
+    Attributes:
+        shared: Those that more than one iteration of a loop uses.
+    """
+
+    shared: int
+
+
+def count_wrapped(model: Any) -> WrappedCount:
+    """Count the parameters of a wrapped model, each once however often it is named.
+
+    Args:
+        model: A wrapped model.
+
+    Returns:
+        All, those outside token embedding and unembedding, those of routers and gates, and those
+        that iterations share.
+    """
+    module, found = model.module, model.map
+    named = dict(module.named_parameters(remove_duplicate=False))
+    total = _size(named.values())
+    ends = [p for part in _ends(module, model.config.d_vocab, found.head) for p in part]
+    routers = {port.module for router in found.routers for port in router.outputs if port}
+    routers |= {router.transition.module for router in found.routers if router.transition}
+    parts = dict(module.named_modules(remove_duplicate=False))
+    return WrappedCount(
+        total=total,
+        non_embedding=total - _size(ends),
+        router=_size(p for name in routers if name in parts for p in parts[name].parameters()),
+        shared=_size(named[name] for loop in found.loops for name in loop.shared if name in named),
+    )
+
+
+def _ends(module: nn.Module, d_vocab: int | None, head: str | None) -> list[list[nn.Parameter]]:
+    """The weights of the token embedding and of the unembedding (not its bias)."""
+    found = []
+    for name, part in module.named_modules():
+        is_embedding = isinstance(part, nn.Embedding) and part.num_embeddings == d_vocab
+        weight = getattr(part, "weight", None)
+        if (is_embedding or name == head) and isinstance(weight, nn.Parameter):
+            found.append([weight])
+    return found
+
+
+def _size(parameters: Any) -> int:
+    return sum({id(p): p.numel() for p in parameters}.values())
+
+
+SHOWN = 6
+"""Lines of one kind that are shown before the rest is counted."""
+
+
+@dataclass
+class Branch:
+    """A line of the tree, and those below it."""
+
+    text: str
+    below: list["Branch"] = field(default_factory=list)
+
+    def add(self, text: str, lines: Iterable[str] = ()) -> "Branch":
+        """Put a line, and lines below it, under this one; gives the new branch."""
+        branch = Branch(text, [Branch(line) for line in lines])
+        self.below.append(branch)
+        return branch
+
+    def lines(self, depth: int = 0) -> Iterable[str]:
+        """This line and all below it, each level indented by two spaces."""
+        yield "  " * depth + self.text
+        for branch in self.below:
+            yield from branch.lines(depth + 1)
+
+
+def describe_wrapped(model: Any) -> dict[str, Any]:
+    """Facts about a wrapped model, as plain data.
+
+    Args:
+        model: A wrapped model.
+
+    Returns:
+        Name, class, layout, widths, parameter counts, states, tokenizer, and where it came from.
+    """
+    found, counts = model.map, count_wrapped(model)
+    facts: dict[str, Any] = {
+        "name": model.name,
+        "class": type(model.module).__name__,
+        "layout": f"{found} ({_source(found)})",
+        "iterations K": found.K
+        if len(found.loops) < 2
+        else ", ".join(f"{loop.name} {loop.K}" for loop in found.loops),
+        "layers": f"{found.n_layers} of compute",
+        "width": f"d_model {model.config.d_model}",
+        "vocabulary": _or_unknown(model.config.d_vocab),
+        "context": _or_unknown(model.config.n_ctx),
+        "parameters": f"{counts.total:,} ({counts.non_embedding:,} non-embedding, "
+        f"{counts.shared:,} shared by iterations)",
+    }
+    if counts.router:
+        facts["routers"] = f"{counts.router:,} parameters"
+    if found.loops:
+        facts["states"] = "h_emb, " + ", ".join(f"h{t}" for t in range(found.K + 1)) + ", h_out"
+    else:
+        facts["states"] = "h_emb, h_out (no loop; --layout groups the layers into virtual blocks)"
+    first = next(model.module.parameters(), None)
+    if first is not None:
+        facts["dtype, device"] = f"{str(first.dtype).removeprefix('torch.')}, {first.device}"
+    facts["tokenizer"] = "yes" if model.tokenizer is not None else "none: token ids only"
+    if model.provenance.get("untrained"):
+        facts["training"] = f"none (untrained twin, seed {model.provenance.get('seed')})"
+    if unused := model.provenance.get("unused_weights"):
+        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        facts["weights not used"] = ", ".join(unused[:SHOWN]) + more
+    return facts
+
+
+def map_tree(module: nn.Module, found: LoopMap) -> Branch:
+    """A map as a tree: roles, loops, iterations, parameters, routers, notes.
+
+    Args:
+        module: The model.
+        found: Its map.
+
+    Returns:
+        The root, whose line is the layout.
+    """
+    sizes = {n: p.numel() for n, p in module.named_parameters(remove_duplicate=False)}
+    root = Branch(f"{found}  ({_source(found)}, unrolled depth {found.n_layers})")
+    root.add(f"h_emb: {_port(found.embed)}")
+    _role(root, "prelude", found.prelude)
+    for loop in found.loops:
+        if loop.parent is None:
+            _loop(root, loop, found, sizes)
+    if found.between:
+        _role(root, "between the loops", found.between)
+    _role(root, "coda", found.coda)
+    root.add(f"h_out: {_port(found.h_out)}")
+    ends = {"final norm": found.norm, "unembedding": found.head}
+    for title, name in ends.items():
+        if name:
+            root.add(f"{title}: {name}")
+    if not found.loops:
+        root.add("no loop: a layout string such as 4+8+8+4 groups the layers into virtual blocks")
+    if found.random:
+        root.add("random numbers are drawn in each forward pass; capture seeds them")
+    for note in (*found.doubts, *found.notes):
+        root.add(f"note: {note}")
+    return root
+
+
+def address_patterns(found: LoopMap, names: Iterable[str]) -> dict[str, int]:
+    """Addresses with the iteration written {t}, and how many each stands for.
+
+    Args:
+        found: The map whose iterations the addresses carry.
+        names: Addresses, such as `loop.H0.L2.layers.0.hook_in`.
+
+    Returns:
+        Patterns, such as `loop.H{t}.L{t}.layers.0.hook_in`, in order of first appearance.
+    """
+    paths = {iteration.path for loop in found.loops for iteration in loop.iterations}
+    groups: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        # the longest path: H0.L2 and not H0
+        ends = [n for n in range(2, len(parts)) if ".".join(parts[1:n]) in paths]
+        if parts[0] == "loop" and ends:
+            path = re.sub(r"\d+", "{t}", ".".join(parts[1 : ends[-1]]))
+            name = ".".join(["loop", path, *parts[ends[-1] :]])
+        groups[name] = groups.get(name, 0) + 1
+    return groups
+
+
+def compact(names: Iterable[str]) -> list[str]:
+    """Names, runs of consecutive numbers written once: `a.0.x`, `a.1.x` as `a.0…1.x`."""
+    runs: list[tuple[str, int, int, str] | str] = []
+    for name in dict.fromkeys(names):
+        digits = list(re.finditer(r"(?<=\.)\d+(?=\.|$)", f".{name}"))
+        if not digits:
+            runs.append(name)
+            continue
+        last = digits[-1]
+        head, n, tail = f".{name}"[1 : last.start()], int(last[0]), f".{name}"[last.end() :]
+        before = runs[-1] if runs else ""
+        if isinstance(before, tuple) and (before[0], before[2] + 1, before[3]) == (head, n, tail):
+            runs[-1] = (head, before[1], n, tail)
+        else:
+            runs.append((head, n, n, tail))
+    return [
+        run if isinstance(run, str) else f"{run[0]}{_span(run[1], run[2])}{run[3]}" for run in runs
+    ]
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}…{last}"
+
+
+def _role(root: Branch, title: str, units: tuple[Unit, ...]) -> None:
+    depth = sum(len(unit.layers) for unit in units)
+    if not depth:
+        root.add(f"{title}: none")
+        return
+    names = compact(layer for unit in units for layer in unit.layers)
+    root.add(f"{title}: {_count(depth, 'layer')}", names)
+
+
+def _loop(parent: Branch, loop: Loop, found: LoopMap, sizes: dict[str, int]) -> None:
+    inner = [other for other in found.loops if other.parent == loop.name]
+    first = loop.iterations[0]
+    runs = len({it.path.rpartition(".")[0] for it in loop.iterations})
+    times = f"K = {loop.K}" + (f" ({loop.K // runs} in each of {runs} runs)" if runs > 1 else "")
+    branch = parent.add(f"loop {loop.name}: {times}, {_MECHANICS[loop.mechanic]}")
+    mine = first.units if loop.mechanic == "module" else _every_unit(loop)
+    names = compact(layer for unit in mine for layer in unit.layers)
+    branch.add(f"core: {_count(sum(len(u.layers) for u in first.units), 'layer')}", names)
+    branch.add(f"h(t): {_port(first.h)}")
+    branch.add(f"h_m(t): {_port(first.h_m)}")
+    branch.add(f"h(K): {_port(loop.after)}")
+    if inner or len(loop.iterations) > 1:
+        branch.add(f"iterations: {_paths(loop.iterations)}")
+    total = sum(sizes.get(name, 0) for name in loop.shared)
+    if loop.shared:
+        text = f"shared by iterations: {total:,} parameters in {_count(len(loop.shared), 'tensor')}"
+        branch.add(text)
+    else:
+        branch.add("shared by iterations: no parameters")
+    own = [it for it in loop.iterations if it.own]
+    if own:
+        lines = [
+            f"{it.path}: {sum(sizes.get(n, 0) for n in it.own):,} in {', '.join(compact(it.own))}"
+            for it in own[:SHOWN]
+        ]
+        if len(own) > SHOWN:
+            lines.append(f"… and {len(own) - SHOWN} more iterations")
+        branch.add("of one iteration only", lines)
+    cut = [it for it in loop.iterations if not it.grad]
+    if cut:
+        branch.add(f"gradients are cut in {_paths(cut)}")
+    for router in found.routers:
+        if router.loop == loop.name:
+            _router(branch, router)
+    for count in found.counts:
+        if count.loop == loop.name:
+            branch.add(f"number of iterations: {_COUNTS[count.kind]} {count.name} (loops=n)")
+    for other in inner:
+        _loop(branch, other, found, sizes)
+
+
+def _router(branch: Branch, router: Router) -> None:
+    ports = [port for port in (router.transition, *router.outputs) if port is not None]
+    what = "gate" if router.kind == "gate" else f"{router.kind} router"
+    branch.add(f"{what}: {', '.join(compact(port.module for port in ports))}")
+
+
+def _every_unit(loop: Loop) -> tuple[Unit, ...]:
+    return tuple(unit for it in loop.iterations for unit in it.units)
+
+
+def _paths(iterations: Iterable[Iteration]) -> str:
+    paths = [it.path for it in iterations]
+    if len(paths) > 2 and all(path.isdigit() for path in paths):
+        numbers = [int(path) for path in paths]
+        if numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]} … {numbers[-1]}"
+    if len(paths) > 12:
+        return ", ".join(paths[:5]) + f" … {paths[-1]}"
+    return ", ".join(paths)
+
+
+def _port(port: Port) -> str:
+    says = "what {} is given" if port.side == "in" else "what {} gives"
+    part = f", columns {port.columns[0]}…{port.columns[1] - 1}" if port.columns else ""
+    nth = f" at its call {port.call + 1}" if port.call else ""
+    width = f", width {port.shape[-1]}" if port.shape and not port.columns else ""
+    return says.format(port.module or "the model") + nth + part + width
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _source(found: LoopMap) -> str:
+    return _SOURCES.get(found.source, found.source)
+
+
+def _or_unknown(value: Any) -> Any:
+    return "unknown" if value is None else value
+
+
+_MECHANICS = {
+    "module": "the same modules are called again",
+    "parameters": "distinct modules share parameters",
+    "none": "the iterations share nothing",
+}
+_COUNTS = {
+    "argument": "argument of forward",
+    "attribute": "attribute",
+    "config": "entry of the configuration",
+}
+_SOURCES = {
+    "found": "found in a traced forward pass",
+    "spec": "as the spec says",
+    "family": "a known family",
+    "layout": "grouped by a layout",
+}

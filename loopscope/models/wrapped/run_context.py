@@ -1,0 +1,225 @@
+"""Context of a forward pass that is looked at: seeds, loop counts, attention, caches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+
+from loopscope.errors import InputError
+from loopscope.models.hooks import Point
+from loopscope.models.loops.tracing import seeded
+from loopscope.models.wrapped.inputs import Inputs
+from loopscope.models.wrapped.loop_count import Setting, looping
+
+_LIKE = {torch.randn_like, torch.rand_like, torch.bernoulli, torch.normal}
+_SIZED = {torch.randn, torch.rand}
+_IN_PLACE = {
+    Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.cauchy_,
+    Tensor.log_normal_, Tensor.geometric_,
+}  # fmt: skip
+
+
+class _OnePerBatch(TorchFunctionMode):
+    """Draws what is random for the first sample and repeats it for the others.
+
+    Args:
+        batch, pos: Shape of this run's tokens. Only what is (batch, …) is repeated, and
+            (batch · pos, width), which has all samples in one axis; where batch and pos are equal,
+            a matrix is ambiguous and drawn as it is.
+    """
+
+    def __init__(self, batch: int, pos: int) -> None:
+        super().__init__()
+        self.batch, self.pos = batch, pos
+
+    def _one(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of one sample's part, None for what is not made of samples."""
+        if self.batch < 2 or len(shape) < 2:
+            return None
+        if shape[0] == self.batch and (len(shape) > 2 or self.batch != self.pos):
+            return (1, *shape[1:])
+        if shape[0] == self.batch * self.pos and len(shape) == 2:
+            return (self.pos, *shape[1:])
+        return None
+
+    def _all(self, one: Tensor) -> Tensor:
+        return one.repeat(self.batch, *[1] * (one.ndim - 1))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _IN_PLACE and (one := self._one(args[0].shape)):
+            first = args[0][: one[0]].clone()
+            func(first, *args[1:], **kwargs)
+            return args[0].copy_(self._all(first))
+        tensors = bool(args) and all(isinstance(a, Tensor) for a in args)
+        if func in _LIKE and tensors and (one := self._one(args[0].shape)):
+            return self._all(func(*(a[: one[0]] for a in args), **kwargs))
+        if func in _SIZED and "out" not in kwargs:
+            size = args[0] if args and isinstance(args[0], tuple | list) else args
+            if one := self._one(size):
+                return self._all(func(*one, **kwargs))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def same_for_every_sample(
+    module: nn.Module, seed: int | None, batch: int | None = None, pos: int | None = None
+) -> Iterator[None]:
+    """Within this context a model's random numbers are the same in each run and for each sample.
+
+    Without it a random initial state would depend on the batch a sample is in.
+
+    Args:
+        module: The model, for its devices.
+        seed: None for a model that draws none: then nothing is done.
+        batch, pos: Shape of this run's tokens; without them samples differ.
+    """
+    if seed is None:
+        yield
+        return
+    with (
+        seeded(module, seed),
+        nullcontext() if batch is None or pos is None else _OnePerBatch(batch, pos),
+    ):
+        yield
+
+
+_BUSY: set[int] = set()
+
+
+@contextmanager
+def alone(module: nn.Module, name: str) -> Iterator[None]:
+    """A context that a model may not enter again from within, as from one of its hooks.
+
+    Raises:
+        InputError: if it does.
+    """
+    if id(module) in _BUSY:
+        raise InputError(
+            f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and "
+            "let the hook use what came out."
+        )
+    _BUSY.add(id(module))
+    try:
+        yield
+    finally:
+        _BUSY.discard(id(module))
+
+
+@contextmanager
+def as_wanted(
+    module: nn.Module,
+    inputs: Inputs,
+    chosen: tuple[Setting, ...],
+    seed: int | None,
+    batch: int | None = None,
+    pos: int | None = None,
+) -> Iterator[None]:
+    """A context with the number of iterations, random numbers and no cache, as they must be.
+
+    Args:
+        module: The model.
+        inputs: How it is called.
+        chosen: Numbers of iterations that were set.
+        seed: As `same_for_every_sample`, `batch` and `pos` too.
+    """
+    with (
+        looping(module, chosen),
+        same_for_every_sample(module, seed, batch, pos),
+        inputs.running(module),
+    ):
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """A context in which compiled modules run their original code, which calls hooks."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class _Straight:
+    """In place of torch's checkpointing of a function: the function."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def without_checkpointing(module: nn.Module) -> Iterator[None]:
+    """A context in which nothing is computed a second time for the gradients.
+
+    The second time hooks would be gone, and gradients those of another forward pass.
+    """
+    with ExitStack() as during:
+        for name, other in (
+            ("CheckpointFunction", _Straight),
+            ("_checkpoint_without_reentrant_generator", _nothing),
+        ):
+            during.callback(setattr, checkpoint, name, getattr(checkpoint, name))
+            setattr(checkpoint, name, other)
+        for part in module.modules() if torch.is_grad_enabled() else ():
+            if part.__dict__.get("gradient_checkpointing") is True:
+                during.callback(setattr, part, "gradient_checkpointing", True)
+                vars(part)["gradient_checkpointing"] = False
+        yield
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """A context after which a module's buffers (running means, counters) are as they were."""
+    before: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.device.type != "meta":
+                before.append((part, name, buffer, buffer.detach().clone()))
+    try:
+        yield
+    finally:
+        with torch.inference_mode(any(b.is_inference() for _, _, b, _ in before)), torch.no_grad():
+            for part, name, buffer, values in before:
+                # one put anew by a model in evaluation mode is a table that has grown
+                if part._buffers.get(name) is not buffer and part.training:
+                    part._buffers[name] = buffer
+                if buffer.shape == values.shape and not torch.equal(buffer, values):
+                    buffer.copy_(values)
+
+
+@contextmanager
+def eager_attention(module: Any, *, wanted: bool) -> Iterator[None]:
+    """Within this context a model of transformers computes attention patterns, if wanted."""
+    before = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if not wanted or before == "eager":
+        yield
+        return
+    module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(before)
+
+
+def only_read(point: Point) -> Callable[[Tensor], None]:
+    """A point whose hooks may look at an attention pattern; the model does not use what it returns.
+
+    Raises:
+        InputError: when a hook changes it.
+    """
+
+    def look(pattern: Tensor) -> None:
+        if not torch.equal(point(pattern), pattern):
+            raise InputError(
+                f"{point.name} can be read, not changed: the attention has used its pattern before "
+                "it returns it. Patch the attention's output (hook_out) instead."
+            )
+
+    return look

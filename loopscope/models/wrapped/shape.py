@@ -1,0 +1,126 @@
+"""What is known of a wrapped model's shape, and the regrouping of plain stacks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopscope.errors import InputError
+from loopscope.models.loops.loop_map import LoopMap
+from loopscope.models.loops.plain_stack import regroup
+from loopscope.models.loops.tracing import Trace
+from loopscope.models.native.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedConfig:
+    """What is known of a wrapped model's shape.
+
+    Attributes:
+        variant: Always `wrapped`.
+        layout: Depths of prelude, loops and coda, such as `2+4R8+2`.
+        K: Iterations of the main loop.
+        n_layers: The unrolled depth.
+        d_model: Width of the state.
+        d_vocab: Vocabulary size; None where the model has no embedding table.
+        n_ctx: Tokens seen in training; None where unknown.
+        architecture: Class of the model.
+        bos_token_id: The BOS token; None where unknown.
+    """
+
+    variant: str = "wrapped"
+    layout: str
+    K: int
+    n_layers: int
+    d_model: int
+    d_vocab: int | None
+    n_ctx: int | None
+    architecture: str
+    bos_token_id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values, for provenance."""
+        return dict(self.__dict__)
+
+
+class LensConfig:
+    """The values that TransformerLens's tools read from `model.cfg`.
+
+    Type and device are the module's own at the time of asking, also after it was moved or cast.
+    """
+
+    def __init__(self, module: nn.Module, config: WrappedConfig, name: str) -> None:
+        self._module = module
+        self.n_layers = config.n_layers
+        self.d_model = config.d_model
+        self.d_vocab = config.d_vocab
+        self.n_ctx = config.n_ctx
+        self.model_name = name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating parameter."""
+        found = (p.dtype for p in self._module.parameters() if p.is_floating_point())
+        return next(found, torch.float32)
+
+    @property
+    def device(self) -> str:
+        """Where the first parameter that is there lies."""
+        real = (str(p.device) for p in self._module.parameters() if p.device.type != "meta")
+        return next(real, "cpu")
+
+
+def regrouped(found: LoopMap, layout: str | Layout, name: str) -> LoopMap:
+    """The map of a plain stack whose layers are grouped by a layout.
+
+    Raises:
+        InputError: if the model has a loop, or the depths do not add up.
+    """
+    new = Layout.parse(layout)
+    if found.loops:
+        raise InputError(
+            f"layout groups the layers of a plain stack; {name!r} has a loop ({found}). Leave the "
+            "layout out."
+        )
+    if new.n_layers != len(found.prelude) or (new.shared and new.K > 1):
+        raise InputError(
+            f"layout {new} does not fit: {name!r} has {len(found.prelude)} unshared layers; give "
+            "unshared depths P+C1+...+CK+Q that add up to it."
+        )
+    return regroup(found, new.prelude, new.cores) if new.cores else found
+
+
+def config_of(
+    module: nn.Module, found: LoopMap, traced: Trace, batch: int | None, pos: int | None
+) -> WrappedConfig:
+    """What is known of a model's shape, from its map, its configuration and its trace.
+
+    Args:
+        module: The model.
+        found: Its map.
+        traced: A traced forward pass.
+        batch, pos: Shape of the example's token ids.
+
+    Returns:
+        The configuration.
+    """
+    config = getattr(module, "config", None)
+    rows = getattr(config, "vocab_size", None)
+    if rows is None:
+        looked_up = [traced.modules[c.module] for c in traced.calls if (batch, pos) in c.integers]
+        rows = next((m.num_embeddings for m in looked_up if isinstance(m, nn.Embedding)), None)
+    main = found.main
+    state = main.iterations[0].h_m if main else found.h_out
+    context = getattr(config, "max_position_embeddings", None)
+    bos = getattr(config, "bos_token_id", None)
+    return WrappedConfig(
+        layout=str(found),
+        K=found.K,
+        n_layers=found.n_layers,
+        d_model=state.shape[-1],
+        d_vocab=rows if isinstance(rows, int) else None,
+        n_ctx=context if isinstance(context, int) else None,
+        architecture=type(module).__name__,
+        bos_token_id=bos if isinstance(bos, int) else None,
+    )

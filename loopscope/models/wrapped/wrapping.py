@@ -1,0 +1,317 @@
+"""`wrap`: a module in memory becomes a model whose loop is known."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+
+from loopscope.errors import InputError
+from loopscope.models.loops.finding import find
+from loopscope.models.loops.identity import Streams, example_shape
+from loopscope.models.loops.loop_map import LoopMap, Step
+from loopscope.models.loops.ports import logits_of
+from loopscope.models.loops.routers import with_routers
+from loopscope.models.loops.spec import Spec, read_spec
+from loopscope.models.loops.tracing import Trace, trace
+from loopscope.models.native.layout import Layout
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.wrapped.addresses import addresses
+from loopscope.models.wrapped.families import family_spec
+from loopscope.models.wrapped.inputs import (
+    Inputs,
+    Place,
+    input_device,
+    learn,
+    plain_tokenizer,
+    the_example,
+    the_module,
+)
+from loopscope.models.wrapped.loop_count import Setting, arguments, known_counts, settings
+from loopscope.models.wrapped.run_context import (
+    as_wanted,
+    buffers_kept,
+    uncompiled,
+    without_checkpointing,
+)
+from loopscope.models.wrapped.shape import config_of, regrouped
+from loopscope.models.wrapped.taps import get, schedule
+from loopscope.models.wrapped.wrapped_model import WrappedModel
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@torch.no_grad()
+def is_causal(
+    run: Callable[[Arguments], Any],
+    given: Arguments,
+    place: Place | None,
+    result: Any,
+    where: tuple[Step, ...] | None,
+    module: nn.Module,
+) -> tuple[bool | None, bool]:
+    """Whether the first half of the logits stays when the second half of the tokens changes.
+
+    Args:
+        run: Runs the model on arguments.
+        given: The example's arguments.
+        place: Where the token ids stand among them.
+        result: What the model returned for them.
+        where: Where the logits are in it.
+        module: The model, for the precision it computes in.
+
+    Returns:
+        Whether it is causal (None where it gives no logits per token), and whether a second run on
+        the same input gave something else.
+    """
+    if where is None or place is None:
+        return None, False
+    logits = get(result, where).detach()
+    tokens = given[0][int(place[1])] if place[0] == "args" else given[1][str(place[1])]
+    half = tokens.shape[1] // 2
+    if logits.shape[:2] != tokens.shape or half == 0:
+        return None, False
+    other = get(run(_with(given, place, _changed(tokens, half))), where)
+    if _alike(logits[:, :half], other[:, :half], module):
+        return True, False
+    again = get(run(given), where)
+    if not _alike(logits, again, module):
+        return None, True
+    return False, False
+
+
+def _changed(tokens: Tensor, half: int) -> Tensor:
+    """The tokens, each of the second half another one of the example's."""
+    values = tokens.unique()
+    if len(values) == 1:
+        values = torch.cat([values, torch.where(values == 0, 1, 0)]).sort().values
+    later = values[(torch.searchsorted(values, tokens[:, half:].contiguous()) + 1) % len(values)]
+    return torch.cat([tokens[:, :half], later], dim=1)
+
+
+def _with(given: Arguments, place: Place, tokens: Tensor) -> Arguments:
+    args, kwargs = given
+    side, where = place
+    if side == "args":
+        return tuple(tokens if i == where else v for i, v in enumerate(args)), kwargs
+    return args, {**kwargs, str(where): tokens}
+
+
+def _alike(a: Tensor, b: Tensor, module: nn.Module) -> bool:
+    """Whether two results are equal but for the order of sums."""
+    if a.shape != b.shape:
+        return False
+    kinds = {a.dtype, *(p.dtype for p in module.parameters() if p.is_floating_point())}
+    if torch.is_autocast_enabled(a.device.type):
+        kinds.add(torch.get_autocast_dtype(a.device.type))
+    eps = max(torch.finfo(kind).eps for kind in kinds)
+    part = 1e-5 if eps < 1e-4 else 4 * eps
+    moved = (a.double() - b.double()).abs().max()
+    return bool(moved <= part * a.double().abs().max())
+
+
+def wrap(
+    module: Any,
+    example: Any = None,
+    *,
+    spec: Any = None,
+    layout: str | Layout | None = None,
+    loops: Any = None,
+    name: str | None = None,
+    tokenizer: Any = None,
+    provenance: dict[str, Any] | None = None,
+) -> Any:
+    """Find the loop of any model and give every iteration a name.
+
+    The model runs twice on the example: once traced, once to see whether it is causal (a model that
+    is not runs once more, to tell that from randomness of its own).
+
+    Args:
+        module: A torch module: a Hugging Face model, a TransformerBridge, one's own. A native model
+            is returned as it is.
+        example: What its forward is given: token ids (batch, pos), a tuple of positional arguments,
+            or a dict of keyword arguments; what is no tensor is passed on in every later call.
+            Random token ids when not given.
+        spec: Corrects what finding gets wrong: a TOML file or a dict (docs/your-own-model.md).
+        layout: Groups the layers of a plain stack into virtual blocks, such as `4+8+8+4`.
+        loops: Number of iterations, where the model allows it; by loop name for several.
+        name: Name in tables and figures; the class when not given.
+        tokenizer: A `tokenizers.Tokenizer` or a fast tokenizer of transformers, for text input.
+        provenance: Where the weights come from.
+
+    Returns:
+        The wrapped model, which capture, measure, compare and the figures take.
+
+    Raises:
+        InputError: if the model cannot be run on the example, is on the meta device, does not fit
+            the specification or the layout, or its number of iterations cannot be set.
+    """
+    if isinstance(module, LoopModel | WrappedModel):
+        if loops is not None:
+            module = module.with_loops(loops)
+        return module if layout is None else module.with_layout(layout)
+    module = the_module(module)
+    args, kwargs = the_example(module, example, tokenizer)
+    if not (spec is None or isinstance(spec, str | Path | Mapping)):
+        raise InputError(
+            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
+        )
+    said = read_spec(spec, module)
+    if spec is None:
+        said = read_spec(family_spec(module), module, source="family")
+    recipe = Recipe(
+        args=args,
+        kwargs=kwargs,
+        spec=said,
+        layout=layout,
+        loops=loops,
+        name=name or type(module).__name__,
+        tokenizer=plain_tokenizer(tokenizer or getattr(module, "tokenizer", None)),
+        provenance=provenance or {},
+    )
+    return recipe.build(module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a model was wrapped with, to wrap it again with other iterations or another layout."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    spec: Spec
+    layout: str | Layout | None
+    loops: Any
+    name: str
+    tokenizer: Any
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, module: nn.Module, **changes: Any) -> WrappedModel:
+        """Wrap a module.
+
+        Args:
+            module: The module, or a copy of it.
+            **changes: What shall be otherwise: `loops`, `layout`.
+
+        Returns:
+            The wrapped model.
+
+        Raises:
+            InputError: as `wrap`.
+        """
+        recipe = replace(self, **changes) if changes else self
+        device = input_device(module)
+        inputs = learn(
+            module,
+            tuple(_placed(value, device) for value in recipe.args),
+            {key: _placed(value, device) for key, value in recipe.kwargs.items()},
+        )
+        with buffers_kept(module):
+            return _wrapped(module, inputs, recipe)
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _wrapped(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedModel:
+    loops, layout, spec = recipe.loops, recipe.layout, recipe.spec
+    chosen: tuple[Setting, ...] = ()
+    traced, found = _look(module, inputs, spec, chosen)
+    if loops is not None:
+        chosen = settings(found, loops)
+        if found.K and len(found.loops) == 1 and chosen[0].value == 1:
+            spec = replace(spec, core=_body(traced, found))  # what runs once shows no loop
+        traced, found = _look(module, inputs, spec, chosen)
+        _check_effect(found, chosen)
+    logits = logits_of(traced)
+    where = None if logits is None else logits.where
+    given = inputs.example(arguments(chosen))
+    causal, restless = None, False
+    if found.head is not None:
+
+        def run(given: Arguments) -> Any:
+            return _run(module, inputs, given, chosen)
+
+        causal, restless = is_causal(run, given, inputs.tokens, traced.result, where, module)
+    if restless:
+        doubt = (
+            "two runs on the same input differ: random numbers from a generator of its own, which "
+            "no seed here reaches; states of two runs cannot be compared"
+        )
+        found = replace(found, doubts=(*found.doubts, doubt))
+    found = replace(found, causal=causal)
+    for doubt in found.doubts:
+        warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
+    if layout is not None:
+        found = regrouped(found, layout, recipe.name)
+    batch, pos = example_shape(*given)
+    return WrappedModel(
+        module,
+        found,
+        addresses(traced, Streams(batch, pos), found),
+        inputs,
+        config=config_of(module, found, traced, batch, pos),
+        name=recipe.name,
+        tokenizer=recipe.tokenizer,
+        provenance=recipe.provenance,
+        settings=chosen,
+        logits_at=where,
+        plan=schedule(traced, found),
+        recipe=replace(recipe, spec=spec),
+    )
+
+
+def _body(traced: Trace, found: LoopMap) -> tuple[str, ...]:
+    """The modules that the first iteration calls by itself."""
+    a, b = found.loops[0].iterations[0].span
+    inside = [call for call in traced.calls if a <= call.index < b]
+    outermost = [c for c in inside if c.parent is None or not a <= c.parent.index < b]
+    return tuple(dict.fromkeys(call.module for call in outermost))
+
+
+def _run(
+    module: nn.Module,
+    inputs: Inputs,
+    given: Arguments,
+    chosen: tuple[Setting, ...],
+    call: Any = None,
+) -> Any:
+    """A forward pass as the wrapped model's later ones, or what is called instead of it."""
+    with (
+        as_wanted(module, inputs, chosen, 0, *example_shape(*given)),
+        uncompiled(),
+        without_checkpointing(module),
+    ):
+        return module(*given[0], **given[1]) if call is None else call(module, *given)
+
+
+def _look(
+    module: nn.Module, inputs: Inputs, spec: Spec, chosen: tuple[Setting, ...]
+) -> tuple[Trace, LoopMap]:
+    """One traced forward pass and its map."""
+    given = inputs.example(arguments(chosen))
+    with torch.enable_grad():  # tracing needs gradients
+        traced = _run(module, inputs, given, chosen, trace)
+    streams = Streams(*example_shape(*given))
+    found = find(traced, streams, spec)
+    found = replace(found, counts=known_counts(module, found, spec))
+    return traced, with_routers(traced, streams, found, spec)
+
+
+def _check_effect(found: LoopMap, chosen: tuple[Setting, ...]) -> None:
+    """Raise if a number of iterations that was set is not what came out."""
+    for one in chosen:
+        loop = next((loop for loop in found.loops if loop.name == one.count.loop), None)
+        runs = 1
+        if loop is not None and loop.parent is not None:
+            runs = found.loop(loop.parent).K
+        got = (loop.K if loop else 1) / runs
+        if got != one.value and not (loop is None and one.value == 1):
+            raise InputError(
+                f"{one.count.kind} {one.count.name} was set to {one.value}, and {one.count.loop} "
+                f"ran {got:g} times; it does not set the number of iterations. Name what does in a "
+                "spec: [loops] argument = ..., attribute = ... or config = ..."
+            )

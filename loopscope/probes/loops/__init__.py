@@ -1,1 +1,0 @@
-"""Finding loops: from one traced forward to roles, iterations and parameters."""

@@ -1,0 +1,129 @@
+"""What each loop does, in numbers: the loss at h(t) beside the geometry, row by row."""
+
+import math
+import re
+from typing import Any
+
+import pandas as pd
+
+from loopscope.analysis.tables import aggregate
+from loopscope.analysis.tables.frames import Tables
+from loopscope.figures.courses import trained_loops
+from loopscope.figures.panels import Panel, choose, loops_of
+from loopscope.figures.ticks import every
+from loopscope.report.numbers import DASH, estimate
+
+ROWS = 17
+"""Rows of a loop; of longer ones some are shown."""
+
+COLUMNS = (
+    ("loss", "loss when the coda reads h(t), nats/token"),
+    ("step", "step ‖h(t+1)−h(t)‖/‖h(t)‖"),
+    ("update", "update 2‖f(h)−h‖/(‖f(h)‖+‖h‖)"),
+    ("cka", "CKA of h(t) and h(t+1), debiased"),
+    ("rank", "effective rank of h(t)"),
+)
+
+
+def per_loop(tables: Tables) -> list[dict[str, Any]]:
+    """The means of every model, loop by loop.
+
+    Args:
+        tables: What was measured.
+
+    Returns:
+        One table per model and loop: title, columns that have values, rows of t with a text for
+        each column, and whether t lies beyond the loops that the model runs by itself.
+    """
+    values = {name: found for name, _ in COLUMNS if (found := _VALUES[name](tables)) is not None}
+    found = []
+    for panel in _panels(tables):
+        own = {name: _by_t(panel.rows(frame)) for name, frame in values.items()}
+        own = {name: by_t for name, by_t in own.items() if by_t}
+        K = trained_loops(tables, panel)
+        if not own or not K:
+            continue
+        last = max(max(by_t) for by_t in own.values())
+        chosen = every(0, last, ROWS)
+        rows = [
+            {
+                "t": str(t),
+                "more": t > K,
+                "cells": [estimate(own[n].get(t)) if t in own[n] else DASH for n, _ in COLUMNS
+                          if n in own],
+            }
+            for t in chosen
+        ]  # fmt: skip
+        heads = [head for name, head in COLUMNS if name in own]
+        title = panel.model
+        title += f", {panel.loop}" if len(loops_of(tables, panel.model)) > 1 else ""
+        title += f", step {panel.step:,}" if panel.step is not None else ""
+        some = len(chosen) <= last
+        found.append({"title": title, "columns": heads, "rows": rows, "K": K, "some": some})
+    return found
+
+
+def _panels(tables: Tables) -> list[Panel]:
+    for name in ("update", "rank", "readout", "delta"):
+        frame = getattr(tables, name)
+        if frame is not None and len(frame):
+            return choose(tables, frame, None, name)
+    return []
+
+
+def _by_t(rows: pd.DataFrame) -> dict[int, float]:
+    pairs = zip(rows["t"], rows["mean"], strict=True)
+    return {int(t): float(mean) for t, mean in pairs if math.isfinite(mean)}
+
+
+def _course(name: str) -> Any:
+    def values(tables: Tables) -> pd.DataFrame | None:
+        frame = getattr(tables, name)
+        return None if frame is None else aggregate.summarise(frame, ["t"])
+
+    return values
+
+
+def _update(tables: Tables) -> pd.DataFrame | None:
+    if tables.update is None:
+        return None
+    stats = aggregate.update(tables.update)
+    return _numbered(stats, stats["block"], r"core(\d+)", first=1)
+
+
+def _cka(tables: Tables) -> pd.DataFrame | None:
+    if tables.cka is None:
+        return None
+    frame = tables.cka
+    here = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
+    stats = aggregate.cka(frame[here])
+    stats = _numbered(stats, stats["state_a"], r"h(\d+)")
+    after = _numbered(stats, stats["state_b"], r"h(\d+)")
+    return after[after["t"].eq(stats["t"].reindex(after.index) + 1)].assign(
+        t=lambda rows: rows["t"] - 1
+    )
+
+
+def _rank(tables: Tables) -> pd.DataFrame | None:
+    if tables.rank is None:
+        return None
+    stats = aggregate.rank(tables.rank[tables.rank["measure"].eq("effective")])
+    return _numbered(stats, stats["state"], r"h(\d+)")
+
+
+def _numbered(
+    stats: pd.DataFrame, names: pd.Series, pattern: str, *, first: int = 0
+) -> pd.DataFrame:
+    """The rows whose name has a number, which becomes t."""
+    found = names.astype(str).map(lambda name: re.fullmatch(pattern, name))
+    here = found.notna()
+    return stats[here].assign(t=[int(m[1]) - first for m in found[here]])
+
+
+_VALUES = {
+    "loss": _course("readout"),
+    "step": _course("delta"),
+    "update": _update,
+    "cka": _cka,
+    "rank": _rank,
+}

@@ -1,0 +1,1 @@
+"""Text: corpora, tokenisers, windows of tokens."""

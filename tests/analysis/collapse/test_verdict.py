@@ -1,0 +1,195 @@
+"""Verdicts from signs written by hand: thresholds, intervals, what is left when one is crossed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from loopscope.analysis.collapse import SIGNS, THRESHOLDS
+from loopscope.analysis.collapse import verdicts as judge
+from loopscope.analysis.collapse.verdicts import (
+    Estimate,
+    Onset,
+    Verdict,
+    onset,
+    parse_verdicts,
+    verdict_of,
+)
+from loopscope.errors import InputError, UnknownNameError
+
+LIMITS = {one.name: one.value for one in THRESHOLDS}
+SOUND = {
+    "loss": 3.0, "skew": 0.1, "cka_debiased": 0.9, "erank_0": 80.0, "erank_K": 90.0,
+    "erank_ratio": 1.1, "loop_gain": 2.0, "rest_gain": 0.7, "overthinking": 0.0,
+    "more_loss": 0.3, "step_ratio": 0.8, "nonfinite": 0.0,
+}  # fmt: skip
+
+
+def estimates(width=0.001, n=20, without=(), **changes):
+    """A sound loop's signs with narrow intervals; changes are means, or (low, mean, high)."""
+    found = {}
+    for name, mean in {**SOUND, **changes}.items():
+        low, mean, high = mean if isinstance(mean, tuple) else (mean - width, mean, mean + width)
+        found[name] = Estimate(mean, low, high, n)
+    return {name: one for name, one in found.items() if name not in without}
+
+
+def verdict(**changes):
+    return verdict_of(estimates(**changes), LIMITS)
+
+
+CASES = [
+    ("healthy", {}),
+    ("unstable", {"nonfinite": 0.05}),
+    ("unstable", {"step_ratio": 3.0, "overthinking": 0.4}),
+    ("unstable", {"overthinking": 0.4}),
+    ("healthy", {"step_ratio": 30.0}),  # states may grow, if they are read the better for it
+    ("collapsed", {"erank_K": 1.3, "erank_ratio": 0.02, "overthinking": 2.0}),
+    ("collapsed", {"erank_K": 1.3, "erank_ratio": 0.7, "rest_gain": 0.01}),
+    ("healthy", {"erank_K": 1.3, "erank_ratio": 0.02}),  # a token of huge norm does that
+    ("collapsed", {"erank_ratio": 0.3, "overthinking": 0.4}),
+    ("collapsed", {"erank_ratio": 0.3, "rest_gain": 0.01}),
+    ("healthy", {"erank_ratio": 0.3}),  # fewer directions, but the loops are used
+    ("stagnant", {"cka_debiased": 0.995, "loop_gain": 0.03, "rest_gain": 0.02}),
+    ("healthy", {"cka_debiased": 0.995}),
+    ("skewed", {"skew": 0.8, "rest_gain": 0.02}),
+    ("healthy", {"skew": 0.8}),
+    ("converging", {"step_ratio": 0.2, "more_loss": 0.01}),
+    ("healthy", {"step_ratio": 0.2, "more_loss": 0.2}),
+    ("healthy", {"step_ratio": 0.2, "without": ("more_loss",)}),
+]
+
+
+@pytest.mark.parametrize(("expected", "changes"), CASES)
+def test_a_verdict_needs_its_geometry_and_its_loss(expected, changes):
+    found = verdict(**changes)
+    assert found.verdict == expected and not found.between
+    assert found.evidence
+
+
+def test_the_more_serious_verdict_wins():
+    everything = {"erank_K": 1.3, "cka_debiased": 0.999, "loop_gain": 0.0, "skew": 0.9}
+    assert verdict(**everything, rest_gain=0.0).verdict == "collapsed"
+    assert verdict(**everything, rest_gain=0.0, nonfinite=1.0).verdict == "unstable"
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"skew": (0.4, 0.6, 0.7), "rest_gain": 0.01}, ("skewed", "healthy")),
+        ({"skew": 0.8, "rest_gain": (0.01, 0.05, 0.08)}, ("skewed", "healthy")),
+        ({"skew": (0.4, 0.6, 0.7), "rest_gain": 0.5}, ("healthy",)),
+        (
+            {"erank_K": (1.5, 1.9, 2.5), "skew": 0.8, "rest_gain": 0.01},
+            ("collapsed", "skewed"),
+        ),
+        (
+            {"loop_gain": 0.01, "rest_gain": 0.01},  # it changes the states, to no use
+            ("stagnant", "healthy"),
+        ),
+        ({"overthinking": (0.02, 0.15, 0.3)}, ("unstable", "healthy")),
+    ],
+)
+def test_an_interval_across_a_threshold_leaves_the_verdict_open(changes, left):
+    found = verdict(**changes)
+    assert found.verdict == ("uncertain" if len(left) > 1 else left[0])
+    assert (found.between or (found.verdict,)) == left
+
+
+def test_the_threshold_of_a_gain_is_a_part_of_the_loss():
+    case = {"skew": 0.8, "rest_gain": 0.1}
+    assert verdict(**case, loss=3.0).verdict == "healthy"
+    assert verdict(**case, loss=6.0).verdict == "skewed"
+
+
+def test_without_readout_geometry_accuses_nobody_for_sure():
+    lost = ("loss", "loop_gain", "rest_gain", "overthinking", "more_loss")
+    assert verdict(without=lost).verdict == "healthy"
+    found = verdict(skew=0.9, without=lost)
+    assert (found.verdict, found.between) == ("uncertain", ("skewed", "healthy"))
+    found = verdict(erank_K=1.2, without=lost)
+    assert (found.verdict, found.between) == ("uncertain", ("collapsed", "healthy"))
+
+
+def test_one_iteration_is_judged_by_the_gain_of_the_loop():
+    lost = ("rest_gain", "skew", "step_ratio")
+    assert verdict(erank_ratio=0.3, loop_gain=0.01, without=lost).verdict == "collapsed"
+    assert verdict(without=lost).verdict == "healthy"
+
+
+def test_few_samples_are_not_judged():
+    found = verdict(n=7, nonfinite=1.0)
+    assert found.verdict == "uncertain" and "7 samples are too few" in found.evidence[0]
+
+
+def test_a_sign_that_few_samples_have_decides_nothing():
+    case = estimates(n=100, overthinking=0.5)
+    few = {**case, "overthinking": Estimate(0.5, 0.45, 0.55, 2, 98)}
+    assert verdict_of(case, LIMITS).verdict == "unstable"
+    assert verdict_of(few, LIMITS).verdict == "uncertain"
+
+
+def test_more_loops_that_overflow_are_no_convergence():
+    case = estimates(n=20, step_ratio=0.2, more_loss=0.0)
+    assert verdict_of(case, LIMITS).verdict == "converging"
+    case["more_loss"] = Estimate(0.0, 0.0, 0.0, 19, 1)
+    assert verdict_of(case, LIMITS).verdict == "healthy"
+
+
+def frame(**changes):
+    """The rows of `collapse.signs` for one model, named a."""
+    rows = [
+        {"model": "a", "step": None, "loop": "core", "sign": name, **one._asdict(), "std": 0.1}
+        for name, one in estimates(**changes).items()
+    ]
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def test_other_thresholds_change_the_verdict_and_unknown_ones_raise():
+    table = frame(skew=0.4, rest_gain=0.01)
+    key = ("a", None, "core")
+    assert judge(table)[key].verdict == "healthy"
+    assert judge(table, thresholds={"uneven": 0.3})[key].verdict == "skewed"
+    with pytest.raises(UnknownNameError, match="uneven"):
+        judge(table, thresholds={"unevn": 0.3})
+
+
+def test_a_model_without_a_loop_gets_no_verdict():
+    found = judge(frame(), loopless=["a"])["a", None, "core"]
+    assert found.verdict is None and "no loop" in found.evidence[0]
+
+
+def run(*words):
+    return {100 * i: Verdict(verdict=word) for i, word in enumerate(words)}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["healthy", "skewed", "collapsed", "collapsed"], Onset("collapsed", 200, 100)),
+        (["skewed", "healthy", "uncertain", "stagnant"], Onset("stagnant", 300, 100)),
+        (["uncertain", "stagnant"], Onset("stagnant", 100, None)),
+        (["collapsed", "collapsed", "uncertain"], None),
+        (["healthy", "skewed", "uncertain", "skewed"], Onset("skewed", 100, 0)),
+        (["collapsed", "collapsed"], Onset("collapsed", 0, None)),
+        (["collapsed", "healthy"], None),
+        (["healthy", "converging"], None),
+        ([], None),
+    ],
+)
+def test_collapse_sets_in_where_the_last_stretch_of_that_verdict_begins(words, expected):
+    assert onset(run(*words)) == expected
+
+
+def test_verdicts_are_parsed_from_words():
+    assert parse_verdicts("collapsed, unstable,collapsed") == ("collapsed", "unstable")
+    for wrong in ("colapsed", "", "collapsed,fine"):
+        with pytest.raises(InputError, match="verdict"):
+            parse_verdicts(wrong)
+
+
+def test_every_sign_says_what_it_is():
+    names = [sign.name for sign in SIGNS]
+    assert len(set(names)) == len(names)
+    assert all(sign.formula and sign.range and sign.meaning for sign in SIGNS)
+    used = {name for one in THRESHOLDS for name in one.signs}
+    assert used <= {*names} and not np.isnan(list(LIMITS.values())).any()

@@ -1,0 +1,44 @@
+"""Random programs of loops are mapped back to the program that made them."""
+
+import torch
+from hypothesis import given, settings
+
+import loopscope as ls
+from tests.models.wrapped.programs import VOCAB, Item, Program, Runs, programs
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(VOCAB, (2, 5), generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(programs())
+def test_a_random_program_is_mapped_back_to_itself(program):
+    module = Runs(program)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    seen, found = list(module.seen.values()), model.map
+    assert [u.module for u in found.prelude] == [f"pre.{i}" for i in range(program.prelude)]
+    assert [u.module for u in found.coda] == [f"post.{i}" for i in range(program.coda)]
+    assert len(found.loops) == len(seen)
+    for loop, wanted in zip(found.loops, seen, strict=True):
+        layers = [tuple(n for u in it.units for n in u.layers) for it in loop.iterations]
+        assert layers == wanted.layers
+        states = trajectory.loops[loop.name]
+        assert all(torch.equal(a, b) for a, b in zip(states.h, wanted.h, strict=False))
+        assert all(torch.equal(a, b) for a, b in zip(states.h_m, wanted.h_m, strict=True))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(programs())
+def test_capture_leaves_the_logits_of_a_random_program_unchanged(program):
+    module = Runs(program)
+    model = ls.wrap(module, tokens())
+    logits = ls.capture(model, tokens(), logits=True).logits
+    assert torch.equal(logits, module(tokens()))
+
+
+def test_inner_loops_of_different_length_are_one_loop():
+    inner = Item("loop", (1, 3), (Item("shared"),))
+    model = ls.wrap(Runs(Program(1, ((2, (inner, Item("shared"))),), 1)), tokens())
+    assert [it.path for it in model.map.loops[1].iterations] == ["A0.B0", "A1.B0", "A1.B1", "A1.B2"]
