@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
+from loopscope._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from loopscope import figures as plot
     from loopscope.analysis.comparisons.work import compare
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from loopscope.text.windows import load_samples
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "load": "loopscope.models.opening.loading",
