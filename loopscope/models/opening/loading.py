@@ -9,6 +9,7 @@ import torch
 
 from loopscope.devices import check_seed, parse_device, parse_dtype
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.hooked import Hooked
 from loopscope.models.native.checkpoint import (
     load_checkpoint,
     read_config,
@@ -173,11 +174,10 @@ def _load_native(found: Target, label: str, dtype: torch.dtype, seed: int) -> Lo
 
 def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
     """The opened module as a model that is measured like any other."""
-    from loopscope.models.wrapped.wrapped_model import WrappedModel
     from loopscope.models.wrapped.wrapping import wrap
 
     module: Any = source.module
-    if isinstance(module, LoopModel | WrappedModel):
+    if isinstance(module, Hooked):
         _refuse("a factory that gives a loopscope model", spec=spec)
         module = wrap(module, loops=loops, layout=layout)
         module.name = label
