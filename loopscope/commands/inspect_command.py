@@ -4,24 +4,15 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
-    LayoutOption,
-    Loops,
-    SpecFile,
-    Trust,
-    parse_loops,
-)
+from loopscope.commands.options import Json, with_settings
 from loopscope.commands.results import fail
 
 
+@with_settings(["layout", "loops", "spec", "trust_remote_code", "device", "device_map", "dtype"])
 def inspect(
     model: Annotated[str, typer.Argument(help="As MODEL of figures.")],
     hooks: Annotated[bool, typer.Option("--hooks", help="List every hook name.")] = False,
@@ -29,14 +20,8 @@ def inspect(
         Path | None,
         typer.Option("--write-spec", help="Write how a foreign model loops to a TOML file."),
     ] = None,
-    layout: LayoutOption = None,
-    loops: Loops = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Show layout, parameters, states and hook names of a model, and how a foreign one loops."""
     from loopscope.commands import printing
@@ -45,10 +30,7 @@ def inspect(
     if write_spec is not None and write_spec.exists():
         fail(f"{write_spec} is there already; remove it, or give --write-spec another name.")
     with redirect_stdout(sys.stderr):  # what a model prints is no part of --json
-        loaded = load(
-            model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, device_map=device_map,
-        )  # fmt: skip
+        loaded = load(model, **settings)
     if write_spec is not None:
         from loopscope.files import write_text
 

@@ -5,14 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    Json,
-    SpecFile,
-    Trust,
-)
+from loopscope.commands.options import Json, with_settings
 from loopscope.commands.results import fail
 
 
+@with_settings(["spec", "trust_remote_code"])
 def params(
     model: Annotated[str | None, typer.Argument(help="A model; otherwise give a layout.")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="e.g. 4+8R2+4.")] = None,
@@ -24,9 +21,8 @@ def params(
         int | None, typer.Option("--vocab", help="Vocabulary (52352 when not given).")
     ] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Memory slots B.")] = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Count parameters: the paper's table, a model, or any layout and variant."""
     from loopscope.commands.printing import print_counts
@@ -38,7 +34,7 @@ def params(
     if model is not None:
         if layout is not None or shaped:
             fail("give a model, or --layout with its options, not both.")
-        rows = model_counts(load(model, spec=spec, trust_remote_code=trust_remote_code))
+        rows = model_counts(load(model, **settings))
     elif layout is not None:
         rows = layout_counts(layout, **shape)
     elif shaped:

@@ -48,11 +48,11 @@ def compare_shown(models: list[str], *, write: Any, **options: Any) -> Any:
 
     with progress_bar(shown=is_main(), period=3600.0) as bar:
 
-        def finish(found: Any, out: Any) -> None:
+        def finish(comparison: Any, out: Any) -> None:
             bar.stop()
-            for note in found.notes:
+            for note in comparison.notes:
                 print(f"note: {note}")
-            write(found, out)
+            write(comparison, out)
 
         return compare(models, progress=_watch(bar), write=finish, **options)
 

@@ -6,10 +6,6 @@ from typing import Annotated
 
 import typer
 
-from loopscope.commands.options import (
-    Device,
-)
-
 
 def train(
     out: Annotated[Path, typer.Option("--out", help="Folder; one checkpoint per variant in it.")],
@@ -58,7 +54,7 @@ def train(
     save_seconds: Annotated[
         float, typer.Option("--save-seconds", help="Seconds between states to resume from.")
     ] = 60.0,
-    device: Device = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Store weights in float16.")] = False,

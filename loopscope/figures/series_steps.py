@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from loopscope.analysis.tables.frames import SCHEMAS, Tables
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import SCHEMAS
 
 
 def steps_of(tables: Tables, model: str) -> list[int]:
@@ -46,4 +47,4 @@ def of_steps(tables: Tables, steps: Mapping[str, Set[int]]) -> Tables:
         for model, own in steps.items():
             keep |= frame["model"].eq(model) & frame["step"].isin(own).fillna(False).astype(bool)
         kept[name] = frame[keep]
-    return replace(tables, **kept)
+    return replace(tables, **kept)  # type: ignore[type-var]

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables.frames import RUNS, Tables
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import RUNS
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.provenance import commit, versions

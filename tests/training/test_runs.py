@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import RUNS, Tables, empty, schema
+from loopscope.analysis.tables.frames import Tables, empty
+from loopscope.analysis.tables.registry import RUNS, schema
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.models.native.layout import Layout
 from loopscope.models.opening.loading import zoo_folder

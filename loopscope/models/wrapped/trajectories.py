@@ -1,4 +1,4 @@
-"""Trajectories of a wrapped model: which tensors they are made of, and how they are put together."""
+"""Trajectories of a wrapped model: which tensors they consist of, put together."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import loopscope as ls
-from loopscope.analysis.measuring.course import steps
-from loopscope.analysis.measuring.streaming import MEASURES, Measuring, measure
+from loopscope.analysis.measures.step_sizes import steps
+from loopscope.analysis.measuring.streaming import Measuring, measure
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import MEASURES
 from loopscope.errors import InputError
 from loopscope.probes.readout import beyond, read_out
 from tests.analysis.planted import identity, plant

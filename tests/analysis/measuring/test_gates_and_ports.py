@@ -11,8 +11,9 @@ import torch
 from loopscope.analysis.comparisons.work import Comparison
 from loopscope.analysis.measures.router_weights import gate_statistics
 from loopscope.analysis.measuring import streaming as measure_module
-from loopscope.analysis.measuring.streaming import MEASURES, measure
+from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import MEASURES
 from loopscope.text.windows import Samples
 from tests.analysis.loop_trajectories import (
     POS,

@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
 from loopscope.analysis.measuring import streaming as measure_module
-from loopscope.analysis.measuring.streaming import DEFAULT, measure
-from loopscope.analysis.tables.frames import Tables, schema
+from loopscope.analysis.measuring.streaming import measure
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import DEFAULT, schema
 from loopscope.errors import InputError
 from tests.analysis.loop_trajectories import POS, SAMPLES, Played, loop, nested, tokens
 
