@@ -298,6 +298,9 @@ def seeded(module: nn.Module, seed: int) -> Iterator[None]:
     Args:
         module: The model, for its devices.
         seed: The seed.
+
+    Returns:
+        The context.
     """
     with torch.random.fork_rng(devices=devices_of(module)):
         torch.manual_seed(seed)
