@@ -107,7 +107,6 @@ class Hooked(Protocol):
     def is_plain(self) -> bool:
         """Whether no layer runs twice, so that a layout may group them into virtual blocks."""
 
-    @property
     def twin_key(self) -> Hashable:
         """Equal for models that have the same untrained twin; None where there is none."""
 

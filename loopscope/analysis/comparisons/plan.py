@@ -332,7 +332,7 @@ def _in_memory(model: Hooked) -> Checkpoint:
         target=model,
         model=name,
         plain=model.is_plain,
-        kin=model.twin_key,
+        kin=model.twin_key(),
         untrained=untrained or is_twin_name(name),
     )
 

@@ -565,7 +565,6 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         """Whether no layer runs twice, so that a layout may group them into virtual blocks."""
         return self.config.variant == "vanilla"
 
-    @property
     def twin_key(self) -> Hashable:
         """Configuration and tokenizer: what decides an untrained twin."""
         text = b"" if self.tokenizer is None else self.tokenizer.to_str(pretty=False).encode()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from warnings import warn
 
 import torch
@@ -75,6 +75,7 @@ class WrappedCache(LoopCache):
 RETURNS = ("logits", "loss", "both", "output", None)
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a model was wrapped with, to wrap it again (see `wrapping.Recipe`)."""
 
@@ -426,7 +427,6 @@ class WrappedModel(Running, TextMixin, NamedHooks):
 
     reads_out_cheaply = False
     why_no_routing = "no routers and no gates were found in the model or named in its spec"
-    twin_key = None  # only its weights are known
 
     @property
     def K(self) -> int:
@@ -442,6 +442,9 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     def is_plain(self) -> bool:
         """Whether it is a stack without a loop, whose layers a layout may group."""
         return self.map.main is None
+
+    def twin_key(self) -> None:
+        """Nothing: only its weights are known, not how they began."""
 
     def untrained(self, seed: int = 0) -> "WrappedModel":
         """Refused: only the weights of a wrapped model are known, not how they began.
