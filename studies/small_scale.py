@@ -20,7 +20,7 @@ import torch
 from zoo_signs import signs_of
 
 from loopscope.text.corpus import load_corpus
-from loopscope.training import TrainingData, plan_training, train
+from loopscope.training import TrainingData, plan_training, train_model
 
 SEEDS = (0, 1, 2)
 LAYOUT = "1+1R3+1"
@@ -82,7 +82,7 @@ def train_all(out: Path, part: str) -> None:
         )[run.variant]
         keep = 100 if run.variant in SERIES and run == Run(variant=run.variant, seed=0) else None
         command = f"python studies/small_scale.py train RUNS ({run.folder})"
-        model = train(
+        model = train_model(
             config, text, out / run.folder, half=True, keep_every=keep, tell=print,
             provenance={"command": command, "seed": run.seed},
         )  # fmt: skip
