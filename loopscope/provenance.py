@@ -13,16 +13,16 @@ VERSIONED = ("torch", "transformer-lens", "transformers", "tokenizers", "safeten
 
 def versions() -> dict[str, str | None]:
     """Versions of this package, of what computes for it, and of Python."""
-    found: dict[str, str | None] = {
+    installed: dict[str, str | None] = {
         "loopscope": __version__,
         "python": platform.python_version(),
     }
     for package in VERSIONED:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 @cache

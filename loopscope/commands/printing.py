@@ -81,7 +81,7 @@ def _watch(bar: Any) -> Any:
 
 
 def training_bars(bar: Any) -> Any:
-    """A callback for `run_training` that shows one bar per variant."""
+    """A callback for `train_variants` that shows one bar per variant."""
     tasks: dict[str, Any] = {}
 
     def told(variant: str, report: Any) -> None:

@@ -67,10 +67,10 @@ def train(
     """
     from loopscope.commands.printing import progress_bar, training_bars
     from loopscope.processes import is_main
-    from loopscope.training import run_training
+    from loopscope.training import train_variants
 
     with progress_bar(shown=is_main()) as bar:
-        written = run_training(
+        written = train_variants(
             out, variants=variants, layout=layout, data=data, tokens=tokens,
             d_model=d_model, n_heads=heads, vocab=vocab, slots=slots, seq_len=seq_len,
             batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, eval_every=eval_every,

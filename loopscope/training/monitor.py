@@ -97,7 +97,14 @@ class Monitor:
         self._measuring: Measuring | None = None
 
     def due(self, step: int) -> bool:
-        """Whether a step is one to measure: 0, `every`, twice that …"""
+        """Whether a step is to be measured: 0, `every`, twice that …
+
+        Args:
+            step: Steps done.
+
+        Returns:
+            True where it is.
+        """
         return step % self.every == 0
 
     def resume(self, step: int) -> None:
@@ -137,7 +144,7 @@ class Monitor:
             tables = measuring.part(0, len(measuring))
         values = _means(tables)
         row = {"step": int(step), **values}
-        self._keep([before for before in self.rows if before["step"] < step], tuple(row))
+        self._keep([earlier for earlier in self.rows if earlier["step"] < step], tuple(row))
         self.rows.append(row)
         if self._log is not None:
             self._log.add(_blank(row, self._log.columns))
@@ -156,8 +163,8 @@ class Monitor:
         """What was measured, on what; empty before the first measurement."""
         if self._measuring is None:
             return {}
-        told = self._measuring.provenance
-        return {"every": self.every, **{k: told[k] for k in ("samples", "options", "notes")}}
+        provenance = self._measuring.provenance
+        return {"every": self.every, **{k: provenance[k] for k in ("samples", "options", "notes")}}
 
     def _keep(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
         """Go on after these rows, in the file too.
@@ -166,8 +173,8 @@ class Monitor:
             rows: Some of those there are.
             columns: Of the row that comes next; another loopscope may have written others.
         """
-        told = self._log.columns if self._log else tuple(rows[0]) if rows else ()
-        names = (*dict.fromkeys([*told[:-1], *columns[:-1]]), LAST)
+        before = self._log.columns if self._log else tuple(rows[0]) if rows else ()
+        names = (*dict.fromkeys([*before[:-1], *columns[:-1]]), LAST)
         new = self._log is None or self._log.columns != names
         if self.out is not None and (new or len(rows) < len(self.rows)):
             self._log = Log(self.out, [_blank(row, names) for row in rows], names)
@@ -212,10 +219,10 @@ def _is_part(parameter: Tensor) -> bool:
 
 def _means(tables: "Tables") -> dict[str, float]:
     """Each sign's mean over the samples, without NaN; and how many values that leaves out."""
-    found = per_sample(tables)
+    signs = per_sample(tables)
     values: dict[str, float] = {}
     n_flagged = 0
-    for number, (loop, rows) in enumerate(found.groupby("loop", sort=False, observed=True)):
+    for number, (loop, rows) in enumerate(signs.groupby("loop", sort=False, observed=True)):
         for sign in SIGNS:
             sound = rows[sign.name].dropna()
             values[f"{loop}/{sign.name}" if number else sign.name] = float(sound.mean())
