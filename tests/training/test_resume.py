@@ -339,4 +339,4 @@ def test_a_process_killed_by_signal_resumes_to_an_equal_end():
         [sys.executable, script, "--kills", "1"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills, 0 trainings that ended differently" in done.stdout
+    assert "1 kills, 0 of 1 runs ended differently" in done.stdout
