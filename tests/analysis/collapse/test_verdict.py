@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loopscope.analysis.collapse import SIGNS, THRESHOLDS
-from loopscope.analysis.collapse import verdicts as judge
+from loopscope.analysis.collapse import SIGNS, THRESHOLDS, judge
 from loopscope.analysis.collapse.verdicts import (
     Estimate,
     Onset,
