@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from loopscope.devices import parse_device
 from loopscope.errors import InputError
-from loopscope.models.opening.loading import parse_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from loopscope import __version__
+from loopscope._version import __version__
 
 VERSIONED = ("torch", "transformer-lens", "transformers", "tokenizers", "safetensors", "numpy")
 

@@ -4,7 +4,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,7 +40,6 @@ def inspect(
 ) -> None:
     """Show layout, parameters, states and hook names of a model, and how a foreign one loops."""
     from loopscope.commands import printing
-    from loopscope.models.description import describe, hook_names
     from loopscope.models.opening.loading import load
 
     if write_spec is not None and write_spec.exists():
@@ -50,21 +49,19 @@ def inspect(
             model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, device_map=device_map,
         )  # fmt: skip
-    found: Any = getattr(loaded, "map", None)
     if write_spec is not None:
         from loopscope.files import write_text
-        from loopscope.models.loops.spec import to_toml
 
-        if found is None:
+        if not loaded.structure():
             fail(f"{model} is a native model, whose loop is known; --write-spec is for others.")
-        write_text(to_toml(found), write_spec)
-    facts = describe(loaded)
+        write_text(loaded.specification(), write_spec)
+    facts = loaded.describe()
     if as_json:
-        names = list(loaded.hook_dict) if hooks else dict(hook_names(loaded))
-        told = {} if found is None else {"map": found.to_dict()}
-        print(json.dumps({**facts, **told, "hooks": names}, indent=2))
+        patterns = {name: str(n) for name, n in loaded.hook_patterns().items()}
+        names = list(loaded.hook_dict) if hooks else patterns
+        print(json.dumps({**facts, **loaded.structure(), "hooks": names}, indent=2))
         return
     printing.print_facts(facts)
-    (printing.print_hooks if found is None else printing.print_map)(loaded, every=hooks)
+    printing.print_structure(loaded, every=hooks)
     if write_spec is not None:
         print(f"\nwritten: {write_spec}; change what is wrong, then give it with --spec")

@@ -31,13 +31,14 @@ def params(
     """Count parameters: the paper's table, a model, or any layout and variant."""
     from loopscope.commands.printing import print_counts
     from loopscope.models.native.parameter_counts import layout_counts, model_counts, paper_counts
+    from loopscope.models.opening.loading import load
 
     shape: Any = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
     shaped = any(value is not None for value in shape.values())
     if model is not None:
         if layout is not None or shaped:
             fail("give a model, or --layout with its options, not both.")
-        rows = model_counts(model, spec=spec, trust_remote_code=trust_remote_code)
+        rows = model_counts(load(model, spec=spec, trust_remote_code=trust_remote_code))
     elif layout is not None:
         rows = layout_counts(layout, **shape)
     elif shaped:

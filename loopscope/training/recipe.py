@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from loopscope.devices import check_seed, parse_device
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native.configuration import LoopConfig, parse_variant
 from loopscope.models.native.layout import Layout
-from loopscope.models.opening.loading import check_seed, parse_device
 
 DTYPES = ("float32", "bfloat16")
 

@@ -234,7 +234,8 @@ def recipe(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find(target: str) -> list[Path]:
     """The run folders that a target means."""
-    from loopscope.models.opening.loading import UNTRAINED, zoo, zoo_folder
+    from loopscope.models.opening.loading import zoo, zoo_folder
+    from loopscope.names import UNTRAINED
 
     if target.endswith(UNTRAINED):
         raise InputError(f"{target} is untrained, so it has no log; leave {UNTRAINED} out.")

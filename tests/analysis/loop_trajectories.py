@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from loopscope.probes.state_capture import Trajectory, Transition
+from loopscope.models.trajectory import Trajectory, Transition
 
 SAMPLES, POS, SLOTS, VOCABULARY = 5, 12, 4, 9
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from loopscope.errors import InputError
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.models.opening.loading import UNTRAINED, locate, peek, zoo
+from loopscope.models.opening.loading import locate, peek, zoo
 from loopscope.models.opening.sources import Target
+from loopscope.names import UNTRAINED
 
 STEP = re.compile(r"((?:step|checkpoint|ckpt|iter|epoch)[-_.=]?)(\d+)", re.IGNORECASE)
 """Names of the folders of a series: what they have in common, and the number of the step."""

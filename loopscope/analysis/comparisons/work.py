@@ -22,10 +22,11 @@ from loopscope.analysis.measuring.course import iterations
 from loopscope.analysis.measuring.recorder import Options
 from loopscope.analysis.measuring.streaming import MEASURES, Measuring
 from loopscope.analysis.tables.frames import SCHEMAS, Tables
+from loopscope.devices import check_seed, parse_dtype
 from loopscope.errors import InputError, unknown_name
 from loopscope.files import claimed
 from loopscope.models.native.layout import Layout
-from loopscope.models.opening.loading import check_seed, load, parse_dtype
+from loopscope.models.opening.loading import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
 from loopscope.text.corpus import SUFFIXES, check_file

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
 from loopscope.analysis.tables.rows import Rows, columns
-from loopscope.probes.state_capture import Trajectory
+from loopscope.models.trajectory import Trajectory
 
 
 def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flagged]:

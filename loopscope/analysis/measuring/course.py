@@ -12,8 +12,9 @@ from loopscope.analysis.measures.update_norm import sample_norm
 from loopscope.analysis.tables.rows import Rows
 from loopscope.errors import InputError
 from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.trajectory import Trajectory
 from loopscope.probes.readout import beyond, losses, read_out, read_out_losses
-from loopscope.probes.state_capture import Trajectory, capture
+from loopscope.probes.state_capture import capture
 
 COURSE = ("delta", "readout")
 

@@ -26,8 +26,8 @@ from loopscope.analysis.measuring.threads import Each
 from loopscope.analysis.tables import frames as tables
 from loopscope.analysis.tables.rows import Rows, columns
 from loopscope.errors import InputError
+from loopscope.models.trajectory import Trajectory
 from loopscope.probes.readout import losses
-from loopscope.probes.state_capture import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)

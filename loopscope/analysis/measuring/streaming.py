@@ -15,7 +15,8 @@ from loopscope.analysis.measuring.token_windows import checked_tokens, samples_p
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.probes.state_capture import Trajectory, capture, shortened
+from loopscope.models.trajectory import Trajectory
+from loopscope.probes.state_capture import capture, shortened
 from loopscope.provenance import commit, versions
 
 MEASURES = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
