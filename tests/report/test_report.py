@@ -197,7 +197,7 @@ def test_every_loop_of_a_model_has_a_table_of_its_own():
 
 def test_of_many_loops_some_rows_are_shown():
     [one] = per_loop(with_courses(make("deep", K=32, samples=3), more=32))
-    assert one["some"] and len(one["rows"]) <= 18
+    assert one["shortened"] and len(one["rows"]) <= 18
     assert [row["t"] for row in one["rows"]][-1] == "64"
     update = make("deep", K=32, samples=3).update
     mean = update[update["block"].eq("core5")]["value"].mean()
