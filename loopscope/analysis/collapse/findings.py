@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from loopscope.analysis.tables.model_records import model_record, model_records
 FORMAT, VERSION = "loopscope-summary", 1
 
 
+@runtime_checkable
 class Windows(Protocol):
     """What is asked of the windows of tokens that a model read (`text.windows.Samples`)."""
 
