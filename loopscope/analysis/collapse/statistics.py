@@ -198,7 +198,7 @@ def differences(
         for key, part in by_key(samples).items()
         if key.model not in skip
     }
-    rows = []
+    rows, nan = [], float("nan")
     for key, against in _pairs(list(parts)):
         same_tokens = tokens is None or tokens.get(key.model) == tokens.get(against.model)
         same_depth = depth is None or depth.get(key) == depth.get(against)
@@ -210,7 +210,7 @@ def differences(
             if reason is None:
                 difference = (paired_difference if same_tokens else unpaired_difference)(a, b)
                 reason = None if difference else "fewer than two samples have it in both"
-            numbers = difference or Difference(*[np.nan] * 5, 0, same_tokens)
+            numbers = difference or Difference(nan, nan, nan, nan, nan, 0, same_tokens)
             row = {**key._asdict(), **names, "sign": sign.name, **numbers._asdict()}
             rows.append({**row, "reason": reason})
     columns = [*KEYS, "against_step", "against_loop", "sign", *Difference._fields, "reason"]
