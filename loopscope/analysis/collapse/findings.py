@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from loopscope import __version__
+from loopscope._version import __version__
 from loopscope.analysis.collapse import (
     SIGNS,
     THRESHOLDS,
