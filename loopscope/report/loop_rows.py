@@ -33,34 +33,36 @@ def per_loop(tables: Tables) -> list[dict[str, Any]]:
 
     Returns:
         One table per model and loop: title, columns that have values, rows of t with a text for
-        each column, and whether t lies beyond the loops that the model runs by itself.
+        each column, whether t lies beyond the loops that the model runs by itself, and whether
+        rows are left out.
     """
-    values = {name: found for name, _ in COLUMNS if (found := _VALUES[name](tables)) is not None}
-    found = []
+    frames = {name: frame for name, _ in COLUMNS if (frame := _MEANS[name](tables)) is not None}
+    loops = []
     for panel in _panels(tables):
-        own = {name: _by_t(panel.rows(frame)) for name, frame in values.items()}
-        own = {name: by_t for name, by_t in own.items() if by_t}
+        columns = {name: _by_t(panel.rows(frame)) for name, frame in frames.items()}
+        columns = {name: by_t for name, by_t in columns.items() if by_t}
         K = trained_loops(tables, panel)
-        if not own or not K:
+        if not columns or not K:
             continue
-        last = max(max(by_t) for by_t in own.values())
+        last = max(max(by_t) for by_t in columns.values())
         chosen = every(0, last, ROWS)
         rows = [
             {
                 "t": str(t),
                 "more": t > K,
-                "cells": [estimate(own[n].get(t)) if t in own[n] else DASH for n, _ in COLUMNS
-                          if n in own],
+                "cells": [estimate(by_t[t]) if t in by_t else DASH for by_t in columns.values()],
             }
             for t in chosen
-        ]  # fmt: skip
-        heads = [head for name, head in COLUMNS if name in own]
+        ]
+        heads = [head for name, head in COLUMNS if name in columns]
         title = panel.model
         title += f", {panel.loop}" if len(loops_of(tables, panel.model)) > 1 else ""
         title += f", step {panel.step:,}" if panel.step is not None else ""
-        some = len(chosen) <= last
-        found.append({"title": title, "columns": heads, "rows": rows, "K": K, "some": some})
-    return found
+        shortened = len(chosen) <= last
+        loops.append(
+            {"title": title, "columns": heads, "rows": rows, "K": K, "shortened": shortened}
+        )
+    return loops
 
 
 def _panels(tables: Tables) -> list[Panel]:
@@ -95,8 +97,8 @@ def _cka(tables: Tables) -> pd.DataFrame | None:
     if tables.cka is None:
         return None
     frame = tables.cka
-    here = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
-    stats = aggregate.cka(frame[here])
+    debiased = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
+    stats = aggregate.cka(frame[debiased])
     stats = _numbered(stats, stats["state_a"], r"h(\d+)")
     after = _numbered(stats, stats["state_b"], r"h(\d+)")
     return after[after["t"].eq(stats["t"].reindex(after.index) + 1)].assign(
@@ -115,12 +117,12 @@ def _numbered(
     stats: pd.DataFrame, names: pd.Series, pattern: str, *, first: int = 0
 ) -> pd.DataFrame:
     """The rows whose name has a number, which becomes t."""
-    found = names.astype(str).map(lambda name: re.fullmatch(pattern, name))
-    here = found.notna()
-    return stats[here].assign(t=[int(m[1]) - first for m in found[here]])
+    matches = names.astype(str).map(lambda name: re.fullmatch(pattern, name))
+    numbered = matches.notna()
+    return stats[numbered].assign(t=[int(match[1]) - first for match in matches[numbered]])
 
 
-_VALUES = {
+_MEANS = {
     "loss": _course("readout"),
     "step": _course("delta"),
     "update": _update,

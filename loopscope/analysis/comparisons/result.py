@@ -80,7 +80,16 @@ class Comparison:
         """Signs of collapse, differences and verdicts; computed when first asked for."""
         from loopscope.analysis.collapse.findings import Findings
 
-        return Findings(self)
+        return Findings(
+            self.tables,
+            windows=self.samples,
+            reference=self.reference,
+            added=self.added,
+            twins=self.twins,
+            missing=self.missing,
+            failed=self.failed,
+            notes=self.notes,
+        )
 
     @property
     def signs(self) -> pd.DataFrame:
