@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loopscope.analysis.tables.registry import DEFAULT
-from loopscope.commands.options import Models, Out, with_settings
 from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import draw, end, fail, save_tables
+from loopscope.commands.signatures import Models, Out, with_settings
 
 if TYPE_CHECKING:
     from loopscope.analysis.comparisons.result import Comparison
