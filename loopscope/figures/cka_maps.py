@@ -104,13 +104,27 @@ def select_cka(frame: pd.DataFrame, kernel: str, estimator: str) -> pd.DataFrame
     Raises:
         UnknownNameError: if it was not measured.
     """
-    for column, given in (("kernel", kernel), ("estimator", estimator)):
-        there = [str(v) for v in frame[column].unique()]
-        if given not in there:
+    for column, name in (("kernel", kernel), ("estimator", estimator)):
+        measured = [str(v) for v in frame[column].unique()]
+        if name not in measured:
             raise unknown_name(
-                column, given, there, hint=f"The table 'cka' holds: {', '.join(there)}."
+                column, name, measured, hint=f"The table 'cka' holds: {', '.join(measured)}."
             )
     return frame[frame["kernel"].eq(kernel) & frame["estimator"].eq(estimator)]
+
+
+def why_no_rbf(frame: pd.DataFrame, estimator: str) -> str:
+    """Say why a figure of CKA with the RBF kernel cannot be drawn.
+
+    Args:
+        frame: `tables.cka`, or the rows of it that are asked for.
+        estimator: `biased` or `debiased`.
+
+    Returns:
+        The reason; empty where it can.
+    """
+    pairs = frame["kernel"].eq("rbf") & frame["estimator"].eq(estimator)
+    return "" if pairs.any() else f"no {estimator} CKA with the RBF kernel was measured"
 
 
 def cka_matrix(part: pd.DataFrame) -> pd.DataFrame:

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.training_curves import recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import variant_label
 from loopscope.figures.panels import need
 from loopscope.figures.style import variant_look, variant_rank
-from loopscope.training.runs import recipe
 
 _NAMES = {
     "model.d_model": "D",
