@@ -13,7 +13,7 @@ from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
-from loopscope.figures.panels import choose, need, page, say_unsound
+from loopscope.figures.panels import Page, choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 from loopscope.figures.ticks import labelled, spread_ends
 
@@ -67,10 +67,7 @@ def cka(
         if alike:
             for ax in axes:
                 ax.tick_params(labelleft=ax in sheet.leftmost)
-        # Height for square maps in the width that labels and colour bar leave.
-        beside = 0.55 + 0.32 * (1 if alike else sheet.columns // min(units))
-        side = (fig.get_figwidth() - beside) / sheet.columns - 0.06
-        fig.set_figheight(sheet.rows * (side + 0.47) + 0.35)
+        fig.set_figheight(_height(sheet, 1 if alike else sheet.columns // min(units)))
         meshes = [
             draw_cka(ax, matrix, size=cell_size(len(matrix)), flagged=flagged_pairs(part))
             for ax, matrix, part in zip(axes, matrices, parts, strict=True)
@@ -88,6 +85,13 @@ def cka(
         lines = fig.get_supxlabel().count("\n") + 1
         fig.set_figheight(fig.get_figheight() + 0.11 * max(0, lines - 2))
     return fig
+
+
+def _height(sheet: Page, labelled_columns: int) -> float:
+    """Inches for square maps in the width that labels and colour bar leave."""
+    beside = 0.55 + 0.32 * labelled_columns
+    side = (sheet.fig.get_figwidth() - beside) / sheet.columns - 0.06
+    return sheet.rows * (side + 0.47) + 0.35
 
 
 def select_cka(frame: pd.DataFrame, kernel: str, estimator: str) -> pd.DataFrame:
