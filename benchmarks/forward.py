@@ -19,7 +19,7 @@ from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.layout import Layout
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.loading import load
-from loopscope.probes.state_capture import capture, capture_names
+from loopscope.probes.state_capture import capture
 
 Call = Callable[[], object]
 
@@ -79,7 +79,7 @@ def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> lis
     rows = []
     shape = f"{batch}×{pos} tokens, D {width}, {layout}"
     for model in (base, mesh):
-        names = capture_names(model, memory=False)
+        names = model.state_hooks(memory=False)
         with torch.no_grad():
             found = race(
                 {

@@ -52,31 +52,55 @@ COMMAND = [
 NOT_COMPARED = "tokens_per_s"
 
 
-def run(place: Path, given: argparse.Namespace) -> int:
-    """Train once in peace, then under kills."""
+def run(place: Path, options: argparse.Namespace) -> int:
+    """Train once in peace, then under kills.
+
+    Args:
+        place: Where the folders go.
+        options: From `killing.options`.
+
+    Returns:
+        The exit code: 0 where every training ended as the uninterrupted one.
+    """
     text = place / "text.txt"
     text.write_text("\n".join(f"def f{i}(x):\n    return x * {i * i}\n" for i in range(2500)))
-    peace = begun(place / "peace", text)
+    peace = begin(place / "peace", text)
     began = time.monotonic()
     peace.wait()
     whole = time.monotonic() - began
-    wanted = results(place / "peace")
-    print(f"uninterrupted: {whole:.1f} s of training, {len(wanted)} files compared", flush=True)
+    reference = results(place / "peace")
+    print(f"uninterrupted: {whole:.1f} s of training, {len(reference)} files compared", flush=True)
     return kill(
-        place, given, whole=whole, start=partial(begun, text=text), progress=progress,
-        wrong_in=lambda out: different(wanted, results(out), eq),
+        place, options, whole=whole, start=partial(begin, text=text), progress=progress,
+        wrong_in=lambda out: different(reference, results(out), eq),
     )  # fmt: skip
 
 
-def begun(out: Path, text: Path) -> Process:
-    """Give the command; returns at its first step."""
+def begin(out: Path, text: Path) -> Process:
+    """Give the command; returns at its first step.
+
+    Args:
+        out: Where it writes.
+        text: What it trains on.
+
+    Returns:
+        The running command.
+    """
     process = start(out, text)
     wait_for_first_step(process, out)
     return process
 
 
 def start(out: Path, text: Path) -> Process:
-    """Start the command."""
+    """Start the command.
+
+    Args:
+        out: Where it writes.
+        text: What it trains on.
+
+    Returns:
+        The command, perhaps before its first step.
+    """
     command = [sys.executable, "-m", "loopscope.cli", *COMMAND]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -86,7 +110,12 @@ def start(out: Path, text: Path) -> Process:
 
 
 def wait_for_first_step(process: Process, out: Path) -> None:
-    """Until the training has begun (its log exists) or the process has ended."""
+    """Until the training has begun (its log exists) or the process has ended.
+
+    Args:
+        process: The command.
+        out: Where it writes.
+    """
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/log.csv")}
     while process.poll() is None:
         now = {path: path.stat().st_mtime_ns for path in out.glob("*/log.csv")}
@@ -96,25 +125,39 @@ def wait_for_first_step(process: Process, out: Path) -> None:
 
 
 def progress(out: Path) -> str:
-    """The last row of the log that was being written."""
+    """How far a training came.
+
+    Args:
+        out: Where it wrote.
+
+    Returns:
+        The variant and the last step of the log that was being written.
+    """
     logs = sorted(out.glob("*/log.csv"), key=lambda path: path.stat().st_mtime_ns)
     last = logs[-1].read_text().splitlines()[-1].split(",")[0]
     return f"{logs[-1].parent.name} {last}"
 
 
 def results(out: Path) -> dict[str, str]:
-    """A hash of each result: weights, configurations, tokenizers, logs."""
-    found = {}
+    """A hash of each result: weights, configurations, tokenizers, logs.
+
+    Args:
+        out: Where a training wrote.
+
+    Returns:
+        Path below `out` → hash; of `provenance.json`, which differs, that it is there.
+    """
+    hashes = {}
     for path in sorted(out.rglob("*")):
         if path.suffix == ".csv":
             with path.open(newline="") as file:
                 rows = [{**row, NOT_COMPARED: ""} for row in csv.DictReader(file)]
-            found[str(path.relative_to(out))] = hashlib.sha256(repr(rows).encode()).hexdigest()
+            hashes[str(path.relative_to(out))] = hashlib.sha256(repr(rows).encode()).hexdigest()
         elif path.is_file() and path.name != "provenance.json":
-            found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            hashes[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.is_file():
-            found[str(path.relative_to(out))] = "there"
-    return found
+            hashes[str(path.relative_to(out))] = "there"
+    return hashes
 
 
 if __name__ == "__main__":

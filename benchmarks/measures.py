@@ -32,12 +32,9 @@ from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from threadpoolctl import threadpool_limits
 
 from loopscope.analysis.measures.cka_estimators import cka
-from loopscope.analysis.measures.spectrum_ranks import (
-    gram,
-    ranks,
-    singular_values_of_grams,
-    spectrum,
-)
+from loopscope.analysis.measures.effective_ranks import ranks
+from loopscope.analysis.measures.gram_matrices import gram, singular_values_of_grams
+from loopscope.analysis.measures.spectrum_decay import spectrum
 from loopscope.analysis.measures.update_norm import relative_update
 from loopscope.analysis.measuring.threads import Each, one_thread_per_sample
 

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
+from loopscope._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from loopscope import figures as plot
     from loopscope.analysis.comparisons.work import compare
@@ -16,14 +18,13 @@ if TYPE_CHECKING:
     from loopscope.models.native.layout import Layout
     from loopscope.models.native.loop_model import LoopModel
     from loopscope.models.opening.loading import load, zoo
+    from loopscope.models.trajectory import Trajectory
     from loopscope.models.wrapped.wrapped_model import WrappedModel
     from loopscope.models.wrapped.wrapping import wrap
-    from loopscope.probes.state_capture import Trajectory, capture
+    from loopscope.probes.state_capture import capture
     from loopscope.text.windows import load_samples
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "load": "loopscope.models.opening.loading",
@@ -41,7 +42,7 @@ _HOMES = {
     "LoopModel": "loopscope.models.native.loop_model",
     "WrappedModel": "loopscope.models.wrapped.wrapped_model",
     "Tables": "loopscope.analysis.tables.frames",
-    "Trajectory": "loopscope.probes.state_capture",
+    "Trajectory": "loopscope.models.trajectory",
 }
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)

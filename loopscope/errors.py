@@ -16,13 +16,13 @@ class UnknownNameError(InputError, KeyError):
 
 
 def unknown_name(
-    kind: str, given: object, allowed: Iterable[str], *, hint: str = ""
+    kind: str, name: object, allowed: Iterable[str], *, hint: str = ""
 ) -> UnknownNameError:
     """Build the error for a name that does not exist.
 
     Args:
         kind: What was looked up, in the singular ("hook name", "variant").
-        given: The name that was given.
+        name: The name that was given.
         allowed: All names that exist.
         hint: A closing sentence on what to do.
 
@@ -30,11 +30,11 @@ def unknown_name(
         The error, ready to be raised, with up to five near matches (or all names if they are few).
     """
     names = list(allowed)
-    near = get_close_matches(str(given), names, n=5, cutoff=0.5)
+    near = get_close_matches(str(name), names, n=5, cutoff=0.5)
     if near:
-        told = f"did you mean {', '.join(near)}?"
+        choice = f"did you mean {', '.join(near)}?"
     elif len(names) <= 20:
-        told = f"there are: {', '.join(names) or 'none'}."
+        choice = f"there are: {', '.join(names) or 'none'}."
     else:
-        told = f"there are {len(names)}, such as {', '.join(names[:5])}."
-    return UnknownNameError(f"unknown {kind} {str(given)!r}; {told}{' ' + hint if hint else ''}")
+        choice = f"there are {len(names)}, such as {', '.join(names[:5])}."
+    return UnknownNameError(f"unknown {kind} {str(name)!r}; {choice}{' ' + hint if hint else ''}")

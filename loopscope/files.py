@@ -20,6 +20,9 @@ LOCK = ".lock"
 def prepare(folder: Path) -> None:
     """Make the folder and try to write in it, before anything is computed.
 
+    Args:
+        folder: Made with its parents where it is not there.
+
     Raises:
         InputError: if it cannot be made or written to.
     """
@@ -41,12 +44,18 @@ def claimed(folder: Path) -> Iterator[None]:
     The hold ends with the process, however that ends. A folder that was made here and stayed empty
     is removed again.
 
+    Args:
+        folder: The output folder.
+
+    Returns:
+        A context that holds the folder.
+
     Raises:
         InputError: if another command holds it, or it cannot be made or written to.
     """
     from filelock import FileLock, Timeout
 
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare(folder)
     lock = FileLock(folder / LOCK)
     try:
@@ -61,9 +70,9 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         try:
-            if made and {path.name for path in folder.iterdir()} <= {LOCK}:
+            if new and {path.name for path in folder.iterdir()} <= {LOCK}:
                 (folder / LOCK).unlink(missing_ok=True)
-                for path in made:
+                for path in new:
                     path.rmdir()
         except OSError:
             pass  # somebody else's by now
@@ -72,7 +81,14 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it if the block succeeds and removed if not."""
+    """A temporary path beside `path`, renamed to it if the block succeeds and removed if not.
+
+    Args:
+        path: The file to be written.
+
+    Returns:
+        A context that gives the temporary path.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield part
@@ -82,7 +98,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all.
+
+    Args:
+        text: What to write, as UTF-8.
+        path: The file; its folder is made.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -92,15 +116,30 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_provenance(provenance: dict[str, Any], folder: Path) -> None:
-    """`provenance.json`: models, data hash, options, versions, seed, commit."""
+    """Write `provenance.json`: models, data hash, options, versions, seed, commit.
+
+    Args:
+        provenance: Plain JSON values.
+        folder: Where to.
+    """
     write_json(provenance, folder / "provenance.json")
 
 
 def write_json(value: Any, path: Path) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        value: Plain JSON values.
+        path: The file; its folder is made.
+    """
     write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:
-    """A table as CSV."""
+    """Write a table as CSV, whole or not at all.
+
+    Args:
+        table: The table; its index is left out.
+        path: The file; its folder is made.
+    """
     write_text(table.to_csv(index=False), path)

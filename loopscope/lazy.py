@@ -13,6 +13,9 @@ def lazy(
     Args:
         package: Its `__name__`.
         homes: Public name → the module of the package that has it.
+
+    Returns:
+        `__getattr__`, which raises an AttributeError for other names, and `__dir__`.
     """
 
     def getattribute(name: str) -> Any:

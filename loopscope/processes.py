@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from loopscope.devices import parse_device
 from loopscope.errors import InputError
-from loopscope.models.opening.loading import parse_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,9 @@ class Processes:
         Args:
             device: Where to compute; with several processes each takes its own device of that kind.
             patience: How long the processes wait for each other; torch's default when not given.
+
+        Returns:
+            This process, ready to work with the others.
 
         Raises:
             InputError: for an absent device, or a launch that does not copy models to processes.
@@ -78,6 +81,10 @@ class Processes:
     def check(self, batch_size: int, accumulate: int) -> None:
         """Refuse a batch that the processes cannot share evenly.
 
+        Args:
+            batch_size: Windows per step, over all processes.
+            accumulate: Parts each process cuts its share into.
+
         Raises:
             InputError: naming the three numbers.
         """
@@ -88,26 +95,61 @@ class Processes:
             )
 
     def share(self, windows: Int64[Tensor, "batch pos"]) -> Int64[Tensor, "part pos"]:
-        """This process's part of some windows."""
+        """This process's part of some windows.
+
+        Args:
+            windows: The same in every process.
+
+        Returns:
+            Consecutive rows; the processes' parts in order are all of them.
+        """
         return windows.tensor_split(self.count)[self.rank]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to train: averages gradients over the processes."""
+        """The module to train: averages gradients over the processes.
+
+        Args:
+            model: The same in every process.
+
+        Returns:
+            The model itself when there is one process.
+        """
         return model if self.accelerator is None else self.accelerator.prepare_model(model)
 
     def local(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Backward passes in here leave the averaging of gradients to a later one."""
+        """Backward passes in here leave the averaging of gradients to a later one.
+
+        Args:
+            module: What `wrap` gave.
+
+        Returns:
+            A context; it does nothing when there is one process.
+        """
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(module)
 
     def total(self, value: float) -> float:
-        """Sum over the processes."""
+        """Sum over the processes.
+
+        Args:
+            value: This process's.
+
+        Returns:
+            The sum, the same in every process.
+        """
         if self.accelerator is None:
             return value
-        own = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return float(self.accelerator.reduce(own, "sum").item())
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(tensor, "sum").item())
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gives here (anything that can be pickled), in their order."""
+        """What each process gives here, in their order.
+
+        Args:
+            value: This process's; anything that can be pickled.
+
+        Returns:
+            One value per process, the same in every process.
+        """
         if self.accelerator is None:
             return [value]
         from accelerate.utils import gather_object

@@ -6,23 +6,23 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from loopscope import __version__
+from loopscope._version import __version__
 
 VERSIONED = ("torch", "transformer-lens", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str | None]:
     """Versions of this package, of what computes for it, and of Python."""
-    found: dict[str, str | None] = {
+    installed: dict[str, str | None] = {
         "loopscope": __version__,
         "python": platform.python_version(),
     }
     for package in VERSIONED:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 @cache

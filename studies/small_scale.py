@@ -20,7 +20,8 @@ import torch
 from zoo_signs import signs_of
 
 from loopscope.text.corpus import load_corpus
-from loopscope.training import TrainingData, plan_training, train
+from loopscope.training import TrainingData, plan_training, train_model
+from loopscope.training.logs import LOG, read_log
 
 SEEDS = (0, 1, 2)
 LAYOUT = "1+1R3+1"
@@ -61,7 +62,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """All trainings, those that matter most first."""
+    """All trainings of the study, those that matter most first."""
     for seed in SEEDS:
         yield from (Run(variant=v, seed=seed) for v in VARIANTS)
     for seed in SEEDS:
@@ -73,7 +74,12 @@ def runs() -> Iterator[Run]:
 
 
 def train_all(out: Path, part: str) -> None:
-    """Train what is not trained yet."""
+    """Train what is not trained yet.
+
+    Args:
+        out: The folder RUNS.
+        part: `i/n`: every n-th training, from the i-th on.
+    """
     first, count = (int(number) for number in part.split("/"))
     text = TrainingData.from_corpus(load_corpus(), vocab=RECIPE["vocab"])
     for run in list(runs())[first - 1 :: count]:
@@ -82,7 +88,7 @@ def train_all(out: Path, part: str) -> None:
         )[run.variant]
         keep = 100 if run.variant in SERIES and run == Run(variant=run.variant, seed=0) else None
         command = f"python studies/small_scale.py train RUNS ({run.folder})"
-        model = train(
+        model = train_model(
             config, text, out / run.folder, half=True, keep_every=keep, tell=print,
             provenance={"command": command, "seed": run.seed},
         )  # fmt: skip
@@ -90,24 +96,45 @@ def train_all(out: Path, part: str) -> None:
 
 
 def results(out: Path) -> pd.DataFrame:
-    """Validation loss and parameters of every finished training."""
+    """Validation loss and parameters of every finished training.
+
+    Args:
+        out: The folder RUNS.
+
+    Returns:
+        One row per training: the fields of `Run`, and `loss` in nats per token.
+    """
     rows = []
     for run in runs():
         if not (out / run.folder / "config.json").exists():
             print(f"not trained: {run.folder}", file=sys.stderr)
             continue
-        log = pd.read_csv(out / run.folder / "log.csv")
+        log = read_log(out / run.folder / LOG, whole=True)
         rows.append({**vars(run), "loss": log["val_loss"].iloc[-1]})
     return pd.DataFrame(rows)
 
 
 def spread(values: pd.Series, digits: int = 3) -> str:
-    """Mean and range over the seeds."""
+    """Mean and range over the seeds.
+
+    Args:
+        values: One per seed.
+        digits: After the point.
+
+    Returns:
+        The three numbers as text.
+    """
     return f"{values.mean():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
 
 
 def loss_table(frame: pd.DataFrame, key: str, base: pd.Series) -> None:
-    """Loss, perplexity and the difference to base (loss by seed, the study's main layout)."""
+    """Print loss, perplexity and the difference to base.
+
+    Args:
+        frame: From `results`.
+        key: The column whose values are compared.
+        base: Loss of base by seed, in the study's main layout.
+    """
     print(f"| {key} | loss, nats | perplexity | loss − base {LAYOUT}, same seed | seeds |")
     print("|---|---|---|---|---|")
     order = frame.groupby(key)["loss"].mean().sort_values().index
@@ -118,45 +145,62 @@ def loss_table(frame: pd.DataFrame, key: str, base: pd.Series) -> None:
 
 
 def sign_values(out: Path, samples: int) -> pd.DataFrame:
-    """Signs of collapse, mean over samples, of each variant and seed, trained and untrained."""
+    """Signs of collapse, mean over samples, of each variant and seed, trained and untrained.
+
+    Args:
+        out: The folder RUNS.
+        samples: How many each is measured on.
+
+    Returns:
+        One row per variant (`@init`: untrained) and seed.
+    """
     rows = []
     for seed in SEEDS:
         for variant in VARIANTS:
             folder = out / Run(variant=variant, seed=seed).folder
             for twin in ("", "@init"):
-                found = signs_of(f"{folder}{twin}", samples, RECIPE["seq_len"], seed)
-                means = found[["loss", *SIGNS]].mean()
+                signs = signs_of(f"{folder}{twin}", samples, RECIPE["seq_len"], seed)
+                means = signs[["loss", *SIGNS]].mean()
                 rows.append({"variant": variant + twin, "seed": seed, **means})
     return pd.DataFrame(rows)
 
 
 def sign_table(frame: pd.DataFrame) -> None:
-    """Each sign, mean and range over the seeds."""
+    """Print each sign, mean and range over the seeds.
+
+    Args:
+        frame: From `sign_values`.
+    """
     print("| variant | " + " | ".join(SIGNS.values()) + " |")
     print("|---" * (len(SIGNS) + 1) + "|")
     for variant in [name + twin for name in VARIANTS for twin in ("", "@init")]:
-        own = frame[frame["variant"].eq(variant)]
-        cells = [spread(own[s], 1 if s.startswith("erank") else 3) for s in SIGNS]
+        rows = frame[frame["variant"].eq(variant)]
+        cells = [spread(rows[s], 1 if s.startswith("erank") else 3) for s in SIGNS]
         print(f"| {variant} | " + " | ".join(cells) + " |")
 
 
 def tables(out: Path, samples: int) -> None:
-    """Print everything as Markdown."""
-    found = results(out)
-    main = found[found["layout"].eq(LAYOUT) & found["slots"].isna()]
+    """Print everything as Markdown.
+
+    Args:
+        out: The folder RUNS.
+        samples: How many the signs are measured on.
+    """
+    losses = results(out)
+    main = losses[losses["layout"].eq(LAYOUT) & losses["slots"].isna()]
     base = main[main["variant"].eq("base")].set_index("seed")["loss"]
     print("### Variants\n")
     loss_table(main[main["variant"].isin(VARIANTS)], "variant", base)
     print("\n### Table 3, slots\n")
-    mesh = found[found["layout"].eq(LAYOUT) & found["variant"].eq("mesh")].copy()
+    mesh = losses[losses["layout"].eq(LAYOUT) & losses["variant"].eq("mesh")].copy()
     mesh["B"] = mesh["slots"].fillna(6).astype(int)
     loss_table(mesh, "B", base)
     print("\n### Table 4, combinations\n")
     loss_table(main[~main["variant"].eq("vanilla")], "variant", base)
     print("\n### Layouts\n")
-    some = found[found["variant"].isin(("base", "mesh")) & found["slots"].isna()].copy()
-    some["model"] = some["variant"] + " " + some["layout"]
-    loss_table(some, "model", base)
+    layouts = losses[losses["variant"].isin(("base", "mesh")) & losses["slots"].isna()].copy()
+    layouts["model"] = layouts["variant"] + " " + layouts["layout"]
+    loss_table(layouts, "model", base)
     print("\n### Signs\n")
     sign_table(sign_values(out, samples))
 
@@ -168,12 +212,12 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--samples", type=int, default=100)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)  # small models; several processes are faster
-    if given.what == "train":
-        train_all(given.runs, given.part)
+    if options.what == "train":
+        train_all(options.runs, options.part)
     else:
-        tables(given.runs, given.samples)
+        tables(options.runs, options.samples)
 
 
 if __name__ == "__main__":

@@ -32,31 +32,53 @@ COLUMNS = {
 
 
 def interval(values: pd.Series, digits: int) -> str:
-    """Mean and 95 % bootstrap interval."""
+    """Mean and 95 % bootstrap interval.
+
+    Args:
+        values: One per sample; NaN is left out.
+        digits: After the point.
+
+    Returns:
+        The three numbers as text; a dash where there is no value.
+    """
     sound = values.dropna().to_numpy()
     if not len(sound):
         return "–"
-    found = bootstrap((sound,), np.mean, random_state=0, batch=1000).confidence_interval
-    return f"{sound.mean():.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    ends = bootstrap((sound,), np.mean, random_state=0, batch=1000).confidence_interval
+    return f"{sound.mean():.{digits}f} [{ends.low:.{digits}f}, {ends.high:.{digits}f}]"
 
 
 def signs_of(target: str, samples: int, tokens: int, seed: int = 0) -> pd.DataFrame:
-    """Signs of collapse, one row per sample; `seed` is that of an untrained twin."""
+    """Measure the signs of collapse.
+
+    Args:
+        target: What `load` takes.
+        samples: How many held-out windows.
+        tokens: Tokens per window.
+        seed: Of an untrained twin.
+
+    Returns:
+        One row per sample.
+    """
     model = load(target, seed=seed)
     windows = load_samples(model, samples=samples, tokens=tokens)
     return per_sample(measure(model, windows, measures=MEASURES))
 
 
 def zoo(samples: int) -> None:
-    """The shipped checkpoints and their twins; paired differences of loss to base."""
+    """Print the shipped checkpoints and their twins; paired differences of loss to base.
+
+    Args:
+        samples: How many each is measured on.
+    """
     print("| model | " + " | ".join(title for title, _ in COLUMNS.values()) + " |")
     print("|---" * (len(COLUMNS) + 1) + "|")
     losses = {}
     for name in VARIANTS:
         for target in (name, f"{name}@init"):
-            found = signs_of(target, samples, 256)
-            losses[target] = found.set_index("sample")["loss"]
-            cells = [interval(found[sign], digits) for sign, (_, digits) in COLUMNS.items()]
+            signs = signs_of(target, samples, 256)
+            losses[target] = signs.set_index("sample")["loss"]
+            cells = [interval(signs[sign], digits) for sign, (_, digits) in COLUMNS.items()]
             print(f"| {target} | " + " | ".join(cells) + " |", flush=True)
     print("\nloss − base, same samples:")
     for name in VARIANTS:
@@ -65,7 +87,12 @@ def zoo(samples: int) -> None:
 
 
 def series(runs: list[Path], samples: int) -> None:
-    """The step checkpoints of some runs."""
+    """Print the step checkpoints of some runs.
+
+    Args:
+        runs: Their folders.
+        samples: How many each checkpoint is measured on.
+    """
     print("| model | step | " + " | ".join(title for title, _ in COLUMNS.values()) + " |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for run in runs:
@@ -81,11 +108,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--series", type=Path, nargs="+")
     parser.add_argument("--samples", type=int, default=500)
-    given = parser.parse_args()
-    if given.series:
-        series(given.series, min(given.samples, 100))
+    options = parser.parse_args()
+    if options.series:
+        series(options.series, min(options.samples, 100))
     else:
-        zoo(given.samples)
+        zoo(options.samples)
 
 
 if __name__ == "__main__":

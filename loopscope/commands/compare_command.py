@@ -1,32 +1,16 @@
 """`loopscope compare`: checkpoints side by side."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    BatchSize,
-    Center,
-    Data,
-    Device,
-    DeviceMap,
-    DropFirst,
-    Dtype,
-    LayoutOption,
-    Loops,
-    Models,
-    NormalizeRows,
-    Out,
-    Samples,
-    Seed,
-    SpecFile,
-    Tokens,
-    Trust,
-)
-from loopscope.commands.results import collect, end, fail, write_results
+from loopscope.commands.options import Models, Out, with_settings
+from loopscope.commands.printing import compare_shown
+from loopscope.commands.results import end, fail, write_results
 
 
+@with_settings()
 def compare(
     models: Models = None,
     out: Out = Path("out"),
@@ -34,14 +18,6 @@ def compare(
         bool,
         typer.Option("--twins/--no-twins", help="Measure the untrained twins too, as MODEL@init."),
     ] = True,
-    more_loops: Annotated[
-        int | None,
-        typer.Option(
-            "--more-loops",
-            help="Iterations to try beyond a model's own, where it allows more (default: twice as "
-            "many; 0: none).",
-        ),
-    ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(
@@ -49,21 +25,7 @@ def compare(
             help="Exit with 1 if a checkpoint has one of these verdicts: collapsed,unstable.",
         ),
     ] = None,
-    layout: LayoutOption = None,
-    loops: Loops = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
-    device_map: DeviceMap = None,
-    data: Data = None,
-    samples: Samples = 500,
-    tokens: Tokens = 256,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    center: Center = False,
-    drop_first: DropFirst = 0,
-    normalize_rows: NormalizeRows = False,
+    **settings: Any,
 ) -> None:
     """Put checkpoints side by side: figures, and one table of loss and signs of collapse.
 
@@ -77,23 +39,19 @@ def compare(
     if not models:
         fail("compare needs checkpoints: loopscope compare A B …; zoo names work too (base mesh).")
     bad = () if fail_on is None else parse_verdicts(fail_on)
-    found = collect(
+    comparison = compare_shown(
         models,
-        measures=("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss"),
-        out=out, write=write_results, twins=twins, more_loops=more_loops,
-        layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
-        device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
-        dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
-        normalize_rows=normalize_rows,
+        out=out, write=write_results, twins=twins,
+        **settings,
     )  # fmt: skip
     if not is_main():
         return
-    caught = found.with_verdict(bad) if bad else []
+    caught = comparison.with_verdict(bad) if bad else []
     if caught:
         print(f"--fail-on {','.join(bad)}: {'; '.join(caught)}")
-    if bad and found.failed:
-        names = ", ".join(target for target, _ in found.failed)
+    if bad and comparison.failed:
+        names = ", ".join(target for target, _ in comparison.failed)
         fail(f"--fail-on: not measured, so not judged: {names}; everything else is written.")
-    end(found)
+    end(comparison)
     if caught:
         raise typer.Exit(1)

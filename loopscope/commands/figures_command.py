@@ -1,30 +1,14 @@
 """`loopscope figures`: the paper's diagnostic figures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    BatchSize,
-    Center,
-    Data,
-    Device,
-    DeviceMap,
-    DropFirst,
-    Dtype,
-    LayoutOption,
-    Loops,
-    Models,
-    NormalizeRows,
-    Out,
-    Samples,
-    Seed,
-    SpecFile,
-    Tokens,
-    Trust,
-)
-from loopscope.commands.results import collect, draw, end, fail, save_tables
+from loopscope.analysis.tables.registry import DEFAULT
+from loopscope.commands.options import Models, Out, with_settings
+from loopscope.commands.printing import compare_shown
+from loopscope.commands.results import draw, end, fail, save_tables
 
 if TYPE_CHECKING:
     from loopscope.analysis.comparisons.result import Comparison
@@ -32,6 +16,7 @@ if TYPE_CHECKING:
 PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
 
 
+@with_settings(but=["more_loops"])
 def figures(
     models: Models = None,
     out: Out = Path("out"),
@@ -42,21 +27,7 @@ def figures(
     paper_extra: Annotated[
         bool, typer.Option("--paper-extra", help="Draw Figs. 6 and 8 alone, from training logs.")
     ] = False,
-    layout: LayoutOption = None,
-    loops: Loops = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
-    device_map: DeviceMap = None,
-    data: Data = None,
-    samples: Samples = 500,
-    tokens: Tokens = 256,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    center: Center = False,
-    drop_first: DropFirst = 0,
-    normalize_rows: NormalizeRows = False,
+    **settings: Any,
 ) -> None:
     """Draw the MeSH paper's diagnostic figures (1, 3, 4, 5) and router maps.
 
@@ -70,11 +41,11 @@ def figures(
         from loopscope.training.runs import read_runs
 
         unused = {
-            "--layout": layout, "--data": data, "--loops": loops, "--spec": spec,
+            **{f"--{name}": settings[name] for name in ("layout", "data", "loops", "spec")},
             "--paper-extra": from_tables and paper_extra,
-        }  # fmt: skip
-        if given := [name for name, value in unused.items() if value]:
-            fail(f"tables or training logs are read, no model runs; leave out {', '.join(given)}.")
+        }
+        if flags := [name for name, value in unused.items() if value not in (None, False)]:
+            fail(f"tables or training logs are read, no model runs; leave out {', '.join(flags)}.")
         if from_tables is None:
             tables, models = read_runs(models or ()), None
             print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
@@ -86,17 +57,14 @@ def figures(
             draw(tables, out, models or None)
         return
 
-    def write(found: "Comparison", out: Path) -> None:
-        save_tables(found.tables, out)
-        draw(found.tables, out, None)
+    def write(comparison: "Comparison", out: Path) -> None:
+        save_tables(comparison.tables, out)
+        draw(comparison.tables, out, None)
 
-    found = collect(
+    comparison = compare_shown(
         models or PAPER_PANELS,
-        measures=("update", "cka", "spectrum", "rank", "routing"),
+        measures=DEFAULT,
         out=out, write=write, twins=False, more_loops=0, series=False,
-        layout=layout, loops=loops, spec=spec, trust_remote_code=trust_remote_code,
-        device_map=device_map, data=data, samples=samples, tokens=tokens, device=device,
-        dtype=dtype, batch_size=batch_size, seed=seed, center=center, drop_first=drop_first,
-        normalize_rows=normalize_rows,
+        **settings,
     )  # fmt: skip
-    end(found)
+    end(comparison)

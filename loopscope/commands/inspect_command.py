@@ -8,20 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
-    LayoutOption,
-    Loops,
-    SpecFile,
-    Trust,
-    parse_loops,
-)
+from loopscope.commands.options import Json, with_settings
 from loopscope.commands.results import fail
 
 
+@with_settings(["layout", "loops", "spec", "trust_remote_code", "device", "device_map", "dtype"])
 def inspect(
     model: Annotated[str, typer.Argument(help="As MODEL of figures.")],
     hooks: Annotated[bool, typer.Option("--hooks", help="List every hook name.")] = False,
@@ -29,42 +20,30 @@ def inspect(
         Path | None,
         typer.Option("--write-spec", help="Write how a foreign model loops to a TOML file."),
     ] = None,
-    layout: LayoutOption = None,
-    loops: Loops = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Show layout, parameters, states and hook names of a model, and how a foreign one loops."""
     from loopscope.commands import printing
-    from loopscope.models.description import describe, hook_names
     from loopscope.models.opening.loading import load
 
     if write_spec is not None and write_spec.exists():
         fail(f"{write_spec} is there already; remove it, or give --write-spec another name.")
     with redirect_stdout(sys.stderr):  # what a model prints is no part of --json
-        loaded = load(
-            model, layout=layout, loops=parse_loops(loops), spec=spec, device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, device_map=device_map,
-        )  # fmt: skip
-    found: Any = getattr(loaded, "map", None)
+        loaded = load(model, **settings)
     if write_spec is not None:
         from loopscope.files import write_text
-        from loopscope.models.loops.spec import to_toml
 
-        if found is None:
+        if not loaded.structure():
             fail(f"{model} is a native model, whose loop is known; --write-spec is for others.")
-        write_text(to_toml(found), write_spec)
-    facts = describe(loaded)
+        write_text(loaded.specification(), write_spec)
+    facts = loaded.describe()
     if as_json:
-        names = list(loaded.hook_dict) if hooks else dict(hook_names(loaded))
-        told = {} if found is None else {"map": found.to_dict()}
-        print(json.dumps({**facts, **told, "hooks": names}, indent=2))
+        patterns = {name: str(n) for name, n in loaded.hook_patterns().items()}
+        names = list(loaded.hook_dict) if hooks else patterns
+        print(json.dumps({**facts, **loaded.structure(), "hooks": names}, indent=2))
         return
     printing.print_facts(facts)
-    (printing.print_hooks if found is None else printing.print_map)(loaded, every=hooks)
+    printing.print_structure(loaded, every=hooks)
     if write_spec is not None:
         print(f"\nwritten: {write_spec}; change what is wrong, then give it with --spec")

@@ -1,11 +1,15 @@
-"""Options that several commands share."""
+"""Options on the command line: what several commands share, and how declared ones become flags."""
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from loopscope.errors import InputError
+from loopscope.analysis.options import Options, Settings
 
 Models = Annotated[
     list[str] | None,
@@ -16,65 +20,62 @@ Models = Annotated[
         "them), and your own module:factory or file.py:factory.",
     ),
 ]
-Loops = Annotated[
-    str | None,
-    typer.Option("--loops", help="Iterations to run, where the model allows it: 8, or H=2,L=3."),
-]
-SpecFile = Annotated[
-    Path | None,
-    typer.Option("--spec", help="How a foreign model loops (TOML; see inspect --write-spec)."),
-]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that came with a checkpoint.")
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option("--device-map", help="Spread a Hugging Face model over devices, e.g. auto."),
-]
 Out = Annotated[Path, typer.Option("--out", help="Folder for figures, tables, provenance.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help=".txt, .jsonl or .parquet (column `text`), or integer .npy (samples × tokens). "
-        "Default: the shipped held-out samples.",
-    ),
-]
-Samples = Annotated[int, typer.Option("--samples", help="Windows of text to measure.")]
-Tokens = Annotated[int, typer.Option("--tokens", help="Tokens per window.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32 (default), float64, bfloat16, float16.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Windows per forward pass.")]
-Seed = Annotated[int, typer.Option("--seed", help="Chooses windows and @init weights.")]
-LayoutOption = Annotated[
-    str | None,
-    typer.Option("--layout", help="Groups the layers of a model without a loop, e.g. 4+8+8+4."),
-]
-Center = Annotated[
-    bool, typer.Option("--center", help="Centre the states before spectra and ranks.")
-]
-DropFirst = Annotated[
-    int, typer.Option("--drop-first", help="Leave out each window's first tokens (sinks).")
-]
-NormalizeRows = Annotated[
-    bool, typer.Option("--normalize-rows", help="Scale each token's state to norm 1 first.")
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def parse_loops(text: str | None) -> int | dict[str, int] | None:
-    """The value of --loops: a number, or numbers by loop name.
+def with_settings(
+    names: Sequence[str] | None = None, *, but: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags that `Settings` declares.
 
-    Raises:
-        InputError: for anything else.
+    Args:
+        names: Which of its fields, in the order of `--help`; all that have a flag when not given.
+        but: Fields to leave out.
+
+    Returns:
+        A decorator for a command with `**settings`, which gets the values that were typed.
     """
-    if text is None:
-        return None
-    if text.isdecimal():
-        return int(text)
-    named = dict(part.strip().partition("=")[::2] for part in text.split(","))
-    if all(name and value.isdecimal() for name, value in named.items()):
-        return {name: int(value) for name, value in named.items()}
-    raise InputError(f"--loops takes a number, or numbers by loop name (H=2,L=3), given {text!r}.")
+    inherited = {entry.name for entry in fields(Options)}
+    ordered = sorted(fields(Settings), key=lambda entry: entry.name in inherited)
+    declared: dict[str, Field[Any]] = {entry.name: entry for entry in ordered}
+    types = get_type_hints(Settings)
+    chosen = [
+        declared[name]
+        for name in names or declared
+        if declared[name].metadata["flag"] and name not in but
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(*args: Any, **values: Any) -> None:
+            for entry in chosen:
+                if (read := entry.metadata["read"]) is not None:
+                    values[entry.name] = read(values[entry.name])
+            command(*args, **values)
+
+        signature = inspect.signature(command)
+        parameters = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        flags = [_flag(entry, types[entry.name]) for entry in chosen]
+        annotations = {p.name: p.annotation for p in (*parameters, *flags)}
+        run.__annotations__ = {**annotations, "return": None}
+        run.__signature__ = inspect.Signature([*parameters, *flags])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _flag(entry: "Field[Any]", hint: Any) -> inspect.Parameter:
+    """One option as the parameter that Typer reads."""
+    told = entry.metadata
+    kind = hint if told["typed"] is None else told["typed"]
+    return inspect.Parameter(
+        entry.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=entry.default,
+        annotation=Annotated[kind, typer.Option(told["flag"], help=told["words"])],
+    )

@@ -5,14 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import (
-    Json,
-    SpecFile,
-    Trust,
-)
+from loopscope.commands.options import Json, with_settings
 from loopscope.commands.results import fail
 
 
+@with_settings(["spec", "trust_remote_code"])
 def params(
     model: Annotated[str | None, typer.Argument(help="A model; otherwise give a layout.")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="e.g. 4+8R2+4.")] = None,
@@ -24,20 +21,20 @@ def params(
         int | None, typer.Option("--vocab", help="Vocabulary (52352 when not given).")
     ] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Memory slots B.")] = None,
-    spec: SpecFile = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Count parameters: the paper's table, a model, or any layout and variant."""
     from loopscope.commands.printing import print_counts
     from loopscope.models.native.parameter_counts import layout_counts, model_counts, paper_counts
+    from loopscope.models.opening.loading import load
 
     shape: Any = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
     shaped = any(value is not None for value in shape.values())
     if model is not None:
         if layout is not None or shaped:
             fail("give a model, or --layout with its options, not both.")
-        rows = model_counts(model, spec=spec, trust_remote_code=trust_remote_code)
+        rows = model_counts(load(model, **settings))
     elif layout is not None:
         rows = layout_counts(layout, **shape)
     elif shaped:

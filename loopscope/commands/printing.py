@@ -1,10 +1,10 @@
 """What the commands show in a terminal: progress on stderr, tables on stdout."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SHOWN = 16
-"""Address patterns that are shown before the rest is counted."""
+if TYPE_CHECKING:
+    from loopscope.models.hooked import Branch, Hooked
 
 
 def progress_bar(*, shown: bool = True, period: float = 30.0) -> Any:
@@ -48,11 +48,11 @@ def compare_shown(models: list[str], *, write: Any, **options: Any) -> Any:
 
     with progress_bar(shown=is_main(), period=3600.0) as bar:
 
-        def finish(found: Any, out: Any) -> None:
+        def finish(comparison: Any, out: Any) -> None:
             bar.stop()
-            for note in found.notes:
+            for note in comparison.notes:
                 print(f"note: {note}")
-            write(found, out)
+            write(comparison, out)
 
         return compare(models, progress=_watch(bar), write=finish, **options)
 
@@ -81,7 +81,7 @@ def _watch(bar: Any) -> Any:
 
 
 def training_bars(bar: Any) -> Any:
-    """A callback for `run_training` that shows one bar per variant."""
+    """A callback for `train_variants` that shows one bar per variant."""
     tasks: dict[str, Any] = {}
 
     def told(variant: str, report: Any) -> None:
@@ -172,52 +172,31 @@ def print_facts(facts: dict[str, Any]) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def print_hooks(model: Any, *, every: bool) -> None:
-    """The hook names of a native model: each of them, or patterns with how many they stand for."""
-    from loopscope.models.description import hook_names
+def print_structure(model: "Hooked", *, every: bool) -> None:
+    """Print what was found out about a model's loop as a tree, and its hook names.
 
-    print(
-        "\nhook names" + ("" if every else " (v: virtual layer, t: iteration; --hooks lists all)")
-    )
-    for name in model.hook_dict if every else ():
-        print(f"  {name}")
-    for name, count in hook_names(model) if not every else ():
-        print(f"  {name:<36}{'× ' + count if count != '1' else ''}")
-    if model.aliases:
-        print("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
-
-
-def print_map(model: Any, *, every: bool) -> None:
-    """The map of a wrapped model as a tree, and its addresses."""
+    Args:
+        model: A native or wrapped model.
+        every: Whether each hook name is printed, or patterns.
+    """
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
-    from loopscope.models.wrapped.description import address_patterns, map_tree
-
-    def grow(tree: Tree, branches: Any) -> Tree:
+    def grow(tree: Tree, branches: "list[Branch]") -> Tree:
         for branch in branches:
             grow(tree.add(Text(branch.text)), branch.below)
         return tree
 
-    root = map_tree(model.module, model.map)
+    if (root := model.outline()) is not None:
+        print()
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
+        console.print(grow(Tree(Text(root.text)), root.below))
     print()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
-    console.print(grow(Tree(Text(root.text)), root.below))
-    names = list(model.hook_dict)
-    states = [n for n in model.aliases if not n.startswith("blocks.") and ".layer." not in n]
-    print(f"\n{len(names)} addresses" + ("" if every else "; t: iteration, --hooks lists all"))
-    for name in [*states, *names] if every else ():
-        print(f"  {name}")
-    patterns = [] if every else list(address_patterns(model.map, [*states, *names]).items())
-    for name, n in patterns[:SHOWN]:
-        print(f"  {name:<52}{f'× {n}' if n > 1 else ''}".rstrip())
-    if len(patterns) > SHOWN:
-        print(f"  … and {len(patterns) - SHOWN} more")
-    also = ["loop.{t}.layer.{l}.…"] if model.map.loops else []
-    print(f"  {' and '.join([*also, 'blocks.{v}.hook_resid_pre|post'])} are aliases")
+    for line in model.hook_listing(every=every):
+        print(line)
 
 
 def print_counts(rows: list[dict[str, Any]]) -> None:

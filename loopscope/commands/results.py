@@ -6,18 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from loopscope.commands.options import parse_loops
-
 if TYPE_CHECKING:
     from loopscope.analysis.comparisons.work import Comparison
     from loopscope.analysis.tables.frames import Tables
-
-
-def collect(models: list[str], **options: Any) -> "Comparison":
-    """Measure models with progress on the terminal; options as in `compare`, loops as typed."""
-    from loopscope.commands.printing import compare_shown
-
-    return compare_shown(models, **{**options, "loops": parse_loops(options["loops"])})
 
 
 def save_tables(tables: "Tables", out: Path) -> None:
@@ -28,25 +19,25 @@ def save_tables(tables: "Tables", out: Path) -> None:
     write_provenance(tables.provenance, out)
 
 
-def write_results(found: "Comparison", out: Path) -> None:
+def write_results(comparison: "Comparison", out: Path) -> None:
     """Everything that `compare` leaves in its output folder, and the verdicts in the terminal."""
     from loopscope.analysis.comparisons.result import save_comparison
     from loopscope.commands.printing import print_verdicts, report_shown
 
-    summary = save_comparison(found, out, command=shlex.join(["loopscope", *sys.argv[1:]]))
+    summary = save_comparison(comparison, out, command=shlex.join(["loopscope", *sys.argv[1:]]))
     assert summary is not None  # the command measures what the signs need
-    own = [name for name in found.tables.models if name not in found.added]
-    draw(found.tables, out, own, summary=summary)
-    report_shown(summary, found.tables, out / "report.html")
+    own = [name for name in comparison.tables.models if name not in comparison.added]
+    draw(comparison.tables, out, own, summary=summary)
+    report_shown(summary, comparison.tables, out / "report.html")
     print()
     print_verdicts(summary)
     print(f"\nreport: {out / 'report.html'}")
 
 
-def end(found: "Comparison") -> None:
+def end(comparison: "Comparison") -> None:
     """End a command that could not measure everything: one line on stderr, exit code 2."""
-    if found.incomplete:
-        names = ", ".join(target for target, _ in found.failed)
+    if comparison.incomplete:
+        names = ", ".join(target for target, _ in comparison.failed)
         fail(f"not measured: {names} (see the notes); everything else is written.")
 
 

@@ -6,10 +6,6 @@ from typing import Annotated
 
 import typer
 
-from loopscope.commands.options import (
-    Device,
-)
-
 
 def train(
     out: Annotated[Path, typer.Option("--out", help="Folder; one checkpoint per variant in it.")],
@@ -58,7 +54,7 @@ def train(
     save_seconds: Annotated[
         float, typer.Option("--save-seconds", help="Seconds between states to resume from.")
     ] = 60.0,
-    device: Device = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps …")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Store weights in float16.")] = False,
@@ -71,10 +67,10 @@ def train(
     """
     from loopscope.commands.printing import progress_bar, training_bars
     from loopscope.processes import is_main
-    from loopscope.training import run_training
+    from loopscope.training import train_variants
 
     with progress_bar(shown=is_main()) as bar:
-        written = run_training(
+        written = train_variants(
             out, variants=variants, layout=layout, data=data, tokens=tokens,
             d_model=d_model, n_heads=heads, vocab=vocab, slots=slots, seq_len=seq_len,
             batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, eval_every=eval_every,

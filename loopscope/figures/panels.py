@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import SCHEMAS, TABLES, Tables
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import SCHEMAS, TABLES
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Set
 
-from loopscope.analysis.tables.frames import SCHEMAS, Tables
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import SCHEMAS
 
 
 def steps_of(tables: Tables, model: str) -> list[int]:

@@ -74,7 +74,14 @@ class Corpus:
 
 
 def is_heldout(key: str) -> bool:
-    """Whether the document called `key` is held out: a pure function of the name."""
+    """Whether a document is held out: a pure function of its name.
+
+    Args:
+        key: What the document is called.
+
+    Returns:
+        True for the share `HELDOUT` of all names.
+    """
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < HELDOUT * 2**64
 
@@ -153,17 +160,21 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     path = Path(path)
     check_file(path, SUFFIXES)
     rows = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix]
-    found = False
+    empty = True
     for where, text in rows(path):
         if text.strip():
-            found = True
+            empty = False
             yield Document(where, text)
-    if not found:
+    if empty:
         raise InputError(f"{path} holds no text; give a file with some.")
 
 
 def check_file(path: Path, suffixes: Sequence[str]) -> None:
     """Refuse what is no readable file of an allowed kind.
+
+    Args:
+        path: The file.
+        suffixes: Those allowed, with their dots.
 
     Raises:
         InputError: The path is missing, a folder, empty or of another suffix.
@@ -220,8 +231,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> "Tokenizer"
 
 def _python_sources(root: Path) -> Iterator[Document]:
     seen: set[bytes] = set()
-    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    for name in sorted(found):
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    for name in sorted(paths):
         parts = name.split("/")
         if (
             any(part in _FOREIGN_DIRS for part in parts)
@@ -230,7 +241,7 @@ def _python_sources(root: Path) -> Iterator[Document]:
         ):
             continue
         try:
-            text = found[name].read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+            text = paths[name].read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         except (UnicodeDecodeError, OSError):
             continue
         digest = hashlib.sha256(text.encode()).digest()

@@ -71,7 +71,13 @@ def heldout_pieces(corpus: Corpus, tokenizer: "Tokenizer", *, count: int = 500) 
 
 
 def write_heldout(pieces: Sequence[Piece], path: Path, provenance: dict[str, object]) -> None:
-    """Write pieces as Parquet (columns text, file, start), the provenance in its metadata."""
+    """Write pieces as Parquet (columns text, file, start), the provenance in its metadata.
+
+    Args:
+        pieces: One row each.
+        path: The file; its folder is made.
+        provenance: Plain JSON values.
+    """
     table = pa.Table.from_pylist(
         [piece._asdict() for piece in pieces],
         pa.schema([("text", pa.string()), ("file", pa.string()), ("start", pa.int32())]),
@@ -89,16 +95,20 @@ def _cut(document: Document) -> Iterator[Piece]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the samples of the running Python's standard library."""
+    """Write the samples of the running Python's standard library.
+
+    Args:
+        argv: Words of the command line; the process's own when not given.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocab", type=int, default=2048)
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     corpus = stdlib_corpus()
-    tokenizer = train_tokenizer((document.text for document in corpus.train), given.vocab)
+    tokenizer = train_tokenizer((document.text for document in corpus.train), options.vocab)
     pieces = heldout_pieces(corpus, tokenizer)
-    write_heldout(pieces, given.out, {**corpus.provenance, "licence": "PSF-2.0"})
-    print(f"{given.out}: {len(pieces)} pieces")
+    write_heldout(pieces, options.out, {**corpus.provenance, "licence": "PSF-2.0"})
+    print(f"{options.out}: {len(pieces)} pieces")
 
 
 if __name__ == "__main__":

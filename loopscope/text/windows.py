@@ -46,8 +46,8 @@ class Samples:
     def provenance(self) -> dict[str, Any]:
         """What to record beside every table measured on these samples."""
         samples, pos = self.tokens.shape
-        told = {"source": self.source, "sha256": self.sha256, "samples": samples, "tokens": pos}
-        return {**told, **self.options}
+        facts = {"source": self.source, "sha256": self.sha256, "samples": samples, "tokens": pos}
+        return {**facts, **self.options}
 
     def _repr_html_(self) -> str:
         samples, pos = self.tokens.shape
@@ -127,19 +127,19 @@ def _windows(
         _piece_windows(pieces[i], tokenizer, tokens, random)
         for i in random.permutation(len(pieces))
     ]
-    found: list[np.ndarray] = []
-    while turns and len(found) < samples:
+    windows: list[np.ndarray] = []
+    while turns and len(windows) < samples:
         left = []
         for turn in turns:
             window = next(turn, None)
             if window is None:
                 continue
             left.append(turn)
-            found.append(window)
-            if len(found) == samples:
+            windows.append(window)
+            if len(windows) == samples:
                 break
         turns = left
-    return np.stack(found) if found else np.zeros((0, tokens), np.int32)
+    return np.stack(windows) if windows else np.zeros((0, tokens), np.int32)
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
     from loopscope.training.recipe import TrainConfig, plan_training, variant_config
-    from loopscope.training.trainer import StepReport, evaluate, train
-    from loopscope.training.variants import run_training
+    from loopscope.training.trainer import StepReport, evaluate, train_model
+    from loopscope.training.variants import train_variants
 
 _HOMES = {
     "LoopCallback": "callback",
@@ -20,8 +20,8 @@ _HOMES = {
     "TrainingData": "batches",
     "evaluate": "trainer",
     "plan_training": "recipe",
-    "run_training": "variants",
-    "train": "trainer",
+    "train_model": "trainer",
+    "train_variants": "variants",
     "variant_config": "recipe",
 }
 
@@ -33,8 +33,8 @@ __all__ = [
     "TrainingData",
     "evaluate",
     "plan_training",
-    "run_training",
-    "train",
+    "train_model",
+    "train_variants",
     "variant_config",
 ]
 

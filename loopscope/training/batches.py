@@ -67,11 +67,18 @@ class TrainingData:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What the text was, and a hash of what made ids of it."""
-        made = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
-        return {**self.provenance, "tokenizer_sha256": made}
+        digest = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return {**self.provenance, "tokenizer_sha256": digest}
 
     def windows(self, seq_len: int) -> int:
-        """Number of training windows: T inputs each and, shifted by one, T targets."""
+        """Count the training windows: T inputs each and, shifted by one, T targets.
+
+        Args:
+            seq_len: T.
+
+        Returns:
+            Their number; windows do not overlap but for the shift.
+        """
         return _count(self.train, seq_len)
 
     def batch(
@@ -96,12 +103,23 @@ class TrainingData:
         return _cut(self.train, picks, seq_len)
 
     def validation(self, windows: int, seq_len: int) -> Int64[Tensor, "batch pos"]:
-        """Up to `windows` held-out windows of T + 1 ids, spread evenly over the stream."""
+        """Held-out windows, spread evenly over the stream.
+
+        Args:
+            windows: How many, at the most.
+            seq_len: T.
+
+        Returns:
+            Ids, T + 1 per window.
+        """
         count = _count(self.heldout, seq_len)
         return _cut(self.heldout, np.linspace(0, count - 1, min(windows, count)).round(), seq_len)
 
     def check(self, seq_len: int) -> None:
         """Refuse a corpus that is shorter than one window.
+
+        Args:
+            seq_len: T.
 
         Raises:
             InputError: Either split holds fewer than `seq_len` + 1 tokens.

@@ -25,33 +25,67 @@ class LoopCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, monitor: Monitor) -> None:
+        """Tie a monitor to a trainer; add the callback to it afterwards.
+
+        Args:
+            trainer: Its log gets the signs.
+            monitor: What measures.
+        """
         self.trainer, self.monitor = trainer, monitor
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget rows of steps that a resumed training takes again, or of another training."""
+        """Forget rows of steps that a resumed training takes again, or of another training.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Where the training stands.
+            control: What the Trainer is about to do.
+            **kwargs: What else it passes on; not used.
+        """
         if state.is_world_process_zero:
             self.monitor.resume(state.global_step or -1)
 
     def on_step_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the untrained model; all loggers are ready by now."""
+        """Measure the untrained model; all loggers are ready by now.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Where the training stands.
+            control: What the Trainer is about to do.
+            **kwargs: What else it passes on; not used.
+        """
         if state.global_step == 0:
             self._measure(state, control)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure when it is due, and after the last step."""
+        """Measure when it is due, and after the last step.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Where the training stands.
+            control: What the Trainer is about to do.
+            **kwargs: What else it passes on; not used.
+        """
         if self.monitor.due(state.global_step) or state.global_step >= state.max_steps:
             self._measure(state, control)
 
     def on_epoch_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure once more where the training stops before its last step."""
+        """Measure once more where the training stops before its last step.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Where the training stands.
+            control: What the Trainer is about to do.
+            **kwargs: What else it passes on; not used.
+        """
         if control.should_training_stop:
             self._measure(state, control)
 

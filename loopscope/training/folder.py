@@ -31,15 +31,22 @@ class RunFolder:
     Attributes:
         path: The folder.
         states: Folder of the states to resume from.
-        told: Recipe and text, as recorded and compared.
+        record: Recipe and text, as written and compared.
     """
 
     def __init__(self, path: Path, config: TrainConfig, data: dict[str, Any]) -> None:
         self.path, self.states = path, path / STATES
-        self.told = {"training": config.to_dict(), "data": data}
+        self.record = {"training": config.to_dict(), "data": data}
 
     def step_folder(self, step: int) -> Path:
-        """Where the step checkpoint of a step is."""
+        """Where the step checkpoint of a step is.
+
+        Args:
+            step: Updates done.
+
+        Returns:
+            The folder, whether it exists or not.
+        """
         return self.path / f"step-{step:06d}"
 
     @property
@@ -55,14 +62,14 @@ class RunFolder:
         """
         if not self.path.exists() or self._is_new():
             return
-        record = self.path / ("provenance.json" if self.finished else RECIPE)
-        before = checkpoint.read_json(record) if record.exists() else {}
+        file = self.path / ("provenance.json" if self.finished else RECIPE)
+        before = checkpoint.read_json(file) if file.exists() else {}
         if not isinstance(before.get("training"), dict):
             raise InputError(
                 f"{self.path} exists already and is no training of loopscope; choose another "
                 "folder or remove it."
             )
-        differ = _differences(before, self.told)
+        differ = _differences(before, self.record)
         if differ and (self.finished or self._has_weights()):
             raise InputError(
                 f"{self.path} holds a training with other settings ({'; '.join(differ)}); give "
@@ -84,6 +91,12 @@ class RunFolder:
     def claimed(self, tell: Callable[[str], Any]) -> Iterator[None]:
         """Hold the folder, checked and rid of what a killed process left half-written.
 
+        Args:
+            tell: Given a sentence for each damaged state that is set aside.
+
+        Returns:
+            A context that holds the folder.
+
         Raises:
             InputError: as `check`, or if another process trains in it, or it cannot be made.
         """
@@ -98,19 +111,11 @@ class RunFolder:
             ) from None
         try:
             self.check()
-            for pattern in (".*.tmp", ".checkpoint.*", ".step-*"):
-                for part in self.path.glob(pattern):
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+            self._drop_parts()
             if self.finished:
                 self._clean()
             else:
-                record = self.path / RECIPE
-                if record.exists() and _differences(checkpoint.read_json(record), self.told):
-                    # of other settings
-                    shutil.rmtree(self.step_folder(0), ignore_errors=True)
-                    (self.path / MONITOR).unlink(missing_ok=True)
-                drop_damaged(self.states, tell)
-                write_text(json.dumps(self.told, indent=2) + "\n", self.path / RECIPE)
+                self._begin(tell)
             yield
         finally:
             if self.finished:
@@ -118,9 +123,28 @@ class RunFolder:
             lock.release()
 
     def finish(self, model: LoopModel, *, half: bool) -> None:
-        """Make the folder a checkpoint and remove what only resuming needed."""
+        """Make the folder a checkpoint and remove what only resuming needed.
+
+        Args:
+            model: The trained model, with its provenance.
+            half: Store the weights in float16.
+        """
         checkpoint.save_into(model, self.path, provenance=model.provenance, half=half)
         self._clean()
+
+    def _drop_parts(self) -> None:
+        for pattern in (".*.tmp", ".checkpoint.*", ".step-*"):
+            for part in self.path.glob(pattern):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+    def _begin(self, tell: Callable[[str], Any]) -> None:
+        """Record the recipe; what is left of other settings goes, and so do damaged states."""
+        file = self.path / RECIPE
+        if file.exists() and _differences(checkpoint.read_json(file), self.record):
+            shutil.rmtree(self.step_folder(0), ignore_errors=True)
+            (self.path / MONITOR).unlink(missing_ok=True)
+        drop_damaged(self.states, tell)
+        write_text(json.dumps(self.record, indent=2) + "\n", file)
 
     def _clean(self) -> None:
         shutil.rmtree(self.states, ignore_errors=True)
@@ -131,17 +155,17 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that differ, in words; the device may, and what an older version did not record."""
     usual = {field.name: field.default for field in fields(TrainConfig)}
     old, new = _flat(before["training"]), _flat(now["training"])
-    found = []
+    differences = []
     for name in sorted({*old, *new} - {"device"}):
-        there, given = old.get(name, usual.get(name)), new.get(name)
-        if there != given:
-            found.append(f"{name.removeprefix('model.')} {there} there, {given} given")
-    texts = [told.get("data", {}) for told in (before, now)]
+        recorded, asked = old.get(name, usual.get(name)), new.get(name)
+        if recorded != asked:
+            differences.append(f"{name.removeprefix('model.')} {recorded} there, {asked} given")
+    texts = [record.get("data", {}) for record in (before, now)]
     if texts[0].get("sha256") != texts[1].get("sha256"):
-        found.append("another text")
+        differences.append("another text")
     if len({text.get("tokenizer_sha256", "") for text in texts} - {""}) > 1:
-        found.append("another tokenizer")
-    return found
+        differences.append("another tokenizer")
+    return differences
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

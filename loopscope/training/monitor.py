@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from loopscope.analysis.collapse import NEEDED, SIGNS, per_sample
 from loopscope.analysis.measuring.streaming import Measuring
 from loopscope.analysis.measuring.token_windows import checked_tokens
+from loopscope.analysis.options import Options, made
 from loopscope.errors import InputError
+from loopscope.models.hooked import Hooked
 from loopscope.models.loops.tracing import devices_of
-from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.wrapped.run_context import buffers_kept
-from loopscope.models.wrapped.wrapped_model import WrappedModel
 from loopscope.models.wrapped.wrapping import wrap
 from loopscope.training.logs import Log, read_numbers
 
@@ -84,7 +84,10 @@ class Monitor:
         self.probe = None if self._text else checked_tokens(probe, d_vocab=None)
         self.every, self.measures = every, tuple(measures)
         self.out = None if out is None else Path(out).expanduser()
-        self.spec, self.options = spec, options
+        self.spec = spec
+        self.batching = {key: options.pop(key) for key in ("batch_size", "name") if key in options}
+        how = {**options, "measures": self.measures}
+        self.options: Options = made(Options, how, "Monitor", ("batch_size", "name"))
         self.rows: list[dict[str, Any]] = []
         if self.out is not None:
             self.rows = read_numbers(self.out, LAST)
@@ -94,7 +97,14 @@ class Monitor:
         self._measuring: Measuring | None = None
 
     def due(self, step: int) -> bool:
-        """Whether a step is one to measure: 0, `every`, twice that …"""
+        """Whether a step is to be measured: 0, `every`, twice that …
+
+        Args:
+            step: Steps done.
+
+        Returns:
+            True where it is.
+        """
         return step % self.every == 0
 
     def resume(self, step: int) -> None:
@@ -129,12 +139,12 @@ class Monitor:
         module = plain_module(model)
         _wait(module)
         began = time.perf_counter()
-        with _undisturbed(module.module if isinstance(module, WrappedModel) else module):
+        with _undisturbed(module):
             measuring = self._for(module)
             tables = measuring.part(0, len(measuring))
         values = _means(tables)
         row = {"step": int(step), **values}
-        self._keep([before for before in self.rows if before["step"] < step], tuple(row))
+        self._keep([earlier for earlier in self.rows if earlier["step"] < step], tuple(row))
         self.rows.append(row)
         if self._log is not None:
             self._log.add(_blank(row, self._log.columns))
@@ -153,8 +163,8 @@ class Monitor:
         """What was measured, on what; empty before the first measurement."""
         if self._measuring is None:
             return {}
-        told = self._measuring.provenance
-        return {"every": self.every, **{k: told[k] for k in ("samples", "options", "notes")}}
+        provenance = self._measuring.provenance
+        return {"every": self.every, **{k: provenance[k] for k in ("samples", "options", "notes")}}
 
     def _keep(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
         """Go on after these rows, in the file too.
@@ -163,8 +173,8 @@ class Monitor:
             rows: Some of those there are.
             columns: Of the row that comes next; another loopscope may have written others.
         """
-        told = self._log.columns if self._log else tuple(rows[0]) if rows else ()
-        names = (*dict.fromkeys([*told[:-1], *columns[:-1]]), LAST)
+        before = self._log.columns if self._log else tuple(rows[0]) if rows else ()
+        names = (*dict.fromkeys([*before[:-1], *columns[:-1]]), LAST)
         new = self._log is None or self._log.columns != names
         if self.out is not None and (new or len(rows) < len(self.rows)):
             self._log = Log(self.out, [_blank(row, names) for row in rows], names)
@@ -173,12 +183,10 @@ class Monitor:
     def _for(self, module: nn.Module) -> Measuring:
         """The measuring of this module, made when it first comes."""
         if self._measuring is None or self._module is not module:
-            model: Any = module
-            if not isinstance(module, LoopModel | WrappedModel):
-                example = None if self.probe is None else self.probe[:EXAMPLES]
-                model = wrap(module, example, spec=self.spec)
+            example = None if self.probe is None else self.probe[:EXAMPLES]
+            model: Hooked = wrap(module, example, spec=self.spec)
             tokens = self.probe if self._text is None else model.to_tokens(self._text)
-            self._measuring = Measuring(model, tokens, self.measures, **self.options)
+            self._measuring = Measuring(model, tokens, self.options, **self.batching)
             self._module = module
         return self._measuring
 
@@ -211,10 +219,10 @@ def _is_part(parameter: Tensor) -> bool:
 
 def _means(tables: "Tables") -> dict[str, float]:
     """Each sign's mean over the samples, without NaN; and how many values that leaves out."""
-    found = per_sample(tables)
+    signs = per_sample(tables)
     values: dict[str, float] = {}
     n_flagged = 0
-    for number, (loop, rows) in enumerate(found.groupby("loop", sort=False, observed=True)):
+    for number, (loop, rows) in enumerate(signs.groupby("loop", sort=False, observed=True)):
         for sign in SIGNS:
             sound = rows[sign.name].dropna()
             values[f"{loop}/{sign.name}" if number else sign.name] = float(sound.mean())
@@ -268,13 +276,13 @@ def _autocast_inside(module: nn.Module) -> Iterator[None]:
     """A context in which autocast, where it is on, is on in the model's own code alone."""
     kinds = {"cpu", *(p.device.type for p in module.parameters())} - {"meta"}
     on = {kind: torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)}
-    entries = ("forward", "read_out", "unembed") if isinstance(module, LoopModel) else ("forward",)
+    entries = module.code_entries() if isinstance(module, Hooked) else [(module, "forward")]
     with ExitStack() as during:
         for kind, dtype in on.items():
-            for name in entries:
-                during.callback(_restore, module, name, dict(vars(module)))
-                run = torch.autocast(kind, dtype)(getattr(module, name))
-                vars(module)[name] = run
+            for part, name in entries:
+                during.callback(_restore, part, name, dict(vars(part)))
+                run = torch.autocast(kind, dtype)(getattr(part, name))
+                vars(part)[name] = run
             during.enter_context(torch.autocast(kind, enabled=False))
         yield
 

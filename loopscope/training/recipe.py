@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from loopscope.devices import check_seed, parse_device
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native.configuration import LoopConfig, parse_variant
 from loopscope.models.native.layout import Layout
-from loopscope.models.opening.loading import check_seed, parse_device
 
 DTYPES = ("float32", "bfloat16")
 
@@ -90,7 +90,14 @@ class TrainConfig:
         return self.steps * self.batch_size * self.seq_len
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of `step` (0 … steps − 1): linear warm-up, cosine down to the floor."""
+        """Learning rate of a step: linear warm-up, cosine down to the floor (MeSH, Appendix B).
+
+        Args:
+            step: Number of the step, 0 … steps − 1.
+
+        Returns:
+            The rate, at most `lr`.
+        """
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.lr * (step + 1) / warm
@@ -110,6 +117,9 @@ def variant_config(variant: str, layout: str | Layout, **widths: Any) -> LoopCon
         variant: A variant name.
         layout: The layout of the looped variants.
         **widths: Further fields of `LoopConfig`.
+
+    Returns:
+        The configuration; that of `vanilla` has the layout unrolled.
     """
     parsed, name = Layout.parse(layout), parse_variant(variant)
     return LoopConfig(
@@ -158,6 +168,9 @@ def plan_training(
         compile: Use `torch.compile`.
         **settings: Further fields of `TrainConfig`: `warmup`, `weight_decay`, `grad_clip` …
 
+    Returns:
+        Variant → recipe, in the order given.
+
     Raises:
         InputError: for settings that cannot be, or a variant given twice.
     """
@@ -167,17 +180,7 @@ def plan_training(
             f"{batch_size}, {seq_len}."
         )
     check_seed(seed)
-    if isinstance(variants, str):
-        variants = variants.split(",")
-    names = [parse_variant(variant) for variant in variants]
-    if not names:
-        raise InputError("no variant was given; name at least one, such as base,mesh.")
-    if unknown := sorted(set(settings) - set(TrainConfig.__dataclass_fields__)):
-        raise unknown_name("setting", unknown[0], TrainConfig.__dataclass_fields__)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{','.join(variants)} names {', '.join(twice)} twice; name each once.")
-    if slots is not None and "mesh" not in names:
-        raise InputError(f"slots={slots} is for mesh only, given {', '.join(names)}.")
+    names = _variant_names(variants, slots, settings)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = str(parse_device(device))
@@ -207,3 +210,21 @@ def plan_training(
         )
         for name in names
     }
+
+
+def _variant_names(
+    variants: Sequence[str] | str, slots: int | None, settings: dict[str, Any]
+) -> list[str]:
+    """The variants' full names; refuses settings that do not exist or go with none of them."""
+    if isinstance(variants, str):
+        variants = variants.split(",")
+    names = [parse_variant(variant) for variant in variants]
+    if not names:
+        raise InputError("no variant was given; name at least one, such as base,mesh.")
+    if unknown := sorted(set(settings) - set(TrainConfig.__dataclass_fields__)):
+        raise unknown_name("setting", unknown[0], TrainConfig.__dataclass_fields__)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{','.join(variants)} names {', '.join(twice)} twice; name each once.")
+    if slots is not None and "mesh" not in names:
+        raise InputError(f"slots={slots} is for mesh only, given {', '.join(names)}.")
+    return names

@@ -45,7 +45,12 @@ class State:
     random: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, moments and random states back."""
+        """Put weights, moments and random states back.
+
+        Args:
+            model: Gets the weights.
+            optimizer: Gets the moments; of the same parameters.
+        """
         model.load_state_dict(self.model)
         optimizer.load_state_dict(self.optimizer)
         torch.set_rng_state(self.random["cpu"])
@@ -60,6 +65,9 @@ def save_state(state: State, folder: Path, *, cuda: bool = False) -> Path:
         state: What to write; its random states are taken here.
         folder: Where to.
         cuda: Take the random states of the GPUs too.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: The disk is full or the folder cannot be written to; older states stay.
@@ -123,7 +131,13 @@ def _damage(path: Path) -> str | None:
 
 
 def load_state(folder: Path) -> State | None:
-    """The newest state, in the CPU's memory, or None when there is none.
+    """Read the newest state into the CPU's memory.
+
+    Args:
+        folder: Where the states are.
+
+    Returns:
+        The state, or None when there is none.
 
     Raises:
         InputError: It cannot be read, or another version of loopscope wrote it.
@@ -147,8 +161,8 @@ def load_state(folder: Path) -> State | None:
 
 def _files(folder: Path) -> list[Path]:
     """States, the newest first."""
-    found = [p for p in folder.glob("state-*.pt") if p.stem.removeprefix("state-").isdigit()]
-    return sorted(found, key=lambda p: int(p.stem.removeprefix("state-")), reverse=True)
+    files = [p for p in folder.glob("state-*.pt") if p.stem.removeprefix("state-").isdigit()]
+    return sorted(files, key=lambda p: int(p.stem.removeprefix("state-")), reverse=True)
 
 
 def _reason(error: BaseException) -> str:

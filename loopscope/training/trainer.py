@@ -39,8 +39,13 @@ class StepReport:
     """What the trainer tells after each step (losses in nats per token).
 
     Attributes:
+        step: Updates done.
+        steps: Updates planned.
+        tokens: Tokens trained on so far.
         loss: Mean training loss since the log's last row.
         val_loss: Validation loss, where this step has one.
+        lr: Learning rate of this step.
+        tokens_per_s: Tokens per second since the log's last row.
     """
 
     step: int
@@ -52,7 +57,7 @@ class StepReport:
     tokens_per_s: float
 
 
-def train(
+def train_model(
     config: TrainConfig,
     data: TrainingData,
     out: str | Path,
@@ -92,16 +97,7 @@ def train(
             do not fit the configuration, the disk is full, or the loss or the gradient became NaN
             or infinite (the message names the step; the last sound weights are kept).
     """
-    if keep_every is not None and keep_every < 1:
-        raise InputError(f"keep_every must be at least 1, given {keep_every}.")
-    if monitor_every < 0:
-        raise InputError(f"monitor_every must be 0 (never) or more, given {monitor_every}.")
-    data.check(config.seq_len)
-    if data.tokenizer.get_vocab_size() > config.model.d_vocab:
-        raise InputError(
-            f"the tokenizer has {data.tokenizer.get_vocab_size()} ids but the model's d_vocab is "
-            f"{config.model.d_vocab}; make d_vocab as large."
-        )
+    _check(config, data, keep_every, monitor_every)
     processes = Processes.join(config.device)
     processes.check(config.batch_size, config.accumulate)
     run = RunFolder(Path(out).expanduser(), config, data.fingerprint)
@@ -126,6 +122,22 @@ def train(
             run.finish(model, half=half)
         processes.wait()
     return model
+
+
+def _check(
+    config: TrainConfig, data: TrainingData, keep_every: int | None, monitor_every: int
+) -> None:
+    """Refuse what cannot be trained, before anything is written."""
+    if keep_every is not None and keep_every < 1:
+        raise InputError(f"keep_every must be at least 1, given {keep_every}.")
+    if monitor_every < 0:
+        raise InputError(f"monitor_every must be 0 (never) or more, given {monitor_every}.")
+    data.check(config.seq_len)
+    if data.tokenizer.get_vocab_size() > config.model.d_vocab:
+        raise InputError(
+            f"the tokenizer has {data.tokenizer.get_vocab_size()} ids but the model's d_vocab is "
+            f"{config.model.d_vocab}; make d_vocab as large."
+        )
 
 
 class _Trainer:
@@ -182,7 +194,7 @@ class _Trainer:
     def steps(self) -> Iterator[StepReport]:
         """Train to the end, a step at a time."""
         config = self.config
-        held = self.data.validation(config.eval_windows, config.seq_len)
+        heldout = self.data.validation(config.eval_windows, config.seq_len)
         began, saved = self.step, time.monotonic()
         if self.step == 0:
             self._keep()
@@ -195,34 +207,10 @@ class _Trainer:
             if self.step > began and time.monotonic() - saved >= self.save_seconds:
                 self._save()
                 saved = time.monotonic()
-            start = time.perf_counter()
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.seconds += time.perf_counter() - start
-            self.step += 1
+            self._update(lr)
             self.losses.append(loss)
-            last = self.step == config.steps
-            val_loss = None
-            if last or self.step % config.eval_every == 0:
-                val_loss = self._evaluate(held)
-                if not math.isfinite(val_loss):
-                    self._stop(f"validation loss became {val_loss}", self.step)
-            report = StepReport(
-                step=self.step,
-                steps=config.steps,
-                tokens=self.step * self._tokens_per_step,
-                loss=sum(self.losses) / len(self.losses),
-                val_loss=val_loss,
-                lr=lr,
-                tokens_per_s=(
-                    len(self.losses) * self._tokens_per_step / (self.seconds - self.since)
-                ),
-            )
-            if last or val_loss is not None or self.step % config.log_every == 0:
-                if self.log is not None:
-                    self.log.add({**asdict(report), "train_loss": report.loss})
-                self.losses, self.since = [], self.seconds
+            report = self._report(lr, self._validation_loss(heldout))
+            self._add_row(report)
             self._keep()
             self._measure()
             yield report
@@ -255,6 +243,47 @@ class _Trainer:
         loss.backward()
         return loss.item()
 
+    def _update(self, lr: float) -> None:
+        """Take the optimiser's step."""
+        start = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.seconds += time.perf_counter() - start
+        self.step += 1
+
+    def _validation_loss(self, heldout: Int64[Tensor, "batch pos"]) -> float | None:
+        """The validation loss, nats per token, where this step has one."""
+        if self.step != self.config.steps and self.step % self.config.eval_every:
+            return None
+        share = self.processes.share(heldout)
+        size = max(1, self.config.batch_size // (self.processes.count * self.config.accumulate))
+        part = _summed(self.model, share, size, self.config.dtype) if len(share) else 0.0
+        loss = self.processes.total(part) / (heldout.shape[0] * (heldout.shape[1] - 1))
+        if not math.isfinite(loss):
+            self._stop(f"validation loss became {loss}", self.step)
+        return loss
+
+    def _report(self, lr: float, val_loss: float | None) -> StepReport:
+        count = len(self.losses)
+        return StepReport(
+            step=self.step,
+            steps=self.config.steps,
+            tokens=self.step * self._tokens_per_step,
+            loss=sum(self.losses) / count,
+            val_loss=val_loss,
+            lr=lr,
+            tokens_per_s=count * self._tokens_per_step / (self.seconds - self.since),
+        )
+
+    def _add_row(self, report: StepReport) -> None:
+        """Log the step where that is due; the next row's means begin after it."""
+        last = self.step == self.config.steps
+        if last or report.val_loss is not None or self.step % self.config.log_every == 0:
+            if self.log is not None:
+                self.log.add({**asdict(report), "train_loss": report.loss})
+            self.losses, self.since = [], self.seconds
+
     def _stop(self, what: str, step: int) -> NoReturn:
         """End a training that has gone wrong, with the last sound weights on disk."""
         kept = "no state had been saved before"
@@ -269,12 +298,6 @@ class _Trainer:
             f"the {what} at step {step}; {kept}. Lower the learning rate (given {self.config.lr}) "
             "or check the text, and train into another folder."
         )
-
-    def _evaluate(self, held: Int64[Tensor, "batch pos"]) -> float:
-        share = self.processes.share(held)
-        size = max(1, self.config.batch_size // (self.processes.count * self.config.accumulate))
-        found = _summed(self.model, share, size, self.config.dtype) if len(share) else 0.0
-        return self.processes.total(found) / (held.shape[0] * (held.shape[1] - 1))
 
     def _save(self) -> None:
         if self.processes.main and self.log is not None:
@@ -297,9 +320,10 @@ class _Trainer:
             self._write_step()
 
     def _write_step(self) -> None:
-        told = {**self.run.told, "step": self.step, "tokens": self.step * self._tokens_per_step}
+        tokens = self.step * self._tokens_per_step
+        provenance = {**self.run.record, "step": self.step, "tokens": tokens}
         folder = self.run.step_folder(self.step)
-        checkpoint.save(self.model, folder, provenance=told, half=self.half, overwrite=True)
+        checkpoint.save(self.model, folder, provenance=provenance, half=self.half, overwrite=True)
 
     def _measure(self) -> None:
         monitor = self.monitor
@@ -319,7 +343,7 @@ class _Trainer:
         rows = self.log.rows if self.log is not None else []
         return {
             **more,
-            **self.run.told,
+            **self.run.record,
             "tokens": config.tokens,
             "epochs": config.steps * config.batch_size / self.data.windows(config.seq_len),
             "val_loss": rows[-1]["val_loss"] if rows else None,
@@ -351,8 +375,8 @@ def evaluate(
     Returns:
         Nats per token.
     """
-    found = _summed(model, windows, batch_size, dtype)
-    return found / (windows.shape[0] * (windows.shape[1] - 1))
+    total = _summed(model, windows, batch_size, dtype)
+    return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
 @torch.no_grad()
@@ -370,12 +394,15 @@ def _summed(
 def token_losses(
     model: nn.Module, windows: Int64[Tensor, "batch pos"], dtype: str
 ) -> Float[Tensor, " target"]:
-    """Cross-entropy of each predicted token, (batch · (pos − 1)), nats.
+    """Cross-entropy of each predicted token.
 
     Args:
         model: Tokens to logits.
         windows: Ids on the model's device; the last of each window is a target only.
         dtype: `float32`, or `bfloat16` autocast.
+
+    Returns:
+        Nats, batch · (pos − 1) of them.
     """
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         logits = model(windows[:, :-1])
@@ -383,7 +410,15 @@ def token_losses(
 
 
 def make_optimizer(model: LoopModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; matrices are decayed, biases, norms and scalars are not."""
+    """AdamW; matrices are decayed, biases, norms and scalars are not.
+
+    Args:
+        model: Its parameters are optimised.
+        config: Learning rate, betas and weight decay.
+
+    Returns:
+        The optimiser, in two groups: what is decayed, and what is not.
+    """
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for parameter in model.parameters():
         groups[parameter.ndim >= 2].append(parameter)

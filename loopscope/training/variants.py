@@ -9,10 +9,10 @@ from loopscope.text.corpus import load_corpus
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
 from loopscope.training.recipe import plan_training
-from loopscope.training.trainer import StepReport, train
+from loopscope.training.trainer import StepReport, train_model
 
 
-def run_training(
+def train_variants(
     out: str | Path,
     *,
     variants: Sequence[str] | str,
@@ -63,14 +63,14 @@ def run_training(
     written = []
     for name, config in configs.items():
 
-        def told(report: StepReport, name: str = name) -> None:
+        def report_step(report: StepReport, name: str = name) -> None:
             if progress is not None:
                 progress(name, report)
 
         if is_main() and runs[name].finished:
             tell(f"{folders[name]} is trained already.")
-        trained = train(
-            config, text, folders[name], progress=told, tell=tell, half=half,
+        trained = train_model(
+            config, text, folders[name], progress=report_step, tell=tell, half=half,
             provenance={"command": command, "seed": config.seed}, keep_every=keep_every,
             monitor_every=monitor_every, save_seconds=save_seconds,
         )  # fmt: skip

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
-from loopscope.probes.state_capture import Trajectory, Transition
+from loopscope.models.hooked import Hooked
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.trajectory import Trajectory, Transition
+from loopscope.models.wrapped.wrapped_model import WrappedModel
 
 SAMPLES, POS, SLOTS, VOCABULARY = 5, 12, 4, 9
 
@@ -81,16 +84,29 @@ def part(trajectory: Trajectory, here: slice) -> Trajectory:
 class Played:
     """Stands for a model whose forward passes are the samples of a trajectory, in order."""
 
-    name, tokenizer = "played", None
+    name, tokenizer, seed, reads_out_cheaply = "played", None, None, True
+    why_no_routing = LoopModel.why_no_routing
 
     def __init__(self, trajectory: Trajectory, *, d_vocab: int | None = VOCABULARY) -> None:
         self.trajectory, self.done, self.asked = trajectory, 0, []
         self.config = SimpleNamespace(d_vocab=d_vocab, n_ctx=None, to_dict=lambda: {"K": 2})
+        self.provenance: dict[str, Any] = {}
+        self.hook_dict, self.aliases = {}, {}
+
+    @property
+    def K(self) -> int:
+        return self.trajectory.K
 
     def parameters(self) -> Any:
         return iter([torch.zeros(1)])
 
-    def capture(self, model: Any, batch: torch.Tensor, **options: Any) -> Trajectory:
+    def structure(self) -> dict[str, Any]:
+        return {}
+
+    def why_no_loss(self) -> str:
+        return ""
+
+    def capture(self, batch: torch.Tensor, **options: Any) -> Trajectory:
         here = slice(self.done, self.done + len(batch))
         self.done += len(batch)
         self.asked.append(options)
@@ -98,9 +114,23 @@ class Played:
         return found if options["logits"] else replace(found, logits=None)
 
 
+def refuse(self: Played, *given: Any, **options: Any) -> Any:
+    raise AssertionError("a trajectory that is played back has nothing else to offer")
+
+
+for member in {*dir(Hooked), "__call__"} - {*dir(Played)}:
+    if not member.startswith("_") or member == "__call__":
+        setattr(Played, member, refuse)
+
+
 class Wrapped(Played):
     """The same for a model that was wrapped: it has a map."""
+
+    why_no_routing, why_no_loss = WrappedModel.why_no_routing, WrappedModel.why_no_loss
 
     def __init__(self, trajectory: Trajectory, *, causal: bool | None = True, **options: Any):
         super().__init__(trajectory, **options)
         self.map = SimpleNamespace(causal=causal, to_dict=lambda: {"loops": [{"name": "H"}]})
+
+    def structure(self) -> dict[str, Any]:
+        return {"map": self.map.to_dict()}

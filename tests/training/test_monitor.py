@@ -326,6 +326,7 @@ def test_rows_of_another_version_keep_their_columns(tmp_path):
         ("step,loss,n_flagged\n1,2\n", "shorter"),
         ("step,loss,n_flagged\n1,two,0\n", "could not convert"),
         ("no line", "columns do not go"),
+        ("\nstep,loss,n_flagged\n", "columns do not go"),
     ],
 )
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path, text, why):

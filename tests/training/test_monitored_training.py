@@ -16,7 +16,7 @@ from loopscope.analysis.collapse import SIGNS, per_sample
 from loopscope.cli import main
 from loopscope.errors import InputError
 from loopscope.models.native.checkpoint import load_checkpoint
-from loopscope.training import train
+from loopscope.training import train_model
 from loopscope.training.monitor import MEASURES
 from loopscope.training.runs import read_run
 from loopscope.training.trainer import PROBE
@@ -48,26 +48,26 @@ def start(data, folder, step, recipe=RECIPE, **options):
 
     with pytest.raises(Killed):
         options = {"save_seconds": 0.0, "tell": lambda _: None, **options}
-        train(recipe, data, folder, progress=progress, **options)
+        train_model(recipe, data, folder, progress=progress, **options)
 
 
 def go_on(data, folder, **options):
-    return train(RECIPE, data, folder, save_seconds=0.0, tell=lambda _: None, **options)
+    return train_model(RECIPE, data, folder, save_seconds=0.0, tell=lambda _: None, **options)
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """The folder of an uninterrupted training, measured every two steps, checkpoints beside."""
     folder = tmp_path_factory.mktemp("whole") / "m"
-    train(RECIPE, data, folder, monitor_every=2, keep_every=1)
+    train_model(RECIPE, data, folder, monitor_every=2, keep_every=1)
     return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_and_the_log_are_those_without_a_monitor(data, tmp_path, dtype):
     recipe = replace(RECIPE, dtype=dtype)
-    train(recipe, data, tmp_path / "plain")
-    train(recipe, data, tmp_path / "watched", monitor_every=1)
+    train_model(recipe, data, tmp_path / "plain")
+    train_model(recipe, data, tmp_path / "watched", monitor_every=1)
     assert weights(tmp_path / "plain") == weights(tmp_path / "watched")
     logs = [rows_of(tmp_path / name, "log.csv") for name in ("plain", "watched")]
     for row in (*logs[0], *logs[1]):
@@ -126,9 +126,9 @@ def test_how_often_is_no_setting_of_the_training(data, whole, tmp_path):
 def test_other_settings_that_take_over_leave_no_rows_of_the_old(data, tmp_path):
     folder, other = tmp_path / "m", replace(RECIPE, lr=2e-2)
     with pytest.raises(Killed):
-        train(RECIPE, data, folder, progress=stop, monitor_every=1)
+        train_model(RECIPE, data, folder, progress=stop, monitor_every=1)
     assert [int(row["step"]) for row in rows_of(folder)] == [0, 1]
-    train(other, data, folder)
+    train_model(other, data, folder)
     assert not (folder / "monitor.csv").exists()
 
 
@@ -137,10 +137,10 @@ def stop(report):
 
 
 def test_without_a_loop_there_is_nothing_to_measure(data, tmp_path):
-    train(make_config("vanilla", layout="3"), data, tmp_path / "m", monitor_every=1)
+    train_model(make_config("vanilla", layout="3"), data, tmp_path / "m", monitor_every=1)
     assert not (tmp_path / "m" / "monitor.csv").exists()
     with pytest.raises(InputError, match=r"monitor_every must be 0 \(never\) or more, given -1"):
-        train(RECIPE, data, tmp_path / "n", monitor_every=-1)
+        train_model(RECIPE, data, tmp_path / "n", monitor_every=-1)
 
 
 SMALL = [

@@ -14,7 +14,7 @@ from loopscope.models.native.block import SHORT, _short_attention
 from loopscope.models.native.checkpoint import load_checkpoint
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.processes import Processes
-from loopscope.training import train
+from loopscope.training import train_model
 from loopscope.training.trainer import token_losses
 from tests.training.conftest import T, make_config
 
@@ -35,7 +35,9 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data, tmp_path, monkey
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
     for n in (1, 3):
         config = make_config("mesh", accumulate=n)
-        model = train(config, data, tmp_path / str(n), progress=lambda r: losses.append(r.loss))
+        model = train_model(
+            config, data, tmp_path / str(n), progress=lambda r: losses.append(r.loss)
+        )
         found.append(weights(model))
     assert not torch.equal(*found)  # other roundings
     assert torch.allclose(*found, atol=1e-5)
@@ -62,7 +64,7 @@ SMALL = {
 }  # fmt: skip
 PROGRAM = """
 import json, os, sys
-from loopscope.training import run_training
+from loopscope.training import train_variants
 
 out, text, stop, recipe = sys.argv[1:]
 
@@ -70,7 +72,7 @@ def progress(variant, report):
     if report.step == int(stop):
         os._exit(3)  # as if killed: nothing is cleaned up
 
-run_training(
+train_variants(
     out, variants=["base", "mesh"], data=text, progress=progress, save_seconds=0.0,
     tell=lambda sentence: print(sentence, flush=True), **json.loads(recipe),
 )
@@ -119,7 +121,7 @@ from pathlib import Path
 from loopscope.text.corpus import Corpus, Document
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.training import TrainConfig, TrainingData, train
+from loopscope.training import TrainConfig, TrainingData, train_model
 from loopscope.training.trainer import token_losses
 
 text = tuple(Document(f"{i}.py", f"def f{i}(x): return x + {i}" * 9) for i in range(40))
@@ -139,7 +141,7 @@ if sys.argv[2] == "compiler":
     ends = []
     for compile in (False, True):
         recipe = TrainConfig(model=config, steps=3, batch_size=3, seq_len=16, compile=compile)
-        ends.append(train(recipe, data, Path(sys.argv[1]) / str(compile)).state_dict())
+        ends.append(train_model(recipe, data, Path(sys.argv[1]) / str(compile)).state_dict())
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-4, rtol=0)
 """

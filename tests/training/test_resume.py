@@ -18,7 +18,7 @@ from loopscope.models.native import checkpoint
 from loopscope.models.native.checkpoint import load_checkpoint
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.text.corpus import train_tokenizer
-from loopscope.training import train
+from loopscope.training import train_model
 from loopscope.training.state import State, drop_damaged, load_state, save_state
 from loopscope.training.trainer import make_optimizer
 from tests.training.conftest import make_config
@@ -42,7 +42,7 @@ def stop_at(step):
 def whole(data, tmp_path_factory):
     """The folder of the uninterrupted training."""
     folder = tmp_path_factory.mktemp("whole") / "m"
-    train(RECIPE, data, folder, keep_every=3)
+    train_model(RECIPE, data, folder, keep_every=3)
     return folder
 
 
@@ -50,12 +50,12 @@ def start(data, folder, step, **options):
     """Train up to a step and stop there, a state saved at every step."""
     with pytest.raises(Killed):
         options = {"keep_every": 3, "save_seconds": 0.0, **options}
-        train(RECIPE, data, folder, progress=stop_at(step), **options)
+        train_model(RECIPE, data, folder, progress=stop_at(step), **options)
 
 
 def go_on(data, folder):
     told, steps = [], []
-    model = train(
+    model = train_model(
         RECIPE, data, folder, keep_every=3, save_seconds=0.0, tell=told.append,
         progress=lambda report: steps.append(report.step),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_training_stopped_at_any_step_ends_bit_equal(data, whole, tmp_path, st
 def test_a_training_stopped_twice_ends_bit_equal(data, whole, tmp_path):
     start(data, tmp_path / "m", 4)
     with pytest.raises(Killed):
-        train(
+        train_model(
             RECIPE, data, tmp_path / "m", keep_every=3, save_seconds=0.0, tell=lambda _: None,
             progress=stop_at(7),
         )  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_read_for_now_is_left_alone(data, tmp_path, monke
     with pytest.raises(
         InputError, match=r"cannot be read \(Stale file handle\); nothing was changed"
     ):
-        train(RECIPE, data, tmp_path / "m")
+        train_model(RECIPE, data, tmp_path / "m")
     assert sorted(path.name for path in (tmp_path / "m" / "resume").iterdir()) == before
 
 
@@ -226,22 +226,24 @@ def test_other_settings_or_another_text_are_refused_and_named(data, whole, tmp_p
     for folder in (tmp_path / "m", whole):
         before = sorted(p.name for p in folder.iterdir())
         with pytest.raises(InputError, match=r"other settings \(lr 0\.01 there, 0\.02 given\)"):
-            train(replace(RECIPE, lr=2e-2), data, folder)
+            train_model(replace(RECIPE, lr=2e-2), data, folder)
         slots = replace(RECIPE, model=replace(RECIPE.model, slots=4))
         with pytest.raises(InputError, match="slots 5 there, 4 given"):
-            train(slots, data, folder)
+            train_model(slots, data, folder)
         other = replace(data, provenance={**data.provenance, "sha256": "cd" * 32})
         with pytest.raises(InputError, match="another text"):
-            train(RECIPE, other, folder)
+            train_model(RECIPE, other, folder)
         tokenizer = replace(data, tokenizer=train_tokenizer(["other text"], 270))
         with pytest.raises(InputError, match="another tokenizer"):
-            train(RECIPE, tokenizer, folder)
+            train_model(RECIPE, tokenizer, folder)
         assert sorted(p.name for p in folder.iterdir()) == before
 
 
 def test_other_settings_may_take_over_what_has_saved_nothing_yet(data, whole, tmp_path):
     with pytest.raises(Killed):
-        train(replace(RECIPE, lr=2e-2), data, tmp_path / "m", keep_every=3, progress=stop_at(2))
+        train_model(
+            replace(RECIPE, lr=2e-2), data, tmp_path / "m", keep_every=3, progress=stop_at(2)
+        )
     go_on(data, tmp_path / "m")
     assert_equal_trainings(tmp_path / "m", whole)
 
@@ -253,7 +255,7 @@ def test_settings_that_an_older_version_did_not_record_count_as_usual(data, tmp_
     del told["training"]["accumulate"]
     record.write_text(json.dumps(told))
     with pytest.raises(InputError, match=r"accumulate 1 there, 3 given"):
-        train(replace(RECIPE, accumulate=3), data, tmp_path / "m")
+        train_model(replace(RECIPE, accumulate=3), data, tmp_path / "m")
     go_on(data, tmp_path / "m")
 
 
@@ -261,7 +263,7 @@ def test_two_trainings_in_one_folder_are_refused(data, tmp_path):
     start(data, tmp_path / "m", 3)
     refused = pytest.raises(InputError, match="another process is training in")
     with FileLock(tmp_path / "m" / "run.lock"), refused:
-        train(RECIPE, data, tmp_path / "m")
+        train_model(RECIPE, data, tmp_path / "m")
     go_on(data, tmp_path / "m")
 
 
@@ -337,4 +339,4 @@ def test_a_process_killed_by_signal_resumes_to_an_equal_end():
         [sys.executable, script, "--kills", "1"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills, 0 trainings that ended differently" in done.stdout
+    assert "1 kills, 0 of 1 runs ended differently" in done.stdout

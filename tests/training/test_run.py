@@ -7,7 +7,7 @@ import torch
 
 from loopscope.errors import InputError
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.training import plan_training, run_training
+from loopscope.training import plan_training, train_variants
 
 
 def test_one_command_gives_every_variant_identical_batches(tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_one_command_gives_every_variant_identical_batches(tmp_path, monkeypatch
         return forward(model, tokens, *args, **options)
 
     monkeypatch.setattr(LoopModel, "forward", spy)
-    run_training(
+    train_variants(
         tmp_path / "runs", variants="base,mesh,vanilla", data=text, d_model=16, n_heads=2,
         vocab=280, seq_len=8, layout="1+1R2+1", tokens=160, batch_size=4, seed=3,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def test_one_command_trains_variants_and_refuses_what_is_there_first(tmp_path):
     small = {"d_model": 16, "n_heads": 2, "vocab": 280, "seq_len": 8, "layout": "1+1R2+1"}
     small |= {"tokens": 64, "batch_size": 4}
     told = []
-    written = run_training(
+    written = train_variants(
         tmp_path / "runs", variants=["base", "mesh"], data=text,
         progress=lambda *given: told.append(given), **small,
     )  # fmt: skip
@@ -59,9 +59,9 @@ def test_the_same_command_finds_finished_variants_and_others_are_refused_first(t
     text.write_text("\n".join(f"x{i} = {i * i}" for i in range(3000)))
     small = {"d_model": 16, "n_heads": 2, "vocab": 280, "seq_len": 8, "layout": "1+1R2+1"}
     small |= {"tokens": 64, "batch_size": 4, "data": text}
-    first = run_training(tmp_path / "runs", variants=["mesh"], **small)
+    first = train_variants(tmp_path / "runs", variants=["mesh"], **small)
     told, trained = [], []
-    again = run_training(
+    again = train_variants(
         tmp_path / "runs", variants=["mesh", "base"], tell=told.append,
         progress=lambda variant, report: trained.append(variant), **small,
     )  # fmt: skip
@@ -69,7 +69,7 @@ def test_the_same_command_finds_finished_variants_and_others_are_refused_first(t
     assert set(trained) == {"base"}
     assert told == [f"{tmp_path / 'runs' / 'mesh'} is trained already."]
     with pytest.raises(InputError, match=r"runs/mesh holds a training with other settings \(lr "):
-        run_training(tmp_path / "runs", variants=["dynamic", "mesh"], lr=1e-3, **small)
+        train_variants(tmp_path / "runs", variants=["dynamic", "mesh"], lr=1e-3, **small)
     assert not (tmp_path / "runs" / "dynamic").exists()
 
 

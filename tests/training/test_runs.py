@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import RUNS, Tables, empty, schema
+from loopscope.analysis.tables.frames import Tables, empty
+from loopscope.analysis.tables.registry import RUNS, schema
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.models.native.layout import Layout
 from loopscope.models.opening.loading import zoo_folder
-from loopscope.training.runs import read_log, read_runs
+from loopscope.training.logs import read_log
+from loopscope.training.runs import read_runs
 from tests.training_runs import HEADER, write_run
 
 LOSSES = {100: 4.0, 200: 3.5, 250: 3.25}

@@ -11,7 +11,7 @@ import torch
 from loopscope.errors import InputError
 from loopscope.models.native.checkpoint import load_checkpoint
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.training import evaluate, train, trainer
+from loopscope.training import evaluate, train_model, trainer
 from loopscope.training.logs import COLUMNS
 from loopscope.training.trainer import make_optimizer, token_losses
 from tests.training.conftest import T, make_config
@@ -49,7 +49,7 @@ def test_bfloat16_autocast_gives_nearly_the_loss_of_float32(data):
 def test_training_learns_and_the_folder_gives_the_same_model_back(data, tmp_path):
     reports = []
     config = make_config("mesh", steps=30, lr=1e-2)
-    model = train(
+    model = train_model(
         config, data, tmp_path / "m", progress=reports.append, provenance={"command": "c"}
     )
     assert reports[-1].loss < reports[0].loss - 1
@@ -68,7 +68,7 @@ def test_training_learns_and_the_folder_gives_the_same_model_back(data, tmp_path
 
 
 def test_the_log_has_a_row_per_interval_and_ends_with_a_validation_loss(data, tmp_path):
-    train(make_config(steps=7), data, tmp_path / "m")
+    train_model(make_config(steps=7), data, tmp_path / "m")
     with (tmp_path / "m" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -80,8 +80,8 @@ def test_the_log_has_a_row_per_interval_and_ends_with_a_validation_loss(data, tm
 def test_the_logged_loss_is_the_mean_since_the_row_before(data, tmp_path):
     config = make_config(steps=4, log_every=1, eval_every=9)
     single, pairs = [], []
-    train(config, data, tmp_path / "a", progress=lambda r: single.append(r.loss))
-    train(
+    train_model(config, data, tmp_path / "a", progress=lambda r: single.append(r.loss))
+    train_model(
         replace(config, log_every=2), data, tmp_path / "b", progress=lambda r: pairs.append(r.loss)
     )
     assert pairs[1] == pytest.approx((single[0] + single[1]) / 2, rel=1e-6)
@@ -90,7 +90,7 @@ def test_the_logged_loss_is_the_mean_since_the_row_before(data, tmp_path):
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(data, tmp_path):
     states = [
-        train(make_config(seed=seed), data, tmp_path / str(i)).state_dict()
+        train_model(make_config(seed=seed), data, tmp_path / str(i)).state_dict()
         for i, seed in enumerate((1, 1, 2))
     ]
     same = [all(torch.equal(a, s[n]) for n, a in states[0].items()) for s in states[1:]]
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_sound_
 ):
     message = r"the (loss|norm of the gradient) became (nan|inf) at step [123]; no state had been"
     with pytest.raises(InputError, match=message):
-        train(make_config(lr=1e30), data, tmp_path / "m")
+        train_model(make_config(lr=1e30), data, tmp_path / "m")
     assert not list(tmp_path.glob("m/step-*"))
     calls = []
 
@@ -112,9 +112,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_sound_
 
     monkeypatch.setattr(trainer, "token_losses", turning_nan)
     with pytest.raises(InputError, match=r"loss became nan at step 4; the last sound weights are "):
-        train(make_config(steps=6), data, tmp_path / "n", save_seconds=0.0)
+        train_model(make_config(steps=6), data, tmp_path / "n", save_seconds=0.0)
     monkeypatch.undo()
-    train(make_config(steps=6), data, tmp_path / "o", keep_every=2)
+    train_model(make_config(steps=6), data, tmp_path / "o", keep_every=2)
     kept, wanted = (load_checkpoint(tmp_path / name / "step-000002") for name in "no")
     assert all(torch.equal(a, b) for a, b in both(kept, wanted))
     assert [path.name for path in (tmp_path / "n").glob("step-*")] == ["step-000002"]
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_sound_
 
 def test_a_last_update_that_ruins_the_weights_is_no_finished_training(data, tmp_path):
     with pytest.raises(InputError, match="validation loss became (nan|inf) at step 1; no state"):
-        train(make_config(steps=1, lr=1e30), data, tmp_path / "m", keep_every=1)
+        train_model(make_config(steps=1, lr=1e30), data, tmp_path / "m", keep_every=1)
     names = {path.name for path in (tmp_path / "m").iterdir()}
     assert names == {"run.json", "run.lock", "log.csv", "step-000000"}
 
@@ -137,22 +137,22 @@ def test_a_folder_of_something_else_is_refused_before_training(data, tmp_path):
 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="exists already and is no training of loopscope"):
-        train(make_config(), data, tmp_path, progress=never)
+        train_model(make_config(), data, tmp_path, progress=never)
     with pytest.raises(InputError, match=r"file exists already and is no training"):
-        train(make_config(), data, tmp_path / "file", progress=never)
+        train_model(make_config(), data, tmp_path / "file", progress=never)
     with pytest.raises(InputError, match=r"cannot write to .*file"):
-        train(make_config(), data, tmp_path / "file" / "m", progress=never)
+        train_model(make_config(), data, tmp_path / "file" / "m", progress=never)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_text_shorter_than_a_window_and_too_small_a_vocabulary_are_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"the held-out text has \d+ tokens.* one window of 1001"):
-        train(make_config(seq_len=1000), data, tmp_path / "m")
+        train_model(make_config(seq_len=1000), data, tmp_path / "m")
     small = replace(make_config().model, d_vocab=270)
     with pytest.raises(InputError, match="tokenizer has 280 ids but the model's d_vocab is 270"):
-        train(replace(make_config(), model=small), data, tmp_path / "m")
+        train_model(replace(make_config(), model=small), data, tmp_path / "m")
 
 
 def test_an_absent_device_is_refused(data, tmp_path):
     with pytest.raises(InputError, match="device"):
-        train(make_config(device="nowhere"), data, tmp_path / "m")
+        train_model(make_config(device="nowhere"), data, tmp_path / "m")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from loopscope.errors import InputError
-from loopscope.models.native.loop_model import LoopModel
-from loopscope.models.opening.loading import UNTRAINED, locate, peek, zoo
+from loopscope.models.hooked import Hooked
+from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.opening.loading import locate, peek, zoo
 from loopscope.models.opening.sources import Target
+from loopscope.names import distinct_labels, is_twin_name, natural_key, twin_name
 
 STEP = re.compile(r"((?:step|checkpoint|ckpt|iter|epoch)[-_.=]?)(\d+)", re.IGNORECASE)
 """Names of the folders of a series: what they have in common, and the number of the step."""
@@ -201,10 +203,10 @@ def with_twins(plan: Plan, *, seed: int) -> Plan:
             twins[one.model] = named[one.kin]
             continue
         if one.kin not in made:
-            label = f"{one.model}{UNTRAINED}"
+            label = twin_name(one.model)
             if label in taken:
-                label = f"{one.target}{UNTRAINED}"
-            target = f"{one.target}{UNTRAINED}" if one.named else one.target.untrained(seed)
+                label = twin_name(str(one.target))
+            target = twin_name(str(one.target)) if one.named else one.target.untrained(seed)
             made[one.kin] = replace(one, target=target, model=label, step=None, untrained=True)
         twins[one.model] = made[one.kin].model
         twin = made[one.kin]
@@ -222,11 +224,6 @@ def _is_named(target: Any) -> bool:
     return isinstance(target, str | Path)
 
 
-def _natural(path: Path) -> list[tuple[str, int]]:
-    """Sort key under which step-10 comes after step-2."""
-    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
-
-
 def _expanded(target: Any) -> Iterator[_Found]:
     """The checkpoints that a target means: itself, what a pattern matches, or steps in a folder."""
     text = str(target)
@@ -236,7 +233,7 @@ def _expanded(target: Any) -> Iterator[_Found]:
     elif path.is_dir() and not (path / "config.json").is_file():
         yield from _steps_in(path) or [_Found(target=target)]  # the latter is an error, told later
     elif has_magic(text) and not path.exists():
-        there = sorted((Path(one) for one in glob(str(path))), key=_natural)
+        there = sorted((Path(one) for one in glob(str(path))), key=natural_key)
         usable = [one for match in there for one in _matched(match)]
         if not usable:
             what = f"none of the {len(there)} that match is one" if there else "nothing matches"
@@ -259,7 +256,7 @@ def _matched(path: Path) -> list[_Found]:
 
 def _steps_in(folder: Path) -> list[_Found]:
     """The subfolders of a run that are called after their step."""
-    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_natural)
+    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
     return [_step(path) for path in below if STEP.fullmatch(path.name)]
 
 
@@ -314,38 +311,38 @@ def _looked_into(
 ) -> Checkpoint:
     """A checkpoint under its own name; `like` is one of the same series."""
     if not _is_named(target):
-        name, config, found = str(target.name), target.config, None
-    else:
-        name, config = peek(target, trust_remote_code=trust_remote_code)
-        found = locate(target, trust_remote_code=trust_remote_code, weights=False)
-    mapped = getattr(target, "map", None)
-    plain = None
-    if config is not None:
-        plain = config.variant == "vanilla" if mapped is None else mapped.main is None
-    told = getattr(target, "provenance", None) or {}
-    untrained = found.untrained if found else bool(told.get("untrained"))
+        return _in_memory(target)
+    name, config = peek(target, trust_remote_code=trust_remote_code)
+    place = locate(target, trust_remote_code=trust_remote_code, weights=False)
     return Checkpoint(
         target=target,
         model=name,
-        plain=plain,
+        plain=None if config is None else config.variant == "vanilla",
         foreign=config is None,
-        kin=_kin(target, config, found) if like is None else like.kin,
-        untrained=untrained or (found is None and name.endswith(UNTRAINED)),
+        kin=_kin(config, place) if like is None else like.kin,
+        untrained=place.untrained,
     )
 
 
-def _kin(target: Any, config: Any, found: Target | None) -> Hashable:
+def _in_memory(model: Hooked) -> Checkpoint:
+    """A model in memory."""
+    name = str(model.name)
+    untrained = bool((model.provenance or {}).get("untrained"))
+    return Checkpoint(
+        target=model,
+        model=name,
+        plain=model.is_plain,
+        kin=model.twin_key(),
+        untrained=untrained or is_twin_name(name),
+    )
+
+
+def _kin(config: LoopConfig | None, place: Target) -> Hashable:
     """What decides an untrained twin: the configuration and the tokenizer."""
-    if found is None:
-        if not isinstance(target, LoopModel):
-            return None
-        tokenizer = target.tokenizer
-        text = b"" if tokenizer is None else tokenizer.to_str(pretty=False).encode()
-        return config, hashlib.sha256(text).hexdigest()
-    if found.kind == "factory":
+    if place.kind == "factory":
         return None
-    folder = Path(found.place)
-    if found.kind == "native":
+    folder = Path(place.place)
+    if place.kind == "native":
         file = folder / "tokenizer.json"
         return config, hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -356,14 +353,9 @@ def _kin(target: Any, config: Any, found: Target | None) -> Hashable:
     return digest.hexdigest()
 
 
-def _labels(named: Sequence[tuple[str, str, str]]) -> list[str]:
+def _labels(candidates: Sequence[tuple[str, ...]]) -> list[str]:
     """A name for each, all different: short, or as given where two are the same."""
-    names = [one[0] for one in named]
-    for longer in (1, 2):
-        clash = {name for name, n in Counter(names).items() if n > 1}
-        names = [
-            one[longer] if name in clash else name for one, name in zip(named, names, strict=True)
-        ]
+    names = distinct_labels(candidates)
     if twice := sorted(name for name, n in Counter(names).items() if n > 1):
         raise InputError(
             f"{', '.join(twice)} is given twice; give each model once (two models in memory with "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from loopscope.analysis.collapse import NEEDED
-from loopscope.analysis.tables.frames import TABLES, Tables
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import TABLES
 from loopscope.files import write_csv, write_json, write_provenance
 from loopscope.text.windows import Samples
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import torch
 
+from loopscope.models.hooked import Hooked
 from loopscope.models.opening.loading import locate, zoo_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
@@ -38,7 +39,7 @@ def stamp_of_target(target: str | Path, *, trust_remote_code: bool) -> dict[str,
     return {"folder": str(Path(found.place).resolve()), "files": files}
 
 
-def stamp_of_model(model: Any) -> dict[str, Any]:
+def stamp_of_model(model: Hooked) -> dict[str, Any]:
     """A hash of what a model computes with: weights, buffers, settings and code.
 
     Args:
@@ -63,20 +64,17 @@ def stamp_of_model(model: Any) -> dict[str, Any]:
         digest.update(uuid4().bytes)  # what hooks do is not to be seen
     for code in _code({type(module) for module in model.modules()}):
         digest.update(code)
-    config, found = model.config, getattr(model, "map", None)
-    told = config.to_dict() if hasattr(config, "to_dict") else str(config)
-    mapped = None if found is None else found.to_dict()
-    digest.update(json.dumps([told, mapped], sort_keys=True, default=str).encode())
-    tokenizer = getattr(model, "tokenizer", None)
-    digest.update(b"" if tokenizer is None else tokenizer.to_str().encode())
-    digest.update(str(getattr(model, "seed", None)).encode())
+    facts = [model.config.to_dict(), model.structure()]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    digest.update(b"" if model.tokenizer is None else model.tokenizer.to_str().encode())
+    digest.update(str(model.seed).encode())
     return {"sha256": digest.hexdigest()}
 
 
 _PLAIN = (bool, int, float, str, tuple)
 
 
-def _hooked(model: Any) -> Iterator[Any]:
+def _hooked(model: Hooked) -> Iterator[Any]:
     yield from model.modules()
     yield from model.hook_points()
 

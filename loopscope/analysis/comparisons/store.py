@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from loopscope.analysis.tables.frames import TABLES, Tables, empty
+from loopscope.analysis.tables.frames import Tables, empty
+from loopscope.analysis.tables.registry import TABLES
 from loopscope.errors import InputError
 from loopscope.files import whole_file
 from loopscope.text.windows import Samples

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +17,228 @@ from loopscope.analysis.comparisons.stamps import (
     stamp_of_target,
 )
 from loopscope.analysis.comparisons.store import Shelf, Store, StoreError, cuts, key_of
-from loopscope.analysis.measuring.course import iterations
-from loopscope.analysis.measuring.recorder import Options
-from loopscope.analysis.measuring.streaming import MEASURES, Measuring
-from loopscope.analysis.tables.frames import SCHEMAS, Tables
-from loopscope.errors import InputError, unknown_name
+from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.analysis.options import Settings, made, takes
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import BY_NAME, SCHEMAS
+from loopscope.devices import check_seed, parse_dtype
+from loopscope.errors import InputError
 from loopscope.files import claimed
+from loopscope.models.hooked import Hooked
 from loopscope.models.native.layout import Layout
-from loopscope.models.opening.loading import check_seed, load, parse_dtype
+from loopscope.models.opening.loading import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
 from loopscope.text.corpus import SUFFIXES, check_file
 from loopscope.text.windows import Samples, load_samples
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others to finish their shards."""
 
 
 class Watch:
     """Is told how a comparison goes; what is not overridden is not listened to."""
 
     def planned(self, samples: int, done: int) -> None:
-        """Before the first model: samples of this process, and how many of them are done."""
+        """Before the first model.
+
+        Args:
+            samples: Samples of this process.
+            done: How many of them an earlier run did.
+        """
 
     def measured(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
-        """Samples done since the last call, of all samples of a checkpoint."""
+        """After a batch.
+
+        Args:
+            checkpoint: Of which checkpoint.
+            samples: Samples done since the last call.
+            total: All samples of the checkpoint.
+        """
 
     def resumed(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
-        """Samples that an earlier run did."""
+        """Samples that an earlier run did; arguments as of `measured`."""
 
     def late(self, samples: int) -> None:
-        """Samples that an earlier run did and `planned` could not count."""
+        """Samples that an earlier run did and `planned` could not count.
+
+        Args:
+            samples: How many.
+        """
 
     def dropped(self, samples: int) -> None:
-        """Samples that were planned and are not there, or cannot be measured."""
+        """Samples that were planned and do not exist, or cannot be measured.
+
+        Args:
+            samples: How many.
+        """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is measured and how, apart from the targets; fields as in `compare`."""
+class _Callback(Watch):
+    """A plain callback."""
 
-    data: str | Path | None
-    samples: int
-    tokens: int
-    seed: int
-    layout: str | None
-    device: str | None
-    dtype: str | None
-    batch_size: int
-    measures: tuple[str, ...]
-    loops: int | Mapping[str, int] | None
-    spec: Any
-    trust_remote_code: bool
-    device_map: Any
-    more_loops: int | None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(self, progress: Callable[[str, int, int], Any] | None) -> None:
+        self.progress = progress
 
-    def told(self) -> dict[str, Any]:
-        """Everything that decides a result but the checkpoint, as JSON values."""
-        return {
-            "data": stamp_of_data(self.data),
-            "samples": [self.samples, self.tokens, self.seed, self.batch_size],
-            "model": [self.layout, self.loops, self.dtype, stamp_of_spec(self.spec)],
-            "device": [(self.device or "cpu").partition(":")[0], self.device_map],
-            "measures": [*self.measures, self.more_loops],
-            "options": dict(self.options),
-            "versions": [versions(), commit(), SCHEMAS],
-        }
+    def measured(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(checkpoint.model, samples, total)
+
+    resumed = measured
+
+
+@takes(Settings)
+def compare(
+    targets: Sequence[Any],
+    *,
+    progress: Callable[[str, int, int], Any] | Watch | None = None,
+    out: str | Path | None = None,
+    twins: bool = True,
+    series: bool = True,
+    write: Callable[[Comparison, Path], Any] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Load and measure models on the same text, one model in memory at a time.
+
+    With `out` every finished part is stored there at once (in `.shards`, until all is done): the
+    same call goes on where an earlier one was stopped, however that was. Under `accelerate launch`
+    the processes share the work; process 0 has the result, the others an empty one.
+
+    Args:
+        targets: Whatever `load` takes, or models in memory. A pattern (`run/step-*`), a folder of
+            step checkpoints, or two or more of them side by side are a series: one model, with its
+            steps in the column `step`.
+        progress: Called with (model, samples done since the last call, samples in all).
+        out: Folder of the results: `tables/`, `provenance.json`, `summary.json`, `report.html`, and
+            what is unfinished.
+        twins: Measure the untrained twin of each configuration too, as `<model>@init`.
+        series: Whether steps are one model; otherwise each is a model of its own.
+        write: Called with the comparison and `out` instead of writing all that.
+        **settings: What to measure and how, as `Settings` describes it: `measures`, `data`,
+            `samples`, `tokens`, `seed`, `batch_size`, `device`, `dtype`, `layout`, `loops`,
+            `more_loops`, `spec`, `trust_remote_code`, `device_map`, and the options of `measure`.
+
+    Returns:
+        The tables, models in the order given, and each model's samples. A target that cannot be
+        measured after all is in `failed`.
+
+    Raises:
+        InputError: for whatever cannot be found or read before the first model is measured; where
+            nothing could be measured; where results cannot be stored, or another command is
+            writing to `out`.
+    """
+    targets = [targets] if isinstance(targets, str | Path) else targets
+    how = _checked(settings)
+    folder = None if out is None else Path(out).expanduser()
+    processes = _joined(how, folder)
+    if processes.count > 1 and how.device is not None:
+        how = replace(how, device=str(processes.device))
+    store = Store(folder)
+    watch = progress if isinstance(progress, Watch) else _Callback(progress)
+    with claimed(folder) if folder is not None and processes.main else nullcontext():
+        plan = look_up(targets, trust_remote_code=how.trust_remote_code, series=series)
+        _check_applies(plan, how)
+        if twins:
+            plan = with_twins(plan, seed=how.seed)
+        _meet(processes, store)
+        mine = Work(plan, how, store, processes, watch).run()
+        outcomes = mine
+        if folder is not None:
+            sent = [replace(outcome, error=None) for outcome in mine]  # few errors can be sent
+            outcomes = joined(processes.gather(sent))
+        if not processes.main:
+            return Comparison(tables=Tables(), samples={})
+        comparison = _comparison(plan, merged(plan, outcomes, store, how.batch_size), mine)
+        if folder is not None:
+            keys = [outcome.key for outcome in outcomes if outcome.key]
+            _finish(comparison, folder, store, keys, write)
+    return comparison
+
+
+# -- before the first checkpoint -----------------------------------------------------------------
+
+
+def _checked(settings: Mapping[str, Any]) -> Settings:
+    """The settings, as far as they can be checked without looking at a target."""
+    besides = ("targets", "progress", "out", "twins", "series", "write")
+    how: Settings = made(Settings, settings, "compare", besides)
+    check_seed(how.seed)
+    if how.dtype is not None:
+        parse_dtype(how.dtype)
+    if how.data is not None:
+        check_file(Path(how.data), (*SUFFIXES, ".npy"))
+    return how
+
+
+def _joined(settings: Settings, folder: Path | None) -> Processes:
+    """The processes of this launch, each with a device of its own."""
+    if launched() > 1 and (folder is None or settings.device_map is not None):
+        raise InputError(
+            "several processes need an output folder that all of them see; give out (--out)."
+            if folder is None
+            else "device_map spreads one model over all devices, so it takes one process; leave "
+            "it out, or run without accelerate launch."
+        )
+    return Processes.join(settings.device, patience=PATIENCE)
+
+
+def _check_applies(plan: Plan, settings: Settings) -> None:
+    """Refuse options that apply to none of the models."""
+    checkpoints = plan.checkpoints
+    if settings.layout is not None:
+        Layout.parse(settings.layout)
+        if all(checkpoint.plain is False for checkpoint in checkpoints):
+            raise InputError(nothing_to_regroup(settings.layout, plan.models))
+    if (settings.device or settings.dtype) and not all(
+        checkpoint.named for checkpoint in checkpoints
+    ):
+        raise InputError(
+            "device and dtype apply to models that are loaded here, and one is given in memory; "
+            "convert it with model.to(...) and leave both out."
+        )
+    foreign = {"spec": settings.spec, "device_map": settings.device_map}
+    unused = [name for name, value in foreign.items() if value is not None]
+    if unused and not any(checkpoint.foreign for checkpoint in checkpoints):
+        raise InputError(
+            f"{' and '.join(unused)} apply to foreign models that are loaded here, and none of "
+            f"{', '.join(plan.models)} is one; leave {'them' if unused[1:] else 'it'} out."
+        )
+
+
+def nothing_to_regroup(layout: str, names: Sequence[str]) -> str:
+    """Say that a layout applies to no model.
+
+    Args:
+        layout: The layout.
+        names: The models.
+
+    Returns:
+        The sentence.
+    """
+    return (
+        f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
+        "leave the layout out."
+    )
+
+
+def _meet(processes: Processes, store: Store) -> None:
+    """Whether all processes see one folder, before any of them measures."""
+    if processes.count == 1 or store.folder is None:
+        return
+    if processes.main:
+        store.write("launch", b"here")
+    processes.wait()
+    if not all(processes.gather(store.read("launch") is not None)):
+        raise InputError(
+            f"not all processes see {store.folder}; --out must be a folder that they share."
+        )
+
+
+# -- one process's share -------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
-class Result:
+class Outcome:
     """What became of one checkpoint.
 
     Attributes:
@@ -101,13 +254,17 @@ class Result:
     error: BaseException | None = None
 
 
-class Comparing:
-    """The run of one process."""
+class _NothingToRegroup(InputError):
+    """A layout was given, and no model is without a loop."""
+
+
+class Work:
+    """One process goes through its share of the shards, one model in memory at a time."""
 
     def __init__(
         self, plan: Plan, settings: Settings, store: Store, processes: Processes, watch: Watch
     ) -> None:
-        """Look at what is there already.
+        """Look at what there is already.
 
         Args:
             plan: The checkpoints.
@@ -118,12 +275,12 @@ class Comparing:
         """
         self.plan, self.settings, self.store = plan, settings, store
         self.processes, self.watch = processes, watch
-        self.results = [Result() for _ in plan.checkpoints]
-        self._told = settings.told() if store.folder is not None else {}
+        self.outcomes = [Outcome() for _ in plan.checkpoints]
+        self._identity = identity(settings) if store.folder is not None else {}
         self._left = [0] * len(plan.checkpoints)
         self._looped: set[int] = set()
 
-    def run(self) -> list[Result]:
+    def run(self) -> list[Outcome]:
         """Measure this process's shards.
 
         Returns:
@@ -134,46 +291,46 @@ class Comparing:
             InputError: if a layout was given and turns out to apply to no model.
         """
         self._survey()
-        for number, result in enumerate(self.results):
-            if result.failed or not self._wanted(number) or self._orphaned(number):
+        for number, outcome in enumerate(self.outcomes):
+            if outcome.failed or not self._expected(number) or self._is_orphan(number):
                 continue
             try:
-                self._measure(number, result)
+                self._measure(number, outcome)
             except (StoreError, _NothingToRegroup):
                 raise
             except Exception as error:  # one checkpoint that fails, however, spoils no other
-                result.failed, result.error = _reason(error), error
+                outcome.failed, outcome.error = _reason(error), error
                 self.watch.dropped(self._left[number])
             gc.collect()  # models may refer to themselves; two would not fit into memory
-        return self.results
-
-    # -- before the first model is loaded --------------------------------------------------------
+        return self.outcomes
 
     def _survey(self) -> None:
         """Find the keys of what need not be loaded for that, and count what is done."""
         total = done = 0
         for number, checkpoint in enumerate(self.plan.checkpoints):
-            result = self.results[number]
+            outcome = self.outcomes[number]
             try:
-                self._identify(checkpoint, result, None)
+                self._identify(checkpoint, outcome, None)
             except (InputError, OSError) as error:
-                result.failed, result.error = _reason(error), error
+                outcome.failed, outcome.error = _reason(error), error
                 continue
-            shards, here = self._wanted(number), 0
-            if result.key and (samples := Shelf(self.store, result.key).samples()) is not None:
-                shelf, shards = Shelf(self.store, result.key), self._shards(number, samples)
-                here = _count(shard for shard in shards if shelf.has(*shard))
-            self._left[number] = _count(shards) - here
-            total, done = total + _count(shards), done + here
+            shards, stored = self._expected(number), 0
+            if outcome.key and (samples := Shelf(self.store, outcome.key).samples()) is not None:
+                shelf, shards = Shelf(self.store, outcome.key), self._shards(number, samples)
+                stored = _count(shard for shard in shards if shelf.has(*shard))
+            self._left[number] = _count(shards) - stored
+            total, done = total + _count(shards), done + stored
         self.watch.planned(total, done)
 
-    def _orphaned(self, number: int) -> bool:
+    def _is_orphan(self, number: int) -> bool:
         """Whether a checkpoint is the twin of models that all failed."""
-        of = self.plan.checkpoints[number].twin_of
-        pairs = zip(self.plan.checkpoints, self.results, strict=True)
-        return bool(of) and not any(one.model in of and not result.failed for one, result in pairs)
+        trained = self.plan.checkpoints[number].twin_of
+        pairs = zip(self.plan.checkpoints, self.outcomes, strict=True)
+        return bool(trained) and not any(
+            checkpoint.model in trained and not outcome.failed for checkpoint, outcome in pairs
+        )
 
-    def _wanted(self, number: int) -> list[tuple[int, int]]:
+    def _expected(self, number: int) -> list[tuple[int, int]]:
         """This process's shards of a checkpoint, if the text gives all windows asked for."""
         return self._share(number, self.settings.samples, self.settings.tokens)
 
@@ -184,14 +341,14 @@ class Comparing:
         """This process's shards of a checkpoint: every n-th, the first not always process 0's."""
         shards = cuts(samples, tokens, self.settings.batch_size)
         rank, count = self.processes.rank, self.processes.count
-        return [one for i, one in enumerate(shards) if (number + i) % count == rank]
+        return [shard for i, shard in enumerate(shards) if (number + i) % count == rank]
 
-    def _identify(self, checkpoint: Checkpoint, result: Result, model: Any) -> None:
+    def _identify(self, checkpoint: Checkpoint, outcome: Outcome, model: Hooked | None) -> None:
         """Where the shards of a checkpoint are, if that can be told yet."""
-        if result.key or (self.store.folder is None and model is None):
+        if outcome.key or (self.store.folder is None and model is None):
             return
         if self.store.folder is None:
-            result.key = key_of({"model": checkpoint.model, "step": checkpoint.step})
+            outcome.key = key_of({"model": checkpoint.model, "step": checkpoint.step})
             return
         stamp: dict[str, Any] | None
         if checkpoint.named and model is None:
@@ -201,20 +358,18 @@ class Comparing:
             stamp = stamp_of_model(checkpoint.target if model is None else model)
         if stamp is None:
             return
-        result.stamp = stamp
+        outcome.stamp = stamp
         name = [checkpoint.model, checkpoint.step]
-        result.key = key_of({"name": name, "stamp": stamp, "settings": self._told})
+        outcome.key = key_of({"name": name, "stamp": stamp, "settings": self._identity})
 
-    # -- one checkpoint --------------------------------------------------------------------------
-
-    def _measure(self, number: int, result: Result) -> None:
+    def _measure(self, number: int, outcome: Outcome) -> None:
         """Measure what is missing of a checkpoint."""
         checkpoint, model = self.plan.checkpoints[number], None
-        late = not result.key
+        late = not outcome.key
         if late:
             model = self._load(number)
-            self._identify(checkpoint, result, model)
-        shelf = Shelf(self.store, result.key)
+            self._identify(checkpoint, outcome, model)
+        shelf = Shelf(self.store, outcome.key)
         samples = shelf.samples()
         shards = [] if samples is None else self._shards(number, samples)
         if samples is None or not all(shelf.has(*shard) for shard in shards):
@@ -223,7 +378,7 @@ class Comparing:
             if samples is None or samples.sha256 != fresh.sha256:
                 samples, shards = fresh, self._shards(number, fresh)
                 shelf.begin(samples)
-                self.watch.dropped(_count(self._wanted(number)) - _count(shards))
+                self.watch.dropped(_count(self._expected(number)) - _count(shards))
         measuring = None
         for start, stop in shards:
             if shelf.has(start, stop):
@@ -231,34 +386,35 @@ class Comparing:
                     self.watch.late(stop - start)
                 self.watch.resumed(checkpoint, stop - start, len(samples))
                 continue
+            assert model is not None
             measuring = measuring or self._measuring(model, checkpoint, samples)
 
-            def told(n: int, total: int = len(samples)) -> None:
+            def done(n: int, total: int = len(samples)) -> None:
                 self._left[number] -= n
                 self.watch.measured(checkpoint, n, total)
 
-            shelf.put(start, stop, measuring.part(start, stop, told))
+            shelf.put(start, stop, measuring.part(start, stop, done))
 
-    def _samples(self, model: Any) -> Samples:
+    def _samples(self, model: Hooked) -> Samples:
         settings = self.settings
         return load_samples(
             model, settings.data, samples=settings.samples, tokens=settings.tokens,
             seed=settings.seed,
         )  # fmt: skip
 
-    def _measuring(self, model: Any, checkpoint: Checkpoint, samples: Samples) -> Measuring:
-        settings, more, note = self.settings, None, ""
-        if {"delta", "readout"} & {*settings.measures}:
-            more, note = _more_loops(model, settings.more_loops)
+    def _measuring(self, model: Hooked, checkpoint: Checkpoint, samples: Samples) -> Measuring:
+        settings, T, note = self.settings, None, ""
+        if any(BY_NAME[name].longer for name in settings.measures):
+            T, note = _more_loops(model, settings.more_loops)
         measuring = Measuring(
-            model, samples, settings.measures, batch_size=settings.batch_size,
-            name=checkpoint.model, step=checkpoint.step, more_loops=more, **settings.options,
+            model, samples, settings.options(more_loops=T), batch_size=settings.batch_size,
+            name=checkpoint.model, step=checkpoint.step,
         )  # fmt: skip
         if note:
             measuring.provenance["notes"].append(note)
         return measuring
 
-    def _load(self, number: int) -> Any:
+    def _load(self, number: int) -> Hooked:
         """The model of a checkpoint, with the iterations and layout asked for."""
         settings, checkpoint = self.settings, self.plan.checkpoints[number]
         loops = None if checkpoint.plain else settings.loops
@@ -274,42 +430,42 @@ class Comparing:
             model = checkpoint.target if loops is None else checkpoint.target.with_loops(loops)
         if settings.layout is None:
             return model
-        if is_plain(model):
+        if model.is_plain:
             return model.with_layout(settings.layout)
         self._looped.add(number)
-        plan = self.plan.checkpoints
         if all(
-            one.plain is False or one.twin_of or i in self._looped for i, one in enumerate(plan)
+            checkpoint.plain is False or checkpoint.twin_of or i in self._looped
+            for i, checkpoint in enumerate(self.plan.checkpoints)
         ):
             raise _NothingToRegroup(nothing_to_regroup(settings.layout, self.plan.models))
         return model
 
 
-class _NothingToRegroup(InputError):
-    """A layout was given, and no model is without a loop."""
+def identity(settings: Settings) -> dict[str, Any]:
+    """Everything that decides a result but the checkpoint.
 
+    Args:
+        settings: What is measured.
 
-def is_plain(model: Any) -> bool:
-    """Whether a layout can group the layers of a model: it has no loop."""
-    found = getattr(model, "map", None)
-    return model.config.variant == "vanilla" if found is None else found.main is None
-
-
-def nothing_to_regroup(layout: str, names: Sequence[str]) -> str:
-    """What to say where a layout applies to no model."""
-    return (
-        f"layout {layout} regroups vanilla models, and none of {', '.join(names)} is one; "
-        "leave the layout out."
-    )
+    Returns:
+        JSON values, equal only where results are.
+    """
+    stamps = {
+        "data": stamp_of_data(settings.data),
+        "spec": stamp_of_spec(settings.spec),
+        "device": (settings.device or "cpu").partition(":")[0],
+    }
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return {**values, **stamps, "versions": [versions(), commit(), SCHEMAS]}
 
 
 def _count(shards: Iterable[tuple[int, int]]) -> int:
     return sum(stop - start for start, stop in shards)
 
 
-def _more_loops(model: Any, wanted: int | None) -> tuple[int | None, str]:
+def _more_loops(model: Hooked, wanted: int | None) -> tuple[int | None, str]:
     """Iterations to run besides a model's own, and what to note."""
-    K = iterations(model)
+    K = model.K
     if wanted == 0 or K == 0:
         return None, ""
     if wanted is not None and wanted <= K:
@@ -323,6 +479,9 @@ def _reason(error: Exception) -> str:
         return " ".join(str(error).split())
     text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# -- after the last checkpoint -------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -340,24 +499,31 @@ class Merged:
     failed: list[tuple[Checkpoint, str]] = field(default_factory=list)
 
 
-def joined(of_processes: Sequence[Sequence[Result]]) -> list[Result]:
-    """What became of each checkpoint, from what each process saw."""
-    found = []
+def joined(of_processes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """Put together what each process saw.
+
+    Args:
+        of_processes: The outcomes of each process.
+
+    Returns:
+        What became of each checkpoint.
+    """
+    outcomes = []
     for seen in zip(*of_processes, strict=True):
-        keyed = next((one for one in seen if one.key), seen[0])
-        failed = next((one for one in seen if one.failed), keyed)
-        found.append(
-            Result(key=keyed.key, stamp=keyed.stamp, failed=failed.failed, error=failed.error)
+        keyed = next((outcome for outcome in seen if outcome.key), seen[0])
+        failed = next((outcome for outcome in seen if outcome.failed), keyed)
+        outcomes.append(
+            Outcome(key=keyed.key, stamp=keyed.stamp, failed=failed.failed, error=failed.error)
         )
-    return found
+    return outcomes
 
 
-def merged(plan: Plan, results: Sequence[Result], store: Store, batch_size: int) -> Merged:
-    """The tables of all checkpoints from their shards.
+def merged(plan: Plan, outcomes: Sequence[Outcome], store: Store, batch_size: int) -> Merged:
+    """Make tables of the shards of all checkpoints, of whatever process.
 
     Args:
         plan: The checkpoints.
-        results: What became of each, over all processes.
+        outcomes: What became of each, over all processes.
         store: Where the shards are.
         batch_size: As they were measured with.
 
@@ -368,46 +534,47 @@ def merged(plan: Plan, results: Sequence[Result], store: Store, batch_size: int)
     Raises:
         InputError: if a shard cannot be seen from here.
     """
-    out, parts = Merged(), []
+    result, parts = Merged(), []
     same: dict[str, Samples] = {}
-    origins: dict[str, dict[str, Any]] = {}
-    for checkpoint, result in zip(plan.checkpoints, results, strict=True):
-        if checkpoint.twin_of and not out.samples.keys() & {*checkpoint.twin_of}:
+    records: dict[str, dict[str, Any]] = {}
+    for checkpoint, outcome in zip(plan.checkpoints, outcomes, strict=True):
+        if checkpoint.twin_of and not result.samples.keys() & {*checkpoint.twin_of}:
             continue  # nobody asked for it, and what it is the twin of was not measured
-        if result.failed:
-            out.failed.append((checkpoint, result.failed))
+        if outcome.failed:
+            result.failed.append((checkpoint, outcome.failed))
             continue
-        shelf = Shelf(store, result.key)
+        shelf = Shelf(store, outcome.key)
         samples = shelf.samples()
         if samples is None:
             raise _unseen(checkpoint, store)
         samples = same.setdefault(samples.sha256, samples)
-        first = out.samples.setdefault(checkpoint.model, samples)
+        first = result.samples.setdefault(checkpoint.model, samples)
         if first.sha256 != samples.sha256:
             reason = "its tokenizer is not that of the run's first step, so its samples differ"
-            out.failed.append((checkpoint, reason))
+            result.failed.append((checkpoint, reason))
             continue
-        shards = [
-            shelf.get(*shard) for shard in cuts(len(samples), samples.tokens.shape[1], batch_size)
-        ]
-        there = [one for one in shards if one is not None]
-        if len(there) < len(shards):
+        places = cuts(len(samples), samples.tokens.shape[1], batch_size)
+        shards = [shard for place in places if (shard := shelf.get(*place)) is not None]
+        if len(shards) < len(places):
             raise _unseen(checkpoint, store)
-        parts += there
-        origin = origins.setdefault(
-            checkpoint.model, there[0].provenance["models"][checkpoint.model]
-        )
-        told: dict[str, Any] = {"target": str(checkpoint.target) if checkpoint.named else None}
-        if result.stamp:
-            told["stamp"] = result.stamp
-        if "target" not in origin:
-            origin |= told
-        if checkpoint.twin_of:
-            origin["twin_of"] = list(checkpoint.twin_of)
-        if checkpoint.step is not None:
-            origin.setdefault("steps", {})[str(checkpoint.step)] = told
-    out.tables = Tables.join(parts) if parts else None
-    return out
+        parts += shards
+        record = shards[0].provenance["models"][checkpoint.model]
+        _note_origin(records.setdefault(checkpoint.model, record), checkpoint, outcome)
+    result.tables = Tables.join(parts) if parts else None
+    return result
+
+
+def _note_origin(record: dict[str, Any], checkpoint: Checkpoint, outcome: Outcome) -> None:
+    """Put target, stamp, step and twins into a model's provenance."""
+    origin: dict[str, Any] = {"target": str(checkpoint.target) if checkpoint.named else None}
+    if outcome.stamp:
+        origin["stamp"] = outcome.stamp
+    if "target" not in record:
+        record |= origin
+    if checkpoint.twin_of:
+        record["twin_of"] = list(checkpoint.twin_of)
+    if checkpoint.step is not None:
+        record.setdefault("steps", {})[str(checkpoint.step)] = origin
 
 
 def _unseen(checkpoint: Checkpoint, store: Store) -> InputError:
@@ -418,267 +585,82 @@ def _unseen(checkpoint: Checkpoint, store: Store) -> InputError:
     )
 
 
-PATIENCE = timedelta(days=7)
-"""How long a process waits for the others to finish their shards."""
-
-
-def compare(
-    targets: Sequence[Any],
-    *,
-    data: str | Path | None = None,
-    samples: int = 500,
-    tokens: int = 256,
-    seed: int = 0,
-    layout: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    batch_size: int = 16,
-    measures: Sequence[str] = MEASURES,
-    progress: Callable[[str, int, int], Any] | Watch | None = None,
-    loops: int | Mapping[str, int] | None = None,
-    spec: str | Path | Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
-    device_map: Any = None,
-    out: str | Path | None = None,
-    twins: bool = True,
-    more_loops: int | None = None,
-    series: bool = True,
-    write: Callable[[Comparison, Path], Any] | None = None,
-    **options: Any,
-) -> Comparison:
-    """Load and measure models on the same text, one model in memory at a time.
-
-    With `out` every finished part is stored there at once (in `.shards`, until all is done): the
-    same call goes on where an earlier one was stopped, however that was. Under `accelerate launch`
-    the processes share the work; process 0 has the result, the others an empty one.
-
-    Args:
-        targets: Whatever `load` takes, or models in memory. A pattern (`run/step-*`), a folder of
-            step checkpoints, or two or more of them side by side are a series: one model, with its
-            steps in the column `step`.
-        data: Text or tokens to measure on; the shipped held-out samples when not given.
-        samples: Windows to measure.
-        tokens: Tokens per window.
-        seed: Chooses the windows, and the weights of untrained twins.
-        layout: Groups the layers of the models without a loop into virtual blocks; models with a
-            loop keep theirs.
-        device: Where loaded models go; the CPU when not given.
-        dtype: Floating type of loaded models; float32 when not given.
-        batch_size: Windows per forward pass.
-        measures: As in `measure`.
-        progress: Called with (model, samples done since the last call, samples in all).
-        loops: Iterations to run, as in `load`; native models without a loop stay as they are.
-        spec: How the foreign models among the targets loop, as in `load`.
-        trust_remote_code: Whether Python code that came with a checkpoint may run.
-        device_map: Spreads the foreign models among the targets over devices, as in `load`.
-        out: Folder of the results: `tables/`, `provenance.json`, `summary.json`, `report.html`, and
-            what is unfinished.
-        twins: Measure the untrained twin of each configuration too, as `<model>@init`.
-        more_loops: Iterations to run besides a model's own, for `delta` and `readout` where the
-            model allows it; twice its own when not given, 0 for none.
-        series: Whether steps are one model; otherwise each is a model of its own.
-        write: Called with the comparison and `out` instead of writing all that.
-        **options: Options of `measure`.
-
-    Returns:
-        The tables, models in the order given, and each model's samples. A target that cannot be
-        measured after all is in `failed`.
-
-    Raises:
-        InputError: for whatever cannot be found or read before the first model is measured; where
-            nothing could be measured; where results cannot be stored, or another command is
-            writing to `out`.
-    """
-    if isinstance(targets, str | Path):
-        targets = [targets]
-    known = [
-        field.name for field in fields(Options) if field.name not in ("measures", "more_loops")
-    ]
-    for name in options:
-        if name not in known:
-            raise unknown_name("option of compare", name, [*signature(compare).parameters, *known])
-    names = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
-    check_seed(seed)
-    Options(measures=names, **options)
-    for name in names:
-        if name not in MEASURES:
-            raise unknown_name("measure", name, MEASURES)
-    if dtype is not None:
-        parse_dtype(dtype)
-    for name, value, least in (("samples", samples, 1), ("tokens", tokens, 4)):
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, given {value}.")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
-    if more_loops is not None and more_loops < 0:
-        raise InputError(f"more_loops must be 0 or more, given {more_loops}.")
-    if data is not None:
-        check_file(Path(data), (*SUFFIXES, ".npy"))
-    folder = None if out is None else Path(out).expanduser()
-    if launched() > 1 and (folder is None or device_map is not None):
-        raise InputError(
-            "several processes need an output folder that all of them see; give out (--out)."
-            if folder is None
-            else "device_map spreads one model over all devices, so it takes one process; leave "
-            "it out, or run without accelerate launch."
-        )
-    processes = Processes.join(device, patience=PATIENCE)
-    settings = Settings(
-        data=data, samples=int(samples), tokens=int(tokens), seed=seed, layout=layout,
-        device=device if processes.count == 1 or device is None else str(processes.device),
-        dtype=dtype, batch_size=int(batch_size), measures=names, loops=loops, spec=spec,
-        trust_remote_code=trust_remote_code, device_map=device_map,
-        more_loops=None if more_loops is None else int(more_loops), options=options,
-    )  # fmt: skip
-    store = Store(folder)
-    watch = progress if isinstance(progress, Watch) else _Told(progress)
-    with claimed(folder) if folder is not None and processes.main else nullcontext():
-        plan = look_up(targets, trust_remote_code=trust_remote_code, series=series)
-        _check(plan, settings)
-        if twins:
-            plan = with_twins(plan, seed=seed)
-        _meet(processes, store)
-        own = Comparing(plan, settings, store, processes, watch).run()
-        results = joined(processes.gather([_sent(one) for one in own])) if folder else own
-        if not processes.main:
-            return Comparison(tables=Tables(), samples={})
-        found = _comparison(plan, merged(plan, results, store, settings.batch_size), own)
-        if folder is not None:
-            _finish(found, folder, store, [one.key for one in results if one.key], write)
-    return found
-
-
-class _Told(Watch):
-    """A plain callback."""
-
-    def __init__(self, progress: Callable[[str, int, int], Any] | None) -> None:
-        self.progress = progress
-
-    def measured(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(checkpoint.model, samples, total)
-
-    resumed = measured
-
-
-def _check(plan: Plan, settings: Settings) -> None:
-    """Refuse options that apply to none of the models."""
-    there = plan.checkpoints
-    if settings.layout is not None:
-        Layout.parse(settings.layout)
-        if all(one.plain is False for one in there):
-            raise InputError(nothing_to_regroup(settings.layout, plan.models))
-    if (settings.device or settings.dtype) and not all(one.named for one in there):
-        raise InputError(
-            "device and dtype apply to models that are loaded here, and one is given in memory; "
-            "convert it with model.to(...) and leave both out."
-        )
-    apart = {"spec": settings.spec, "device_map": settings.device_map}
-    unused = [name for name, value in apart.items() if value is not None]
-    if unused and not any(one.foreign for one in there):
-        raise InputError(
-            f"{' and '.join(unused)} apply to foreign models that are loaded here, and none of "
-            f"{', '.join(plan.models)} is one; leave {'them' if unused[1:] else 'it'} out."
-        )
-
-
-def _meet(processes: Processes, store: Store) -> None:
-    """Whether all processes see one folder, before any of them measures."""
-    if processes.count == 1 or store.folder is None:
-        return
-    if processes.main:
-        store.write("launch", b"here")
-    processes.wait()
-    if not all(processes.gather(store.read("launch") is not None)):
-        raise InputError(
-            f"not all processes see {store.folder}; --out must be a folder that they share."
-        )
-
-
-def _sent(result: Result) -> Result:
-    """What other processes need to know; exceptions cannot always be sent."""
-    return replace(result, error=None)
-
-
-def _comparison(plan: Plan, found: Merged, own: Sequence[Result]) -> Comparison:
+def _comparison(plan: Plan, result: Merged, mine: Sequence[Outcome]) -> Comparison:
     """The result, with all that was left out.
 
     Raises:
         InputError: if nothing but twins was measured.
     """
-    named = [(one, reason) for one, reason in found.failed if not one.twin_of]
-    there = [one for one in plan.checkpoints if not one.twin_of]
-    if len(named) == len(there) or found.tables is None:
-        cause = next((one.error for one in own if one.error is not None), None)
-        reasons = {reason: one for one, reason in reversed(named)}
-        if len(reasons) == 1:
-            raise InputError(named[0][1]) from cause
-        told = "; ".join(f"{one.label}: {why}" for why, one in reversed(reasons.items()))
-        raise InputError(f"none of the checkpoints can be measured: {told}") from cause
+    named = [(checkpoint, why) for checkpoint, why in result.failed if not checkpoint.twin_of]
+    asked = [checkpoint for checkpoint in plan.checkpoints if not checkpoint.twin_of]
+    if len(named) == len(asked) or result.tables is None:
+        raise _nothing_measured(named, mine)
     remarks = list(plan.notes)
-    for one, reason in found.failed:
-        if one.twin_of:
-            remarks.append(f"{', '.join(one.twin_of)}: no untrained twin: {reason}")
+    for checkpoint, why in result.failed:
+        if checkpoint.twin_of:
+            remarks.append(f"{', '.join(checkpoint.twin_of)}: no untrained twin: {why}")
     failed = [*plan.failed]
-    for one, reason in named:
-        failed.append((str(one.target) if one.named else one.label, reason))
-    twins = {model: twin for model, twin in plan.twins.items() if twin in found.samples}
-    twins = {model: twin for model, twin in twins.items() if model in found.samples}
-    found.tables.provenance["comparison"] = {
+    for checkpoint, why in named:
+        failed.append((str(checkpoint.target) if checkpoint.named else checkpoint.label, why))
+    measured = result.samples
+    twins = {m: twin for m, twin in plan.twins.items() if twin in measured and m in measured}
+    result.tables.provenance["comparison"] = {
         "twins": twins,
         "missing": plan.missing,
-        "failed": [list(one) for one in failed],
+        "failed": [list(pair) for pair in failed],
     }
     return Comparison(
-        tables=found.tables,
-        samples=found.samples,
+        tables=result.tables,
+        samples=measured,
         failed=failed,
         missing=plan.missing,
         twins=twins,
-        incomplete=any(one.step is None for one, _ in named),
+        incomplete=any(checkpoint.step is None for checkpoint, _ in named),
         remarks=remarks,
     )
 
 
+def _nothing_measured(
+    failed: Sequence[tuple[Checkpoint, str]], mine: Sequence[Outcome]
+) -> InputError:
+    cause = next((outcome.error for outcome in mine if outcome.error is not None), None)
+    reasons = {why: checkpoint for checkpoint, why in reversed(failed)}
+    if len(reasons) == 1:
+        error = InputError(failed[0][1])
+    else:
+        each = "; ".join(f"{one.label}: {why}" for why, one in reversed(reasons.items()))
+        error = InputError(f"none of the checkpoints can be measured: {each}")
+    error.__cause__ = cause
+    return error
+
+
 def _finish(
-    found: Comparison,
+    comparison: Comparison,
     folder: Path,
     store: Store,
     keys: Sequence[str],
     write: Callable[[Comparison, Path], Any] | None,
 ) -> None:
     """Write the results, then remove the shards that they are made of."""
-    if others := store.size(besides=keys):
-        found.remarks.append(
-            f"{store.folder} holds {others / 1e6:.1f} MB of another command that was not finished; "
+    if size := store.size(besides=keys):
+        comparison.remarks.append(
+            f"{store.folder} holds {size / 1e6:.1f} MB of another command that was not finished; "
             "give that one again, or remove the folder"
         )
-    if found.incomplete:
-        found.remarks.append(
+    if comparison.incomplete:
+        comparison.remarks.append(
             f"{store.folder} keeps what was measured: once the rest can be read, the same command "
             "measures only that"
         )
     try:
-        (write or save_with_report)(found, folder)
+        (write or save_with_report)(comparison, folder)
     except (InputError, OSError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{error.strerror or error}."
         raise InputError(
             f"{reason} What was measured is kept in {store.folder}; the same command goes on."
         ) from error
-    if not found.incomplete:
+    if not comparison.incomplete:
         store.remove(keys)
 
 
-__all__ = [
-    "Comparing",
-    "Comparison",
-    "Merged",
-    "Result",
-    "Settings",
-    "Watch",
-    "compare",
-    "is_plain",
-    "joined",
-    "merged",
-    "nothing_to_regroup",
-]
+__all__ = ["Comparison", "Outcome", "Watch", "Work", "compare", "identity", "joined", "merged"]

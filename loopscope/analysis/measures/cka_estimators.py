@@ -5,7 +5,8 @@ centred, only their products P_ab = Σ_ij K_a,ij·K_b,ij, row sums and totals ar
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import combinations_with_replacement, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged
+from loopscope.analysis.measures.filling import LoopRows, LoopStates, Setup
+from loopscope.analysis.tables.rows import Rows
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.trajectory import Trajectory
+from loopscope.names import MIN_TOKENS
 
 KERNELS = ("rbf", "linear")
 ESTIMATORS = ("biased", "debiased")
-MIN_TOKENS = 4
 
 # A state's spread below this share of its size is rounding: the state is constant.
 _CONSTANT = 2.0**-22
@@ -55,7 +59,7 @@ def cka(
         kernels: Any of `KERNELS`.
         bandwidth: t, the RBF bandwidth as a fraction of sqrt(median(d²)).
         grams: X Xᵀ of each state in float64, centred or not, if they are at hand (from
-            `spectrum.gram`, where there are fewer tokens than dimensions); saves computing them.
+            `gram_matrices.gram`, where there are fewer tokens than dimensions).
 
     Returns:
         For each kernel the values and flags of all pairs. NaN with `ZERO` where a state is
@@ -265,3 +269,31 @@ def _normalised(hsic: np.ndarray, noise: np.ndarray, flags: np.ndarray, undefine
     own = np.where(broken, np.nan, own)
     flag = np.where(broken[:, None] | (states == Flag.NONE), states[:, None], states)
     return Flagged(hsic / np.sqrt(np.outer(own, own)), flag.astype(np.int8))
+
+
+class CkaRows(LoopRows):
+    """The table `cka`: all pairs of states of a loop, by each kernel and estimator."""
+
+    table = "cka"
+    by_sample = True
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.options
+
+    def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
+        return [
+            (*pair, *how)
+            for how in product(setup.options.kernels, ESTIMATORS)
+            for pair in combinations_with_replacement(loop.states, 2)
+        ]
+
+    def fill_sample(self, rows: Rows, sample: int, loop: LoopStates) -> None:
+        kernels = self.options.kernels
+        pairwise = cka(
+            loop.states, kernels=kernels, bandwidth=self.options.bandwidth, grams=loop.grams
+        )
+        tables = [getattr(pairwise[kernel], name) for kernel in kernels for name in ESTIMATORS]
+        a, b = np.triu_indices(len(loop.states))
+        rows.values["value"][sample] = np.concatenate([table.value[a, b] for table in tables])
+        rows.flag[sample] = np.concatenate([table.flag[a, b] for table in tables])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
+from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
 from loopscope.analysis.tables.rows import Rows, columns
-from loopscope.probes.state_capture import Trajectory
+from loopscope.models.trajectory import Trajectory
+from loopscope.names import block_name
 
 
 def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flagged]:
@@ -49,7 +52,7 @@ def alpha_sources(iterations: int, *, transition: bool = True) -> tuple[str, ...
 
     Without a transitional cycle the prelude's output is in no slot, hence no source.
     """
-    cores = (f"core{t + 1}" for t in range(iterations))
+    cores = map(block_name, range(iterations))
     return ("h_emb", *(("prelude",) if transition else ()), *cores)
 
 
@@ -178,35 +181,59 @@ class RoutingKeys:
             mean[here, at], entropy[here, at] = average.value, spread.value
             flag[here, at] = np.maximum(average.flag, spread.flag)
 
-    def token_table(
-        self, model: str, trajectory: Trajectory, tokens: Sequence[str]
-    ) -> pd.DataFrame | None:
+    def token_rows(self, loop: Trajectory, words: Sequence[str]) -> Rows | None:
         """Weights of routers and gates in the first sample, token by token.
 
         Args:
-            model: The model's name.
-            trajectory: The first batch.
-            tokens: The first sample's tokens as strings.
+            loop: One loop of the first batch.
+            words: The first sample's tokens as strings.
 
         Returns:
-            The table `tokens`; None without routers and gates.
+            The rows of the table `tokens`; None without routers and gates.
         """
         places = [*self.cycles, *self.gates]
         if not places:
             return None
-        weights = [w[0] for steps in _cycles(trajectory).values() for w in steps.values()]
-        gates = [trajectory.gates[name][t] for _, t, name in self.gates]
+        weights = [w[0] for steps in _cycles(loop).values() for w in steps.values()]
+        gates = [loop.gates[name][t] for _, t, name in self.gates]
         weights += [p[0, :, None] for p in gates if p is not None]
         values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
         keys = columns(
             ("kind", "t", "target", "pos"),
-            [(*place, pos) for place in places for pos in range(len(tokens))],
+            [(*place, pos) for place in places for pos in range(len(words))],
         )
-        keys["token"] = np.array(tokens, dtype=object)[keys["pos"]]
+        keys["token"] = np.array(words, dtype=object)[keys["pos"]]
         rows = Rows("tokens", 1, keys)
         rows.values["value"][0] = np.concatenate(values)
         rows.flag[0, ~np.isfinite(rows.values["value"][0])] = Flag.NONFINITE
-        return rows.frame(model, trajectory.loop)
+        return rows
+
+
+class RoutingRows(LoopRows):
+    """The tables `routing`, and `tokens` where the first sample is measured."""
+
+    table = "routing"
+
+    def __init__(self, setup: Setup) -> None:
+        loops = setup.first.loops
+        self.routes = {name: RoutingKeys.of(loop) for name, loop in loops.items()}
+        super().__init__(setup)
+        if not self.rows:
+            self.note = f"routing: {setup.model.why_no_routing}, so its table has no rows"
+        self.tokens: dict[str, Rows] = {}
+        for name, loop in loops.items() if setup.words is not None else ():
+            if (rows := self.routes[name].token_rows(loop, setup.words or ())) is not None:
+                self.tokens[name] = rows
+
+    def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
+        return list(self.routes[loop.loop].all)
+
+    def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
+        self.routes[loop.loop].fill(rows, batch.here, loop, batch.drop)
+
+    def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
+        words = [rows.frame(model, loop) for loop, rows in self.tokens.items()]
+        return {**super().frames(model), "tokens": words}
 
 
 def _cycles(trajectory: Trajectory) -> Cycles:

@@ -1,11 +1,17 @@
 """Relative update: how much a block changes the state it is given (MeSH Figures 1a and 3)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
+from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
+from loopscope.analysis.tables.rows import Rows
+from loopscope.models.trajectory import Trajectory
+from loopscope.names import block_name
 
 
 def relative_update(
@@ -39,3 +45,19 @@ def relative_update(
 def sample_norm(x: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, " batch"]:
     """Frobenius norm of every sample, accumulated in float64."""
     return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
+
+
+class UpdateRows(LoopRows):
+    """The table `update`: the relative update of prelude, every core iteration and coda."""
+
+    table = "update"
+
+    def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
+        step = {"prelude": -1, "coda": loop.K} | {block_name(t): t for t in range(loop.K)}
+        return [(name, step[name]) for name in loop.blocks]
+
+    def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
+        for column, (h, f_h) in enumerate(loop.blocks.values()):
+            value, flag = relative_update(h[:, batch.drop :], f_h[:, batch.drop :])
+            rows.values["value"][batch.here, column] = value
+            rows.flag[batch.here, column] = flag

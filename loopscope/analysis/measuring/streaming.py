@@ -1,41 +1,39 @@
 """Measure: run a model over samples and keep nothing but rows (states → tables)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
-from loopscope.analysis.measures.cka_estimators import MIN_TOKENS, check
-from loopscope.analysis.measuring.course import COURSE, Course, longer_model, why_unread
-from loopscope.analysis.measuring.recorder import Options, Recorder
+from loopscope.analysis.measures.cka_estimators import check
+from loopscope.analysis.measures.filling import Setup
+from loopscope.analysis.measuring.recorder import Recorder
 from loopscope.analysis.measuring.threads import one_thread_per_sample
 from loopscope.analysis.measuring.token_windows import checked_tokens, samples_provenance
+from loopscope.analysis.options import Options, check_batch_size, made, takes
 from loopscope.analysis.tables.frames import Tables
-from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.loop_model import LoopModel
-from loopscope.probes.state_capture import Trajectory, capture, shortened
+from loopscope.analysis.tables.registry import BY_NAME, DEFAULT
+from loopscope.errors import InputError
+from loopscope.models.hooked import Hooked
+from loopscope.models.trajectory import Trajectory
+from loopscope.names import MIN_TOKENS
+from loopscope.probes.readout import read_out
+from loopscope.probes.state_capture import capture
 from loopscope.provenance import commit, versions
 
-MEASURES = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
-DEFAULT = ("update", "cka", "spectrum", "rank", "routing")
 
-
+@takes(Options, but=("measures",))
 def measure(
-    model: Any,
+    model: Hooked,
     samples: Any,
     measures: Sequence[str] = DEFAULT,
     *,
     batch_size: int = 16,
-    kernels: Sequence[str] = ("rbf",),
-    bandwidth: float = 1.0,
-    drop_first: int = 0,
-    center: bool = False,
-    normalize_rows: bool = False,
-    more_loops: int | None = None,
     name: str | None = None,
     progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Tables:
     """Measure a model on samples: relative update, CKA, spectrum, ranks, routing (MeSH Section 2).
 
@@ -46,18 +44,13 @@ def measure(
     Args:
         model: A native model, or a wrapped one.
         samples: Token ids (samples × tokens) as an integer tensor or array, or what
-            `loopscope.text.windows.load_samples` returns.
+            `loopscope.load_samples` returns.
         measures: Any of `MEASURES`; `routing` fills the table `tokens` too.
         batch_size: Samples per forward pass.
-        kernels: Kernels of the CKA, `rbf` and/or `linear`.
-        bandwidth: RBF bandwidth as a fraction of sqrt(median(d²)).
-        drop_first: Leave out the first tokens of each sample, in every table but loss and tokens.
-        center: Subtract each state's mean over the tokens before spectrum and ranks.
-        normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
-        more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
-            models that do not allow it are measured up to K (`notes` says so).
         name: Name of the model in the tables; the model's own when not given.
         progress: Called with the number of samples done since the last call.
+        **options: `kernels`, `bandwidth`, `drop_first`, `center`, `normalize_rows`, `more_loops`,
+            as `Options` describes them.
 
     Returns:
         One table per measure, the others None. A model with several loops has rows for each, told
@@ -66,15 +59,12 @@ def measure(
         token; `notes` in the provenance says why.
 
     Raises:
-        InputError: On unknown measures or kernels, samples that cannot be measured, or a model
-            whose number of iterations changes between batches.
+        InputError: On unknown measures, kernels or options, samples that cannot be measured, or a
+            model whose number of iterations changes between batches.
     """
-    whole = Measuring(
-        model, samples, measures, batch_size=batch_size, name=name, kernels=kernels,
-        bandwidth=bandwidth, drop_first=drop_first, center=center,
-        normalize_rows=normalize_rows, more_loops=more_loops,
-    )  # fmt: skip
-    return whole.part(0, len(whole), progress)
+    how = made(Options, {**options, "measures": measures}, "measure", ("batch_size", "name"))
+    measuring = Measuring(model, samples, how, batch_size=batch_size, name=name)
+    return measuring.part(0, len(measuring), progress)
 
 
 class Measuring:
@@ -89,47 +79,40 @@ class Measuring:
 
     def __init__(
         self,
-        model: Any,
+        model: Hooked,
         samples: Any,
-        measures: Sequence[str] = DEFAULT,
+        options: Options,
         *,
         batch_size: int = 16,
         name: str | None = None,
         step: int | None = None,
-        kernels: Sequence[str] = ("rbf",),
-        **options: Any,
     ) -> None:
         """Check the samples and options.
 
         Args:
             model: A native model, or a wrapped one.
             samples: As in `measure`.
-            measures: Any of `MEASURES`.
+            options: How to measure.
             batch_size: Samples per forward pass.
             name: Name of the model in the tables; the model's own when not given.
             step: The training step in the tables, of a series.
-            kernels: Kernels of the CKA.
-            **options: Further fields of `record.Options`, as in `measure`.
 
         Raises:
-            InputError: On unknown measures or kernels, or samples that cannot be measured.
+            InputError: On unknown kernels, or samples that cannot be measured.
         """
-        wanted = (measures,) if isinstance(measures, str) else tuple(dict.fromkeys(measures))
-        for one in wanted:
-            if one not in MEASURES:
-                raise unknown_name("measure", one, MEASURES)
-        if not wanted:
-            raise InputError(f"no measures asked for; choose from {', '.join(MEASURES)}.")
-        chosen = (kernels,) if isinstance(kernels, str) else tuple(dict.fromkeys(kernels))
-        self.options = Options(measures=wanted, kernels=chosen, **options)
-        self.tokens = checked_tokens(samples, d_vocab=getattr(model.config, "d_vocab", None))
-        _check(self.tokens, self.options, batch_size)
-        self.model, self.batch_size, self.step = model, batch_size, step
+        self.options = options
+        self.tokens = checked_tokens(samples, d_vocab=model.config.d_vocab)
+        self.batch_size = check_batch_size(batch_size)
+        _check(self.tokens, options)
+        self.model, self.step = model, step
         self.name = model.name if name is None else name
-        self.provenance = _provenance(model, samples, self.tokens, self.options)
-        self._no_loss = _sees_ahead(model) if {"loss", "readout"} & {*wanted} else ""
-        self._longer: tuple[Any, str] | None = None
-        self._unread: str | None = None
+        self.provenance = _provenance(model, samples, self.tokens, options)
+        measures = [BY_NAME[name] for name in options.measures]
+        self._reads_logits = any(measure.logits for measure in measures)
+        self._no_loss = model.why_no_loss() if self._reads_logits else ""
+        self._unread: str | None = None if "readout" in options.measures else ""
+        self._more = any(measure.longer for measure in measures)
+        self._longer: tuple[Hooked | None, str] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -148,17 +131,16 @@ class Measuring:
         Raises:
             InputError: if the number of iterations changes between batches.
         """
+        if self._longer is None:
+            T = self.options.more_loops if self._more else None
+            self._longer = longer_model(self.model, T)
         recorder: Recorder | None = None
         with one_thread_per_sample() as each:
             for begin in range(start, stop, self.batch_size):
                 batch = self.tokens[begin : min(begin + self.batch_size, stop)]
-                logits = bool({"loss", "readout"} & {*self.options.measures}) and not self._no_loss
-                trajectory, longer = self._captured(batch, logits)
+                trajectory, longer = self._captured(batch)
                 if recorder is None:
-                    recorder = self._recorder(trajectory, stop - start)
-                    if start == 0:
-                        words = _strings(self.model, batch[0])
-                        recorder.token_table(self.name, trajectory, words)
+                    recorder = self._recorder(trajectory, start, stop)
                 recorder.add(begin - start, trajectory, each, longer)
                 del trajectory, longer
                 if progress is not None:
@@ -170,41 +152,90 @@ class Measuring:
         }
         return Tables(**frames, provenance={"models": {self.name: self.provenance}})
 
-    def _captured(self, batch: Tensor, logits: bool) -> tuple[Trajectory, Trajectory | None]:
-        """The batch's trajectory, and that with more iterations where one run gives both."""
-        longer = None if self._longer is None else self._longer[0]
-        if longer is None or not isinstance(self.model, LoopModel):
+    def _captured(self, batch: Tensor) -> tuple[Trajectory, Trajectory | None]:
+        """The batch's trajectory, and that with more iterations where there are more."""
+        logits = self._reads_logits and not self._no_loss
+        longer_model = self._longer[0] if self._longer else None
+        if longer_model is None:
             return capture(self.model, batch, memory=False, logits=logits), None
-        long = capture(longer, batch, memory=False)
-        return shortened(self.model, long, logits=logits), long
+        longer = capture(longer_model, batch, memory=False)
+        return self.model.shortened(longer, logits=logits), longer
 
-    def _recorder(self, first: Trajectory, samples: int) -> Recorder:
-        measures = self.options.measures
-        if {"loss", "readout"} & {*measures} and not self._no_loss:
+    def _recorder(self, first: Trajectory, start: int, stop: int) -> Recorder:
+        """Everything is known by now: the recorder is told, and provenance noted."""
+        assert self._longer is not None
+        longer, why_not_longer = self._longer
+        if self._reads_logits and not self._no_loss:
             self._no_loss = _no_logits(first, self.tokens, self.model)
-        course = None
-        if {*COURSE} & {*measures}:
-            if self._longer is None:
-                self._longer = longer_model(self.model, first.K, self.options.more_loops)
-            if self._unread is None and "readout" in measures:
-                self._unread = self._no_loss or why_unread(self.model, first)
-            course = Course(
-                self.model, first, samples, measures,
-                longer=self._longer[0], unread=self._unread or "",
-            )  # fmt: skip
-        recorder = Recorder(first, samples, self.options, loss=not self._no_loss, course=course)
-        notes = list(self.provenance["notes"])
-        if "routing" in measures and not recorder.has_routing:
-            notes.append(f"routing: {_no_routing(self.model)}, so its table has no rows")
-        if "loss" in measures and self._no_loss:
-            notes.append(f"loss: {self._no_loss}; the table has no rows")
-        if course is not None:
-            notes += [
-                *([self._longer[1]] if self._longer and self._longer[1] else []),
-                *course.notes,
-            ]
+        if self._unread is None:
+            self._unread = self._no_loss or why_unread(self.model, first)
+        words = _strings(self.model, self.tokens[0]) if start == 0 else None
+        recorder = Recorder(
+            Setup(
+                model=self.model, options=self.options, first=first, samples=stop - start,
+                words=words, longer=longer, no_loss=self._no_loss, unread=self._unread,
+            )
+        )  # fmt: skip
+        notes = [
+            *self.provenance["notes"],
+            *recorder.notes(longer=False),
+            *([why_not_longer] if why_not_longer else []),
+            *recorder.notes(longer=True),
+        ]
         self.provenance["notes"] = list(dict.fromkeys(notes))
         return recorder
+
+
+def why_unread(model: Hooked, first: Trajectory) -> str:
+    """Tell why h(t) cannot be read out in place of h(K).
+
+    Args:
+        model: A model that predicts next tokens.
+        first: A trajectory of it, with logits.
+
+    Returns:
+        The reason; empty where it can.
+    """
+    if first.K == 0:
+        return "the model has no loop"
+    h, logits = first.h, first.logits
+    assert logits is not None and first.tokens is not None
+    if h[0].shape != h[-1].shape:
+        return "h(0) and h(K) differ in shape"
+    # a state that no loop leaves: the tokens' states in another order, turned round
+    turned = read_out(model, first.tokens, -h[-1].roll(1, dims=1))
+    if torch.equal(turned, logits):
+        return "what follows the loop does not read h(K) where it could be replaced"
+    return ""
+
+
+def longer_model(model: Hooked, T: int | None) -> tuple[Hooked | None, str]:
+    """Make the model with T iterations of its main loop in place of K.
+
+    Args:
+        model: A native or wrapped model.
+        T: Iterations to run; None for no more.
+
+    Returns:
+        The model, or None and why there is none (empty where none was asked for).
+
+    Raises:
+        InputError: if T is not more than K.
+    """
+    if T is None or model.K == 0:
+        return None, ""
+    if T <= model.K:
+        raise InputError(
+            f"more_loops is {T}, but the model runs {model.K} iterations; give more than that."
+        )
+    if any(point.fwd_hooks for point in model.hook_points()):
+        return None, "more loops: the model has hooks, which it would lose; they were not tried"
+    try:
+        return model.with_loops({next(iter(model.loops)): T}), ""
+    except InputError as error:
+        return None, f"more loops: {str(error).rstrip('.').removesuffix('; leave loops out')}"
+    except Exception as error:  # somebody else's forward pass
+        return None, f"more loops: with {T} the model fails ({type(error).__name__}: {error})"
 
 
 def _numbered(frame: pd.DataFrame, start: int, step: int | None) -> pd.DataFrame:
@@ -216,13 +247,7 @@ def _numbered(frame: pd.DataFrame, start: int, step: int | None) -> pd.DataFrame
     return frame
 
 
-def _check(tokens: Tensor, options: Options, batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
-    if options.drop_first < 0:
-        raise InputError(f"drop_first is {options.drop_first}; it must be 0 or more.")
-    if not options.kernels:
-        raise InputError("no kernels asked for; choose rbf, linear or both.")
+def _check(tokens: Tensor, options: Options) -> None:
     left = tokens.shape[1] - options.drop_first
     if left < MIN_TOKENS:
         dropped = f", {options.drop_first} of which are dropped" if options.drop_first else ""
@@ -233,30 +258,20 @@ def _check(tokens: Tensor, options: Options, batch_size: int) -> None:
     check(left, options.kernels, options.bandwidth)
 
 
-def _strings(model: Any, tokens: Tensor) -> list[str]:
+def _strings(model: Hooked, tokens: Tensor) -> list[str]:
     """Each token as text, or as its number for a model without a tokenizer."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = model.tokenizer
     if tokenizer is None:
         return [str(i) for i in tokens.tolist()]
     return [tokenizer.decode([i], skip_special_tokens=False) for i in tokens.tolist()]
 
 
-def _sees_ahead(model: Any) -> str:
-    """Why a model that was wrapped predicts no next token; empty where it does."""
-    found = getattr(model, "map", None)
-    if found is None or found.causal:
-        return ""
-    if found.causal is None:
-        return "the model returns no logits for each token"
-    return "the model looks at later tokens, so it predicts no next token"
-
-
-def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Any) -> str:
+def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Hooked) -> str:
     """Why what a model returns cannot be logits of next tokens; empty where it can."""
     logits, ids = trajectory.logits, trajectory.tokens
     if logits is None or ids is None or logits.shape[:-1] != ids.shape:
         return "the model returns no logits for each token"
-    vocabulary = getattr(model.config, "d_vocab", None) or int(tokens.max()) + 1
+    vocabulary = model.config.d_vocab or int(tokens.max()) + 1
     if logits.shape[-1] < vocabulary:
         return (
             f"the model returns {logits.shape[-1]} numbers for each token, fewer than the "
@@ -265,30 +280,22 @@ def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Any) -> str:
     return ""
 
 
-def _no_routing(model: Any) -> str:
-    if hasattr(model, "map"):
-        return "no routers and no gates were found in the model or named in its spec"
-    return "the model has no memory slots"
-
-
-def _provenance(model: Any, samples: Any, tokens: Tensor, options: Options) -> dict[str, Any]:
+def _provenance(model: Hooked, samples: Any, tokens: Tensor, options: Options) -> dict[str, Any]:
     """Everything needed to tell two measurements apart, as JSON values."""
     config = model.config
-    trained = getattr(config, "n_ctx", None)
+    trained = config.n_ctx
     notes = []
     if trained is not None and tokens.shape[1] > trained:
         notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}"]
-    origin = getattr(model, "provenance", None) or {}
     first = next(model.parameters())  # of a model spread over devices, one stands for all
-    mapped = {"map": model.map.to_dict()} if hasattr(model, "map") else {}
     return {
-        "config": config.to_dict() if hasattr(config, "to_dict") else None,
-        **mapped,
+        "config": config.to_dict(),
+        **model.structure(),
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,
-        "training": origin,
+        "training": model.provenance or {},
         "samples": samples_provenance(samples, tokens),
-        "options": asdict(options),
+        "options": options.record(),
         "versions": versions(),
         "commit": commit(),
         "notes": notes,

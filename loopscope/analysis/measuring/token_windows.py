@@ -32,7 +32,7 @@ def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sampl
         given = f"an array of {tokens.dtype}" if isinstance(tokens, np.ndarray) else type(tokens)
         raise InputError(
             f"samples must be integer token ids (samples × tokens) as a tensor or array, or from "
-            f"loopscope.text.windows.load_samples; got {given}."
+            f"loopscope.load_samples; got {given}."
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise InputError(f"samples must hold integer token ids, got {tokens.dtype}.")

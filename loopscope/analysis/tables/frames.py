@@ -3,129 +3,62 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field, make_dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.types import union_categoricals
 
+from loopscope.analysis.tables.registry import MEASURED, TABLES, schema
 from loopscope.errors import InputError
 from loopscope.files import whole_file
 
-COMMON: dict[str, str] = {
-    "model": "category",
-    "step": "Int64",
-    "sample": "int32",
-    "loop": "category",
-    "flag": "category",
-}
-
-SCHEMAS: dict[str, dict[str, str]] = {
-    "update": {"block": "category", "t": "int16", "value": "float64"},
-    "cka": {
-        "state_a": "category",
-        "state_b": "category",
-        "kernel": "category",
-        "estimator": "category",
-        "value": "float64",
-    },
-    "spectrum": {
-        "state": "category",
-        "i": "int16",
-        "sigma_rel": "float32",
-        "log10_sigma_rel": "float32",
-    },
-    "rank": {"state": "category", "measure": "category", "value": "float64"},
-    "routing": {
-        "kind": "category",
-        "t": "int16",
-        "target": "category",
-        "mean": "float64",
-        "entropy": "float64",
-    },
-    "tokens": {
-        "kind": "category",
-        "t": "int16",
-        "target": "category",
-        "pos": "int32",
-        "token": "category",
-        "value": "float32",
-    },
-    "delta": {"t": "int16", "value": "float64", "ratio": "float64"},
-    "readout": {"t": "int16", "value": "float64"},
-    "loss": {"value": "float64"},
-}
-
-RUNS: dict[str, dict[str, str]] = {
-    "training": {
-        "model": "category",
-        "variant": "category",
-        "layout": "category",
-        "slots": "Int64",
-        "seed": "Int64",
-        "recipe": "category",
-        "K": "int64",
-        "d_model": "int64",
-        "params_total": "int64",
-        "params_non_embedding": "int64",
-        "step": "int64",
-        "tokens": "int64",
-        "steps_planned": "int64",
-        "train_loss": "float64",
-        "val_loss": "float64",
-        "lr": "float64",
-        "tokens_per_s": "float64",
-    },
-}
-"""Tables of training runs, one row per logged step; these are all their columns."""
-
-TABLES = (*SCHEMAS, *RUNS)
 METADATA_KEY = b"loopscope"
 
 
-def schema(table: str) -> dict[str, str]:
-    """Columns and dtypes of one table; those of measures have the common columns first."""
-    return RUNS[table] if table in RUNS else COMMON | SCHEMAS[table]
+_MEANINGS = "\n".join(
+    f"        {name}: {table.meaning[0].upper()}{table.meaning[1:]}."
+    for name, table in MEASURED.items()
+)
+
+if TYPE_CHECKING:
+
+    class _Frames:
+        provenance: dict[str, Any]
+
+        def __init__(self, *, provenance: Any = None, **frames: pd.DataFrame | None) -> None: ...
+
+        def __getattr__(self, table: str) -> pd.DataFrame | None: ...
+
+else:
+    _Frames = make_dataclass(
+        "_Frames",
+        [
+            *((name, pd.DataFrame | None, None) for name in TABLES),
+            ("provenance", dict[str, Any], field(default_factory=dict)),
+        ],
+        kw_only=True,
+        repr=False,
+    )
 
 
-@dataclass(kw_only=True)
-class Tables:
-    """The measures of one or more models, one row per item and sample, or their training logs.
+class Tables(_Frames):
+    __doc__ = f"""The measures of one or more models, one row per item and sample, or training logs.
 
     Each table of measures starts with the columns model, step (null when not a series), sample,
-    loop and flag (null when sound); what follows is in `SCHEMAS`. The columns of `training` are in
-    `RUNS`. A table that was not asked for is None.
+    loop and flag (null when sound); what follows is in `registry.SCHEMAS`. The columns of
+    `training` are in `registry.RUNS`. A table that was not asked for is None.
 
     Attributes:
-        update: Relative update of each block.
-        cka: CKA of all pairs of states.
-        spectrum: The first singular values of each state over the largest.
-        rank: Effective rank, stable rank and participation ratio of each state.
-        routing: Mean router weights and entropies, and α, each averaged over the tokens.
-        tokens: Router weights of the first sample, token by token.
-        delta: ‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, and the ratio to the step before it.
-        readout: Mean next-token cross-entropy of each sample, in nats, when the coda reads h(t).
-        loss: Mean next-token cross-entropy of each sample, in nats.
+{_MEANINGS}
         training: Logs of training runs, one row per logged step; losses in nats per token.
             `recipe` is the same for runs that differ in nothing but their seed.
-        provenance: `{"models": {name: {...}}}`: configuration, samples, options, versions.
+        provenance: `{{"models": {{name: {{...}}}}}}`: configuration, samples, options, versions.
     """
-
-    update: pd.DataFrame | None = None
-    cka: pd.DataFrame | None = None
-    spectrum: pd.DataFrame | None = None
-    rank: pd.DataFrame | None = None
-    routing: pd.DataFrame | None = None
-    tokens: pd.DataFrame | None = None
-    delta: pd.DataFrame | None = None
-    readout: pd.DataFrame | None = None
-    loss: pd.DataFrame | None = None
-    training: pd.DataFrame | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The tables that there are, by name."""
@@ -348,4 +281,4 @@ def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-__all__ = ["COMMON", "RUNS", "SCHEMAS", "TABLES", "Tables", "empty", "schema", "stack"]
+__all__ = ["Tables", "empty", "stack"]

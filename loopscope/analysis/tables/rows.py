@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope.analysis.flags import FLAG_NAMES, Flag
-from loopscope.analysis.tables.frames import SCHEMAS, schema
+from loopscope.analysis.tables.registry import SCHEMAS, schema
 
 
 class Rows:

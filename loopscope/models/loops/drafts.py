@@ -37,7 +37,14 @@ class Draft:
     notes: list[str] = field(default_factory=list)
 
     def calls(self, span: Span) -> list[Call]:
-        """The calls of an iteration."""
+        """The calls of an iteration.
+
+        Args:
+            span: The iteration.
+
+        Returns:
+            Its units, in order.
+        """
         return self.units.calls[span.first : span.last + 1]
 
     def spans(self) -> list[Span]:
@@ -45,12 +52,12 @@ class Draft:
         return [span for run in self.runs for span in run]
 
 
-def draft_loops(units: Units, one: bool) -> tuple[list[Draft], list[str]]:
+def draft_loops(units: Units, single: bool) -> tuple[list[Draft], list[str]]:
     """Find the loops in a sequence of units.
 
     Args:
         units: The units.
-        one: Whether all that repeats must be one loop, as where the core was named.
+        single: Whether all that repeats must be one loop, as where the core was named.
 
     Returns:
         The loops, an outer one before those in it, and the symbols that repeat outside of them.
@@ -58,7 +65,7 @@ def draft_loops(units: Units, one: bool) -> tuple[list[Draft], list[str]]:
     leaves = [(units.symbol(c), i) for i, c in enumerate(units.calls) if units.is_core(c)]
     nodes = fold([s for s, _ in leaves], [i for _, i in leaves])
     top = [node for node in nodes if isinstance(node, Run)]
-    if one and (len(top) != 1 or len(nodes) != 1):
+    if single and (len(top) != 1 or len(nodes) != 1):
         top = [_by_first(nodes)] if leaves else []
     drafts: list[Draft] = []
     for run in top:
@@ -86,10 +93,10 @@ def _add(
     bodies = [body for _, run in runs for body in run.bodies]
     inner: dict[Any, list[tuple[Any, Run]]] = {}
     for number, body in enumerate(bodies):
-        for one in runs_in(body):
-            inner.setdefault(one.key, []).append((number, one))
-    for found in inner.values():
-        _add(units, found, draft, drafts)
+        for run in runs_in(body):
+            inner.setdefault(run.key, []).append((number, run))
+    for numbered in inner.values():
+        _add(units, numbered, draft, drafts)
     if not inner:
         _add_inside(units, draft, drafts)
 
@@ -138,16 +145,16 @@ def listed(units: Units, iterations: Sequence[Sequence[str]]) -> list[Draft]:
     """
     spans, place = [], 0
     for names in iterations:
-        found: list[int] = []
+        indices: list[int] = []
         for name in names:
             later = (i for i in range(place, len(units.calls)) if units.calls[i].module == name)
-            here = next(later, None)
-            if here is None:
+            index = next(later, None)
+            if index is None:
                 raise InputError(
                     f"{name} of the iteration {', '.join(names)} of the specification does not run "
                     "there: list the modules of each iteration in the order in which they run."
                 )
-            found.append(here)
-            place = here + 1
-        spans.append(Span(found[0], found[-1]))
+            indices.append(index)
+            place = index + 1
+        spans.append(Span(indices[0], indices[-1]))
     return [Draft(units, [spans])]

@@ -5,15 +5,16 @@ import string
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from loopscope.errors import InputError
 from loopscope.models.loops import ports
 from loopscope.models.loops.drafts import Draft, Span, draft_loops, listed
 from loopscope.models.loops.folding import split_gaps
 from loopscope.models.loops.identity import Identity, Streams
-from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap
+from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Unit
 from loopscope.models.loops.loop_states import states, width_of
 from loopscope.models.loops.plain_stack import elsewhere, plain
 from loopscope.models.loops.spec import Spec
@@ -24,7 +25,14 @@ _PLAIN = re.compile(r"_?(module|level|block|layer|stack|loop|core|group)s?$", re
 
 
 def letter(number: int) -> str:
-    """A, B, C, … for the loops of a model, in order."""
+    """A, B, C, … for the loops of a model, in order; AA, BB, … after Z.
+
+    Args:
+        number: Place of the loop, from 0.
+
+    Returns:
+        The letter.
+    """
     return string.ascii_uppercase[number % 26] * (1 + number // 26)
 
 
@@ -69,11 +77,11 @@ def by_iteration(
         end = starts[later] if later < len(starts) else end
         a, b = bisect_left(ticks, calls[0].start), bisect_left(ticks, end)
         used.append(dict.fromkeys(name for _, name in trace.uses[a:b]))
-    count = Counter(name for one in used for name in one)
+    count = Counter(name for names in used for name in names)
     shared = tuple(name for name, n in count.items() if n > 1)
     if len(used) == 1:
         return shared, [()]
-    return shared, [tuple(name for name in one if count[name] == 1) for one in used]
+    return shared, [tuple(name for name in names if count[name] == 1) for names in used]
 
 
 def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
@@ -92,7 +100,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     """
     identity = Identity.of(trace.modules)
     core = {identity.symbol[name] for name in spec.core}
-    named = core | {identity.symbol[n] for one in spec.iterations for n in one}
+    named = core | {identity.symbol[name] for names in spec.iterations for name in names}
     logits = ports.logits_of(trace)
     width = None if logits is None else logits.tensor.shape[-1]
     units = _units(trace, identity, streams, named, width)
@@ -100,7 +108,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     if spec.iterations:
         drafts = listed(units, spec.iterations)
     else:
-        drafts, rest = draft_loops(units, one=bool(spec.core))
+        drafts, rest = draft_loops(units, single=bool(spec.core))
     doubts = []
     if rest:
         doubts.append(
@@ -113,8 +121,8 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         _lift(draft)
         _widen(draft)
     _name(drafts)
-    found = _assemble(units, drafts, spec)
-    return replace(found, doubts=(*doubts, *found.doubts))
+    loop_map = _assemble(units, drafts, spec)
+    return replace(loop_map, doubts=(*doubts, *loop_map.doubts))
 
 
 def _lift(draft: Draft) -> None:
@@ -124,14 +132,14 @@ def _lift(draft: Draft) -> None:
     place = {id(call): i for i, call in enumerate(units.calls)}
     wider: list[tuple[Span, Call]] = []
     for span in spans:
-        own = {i for i in range(span.first, span.last + 1)}
+        members = set(range(span.first, span.last + 1))
         best = None
         call = units.calls[span.first].parent
         while call is not None:
             covered = [place[id(c)] for c in call.descendants() if id(c) in place]
-            if set(covered) & (taken - own):
+            if set(covered) & (taken - members):
                 break
-            if own <= set(covered) and units.streamy(call) and call.parent is not None:
+            if members <= set(covered) and units.streamy(call) and call.parent is not None:
                 best = (Span(min(covered), max(covered)), call)
             call = call.parent
         if best is None:
@@ -140,8 +148,8 @@ def _lift(draft: Draft) -> None:
     patterns = {units.identity.pattern(call.module) for _, call in wider}
     if len(patterns) > 1:
         return
-    for span, (found, _) in zip(spans, wider, strict=True):
-        span.first, span.last = found.first, found.last
+    for span, (wide, _) in zip(spans, wider, strict=True):
+        span.first, span.last = wide.first, wide.last
 
 
 def _widen(draft: Draft) -> None:
@@ -159,9 +167,9 @@ def _widen(draft: Draft) -> None:
             pattern[run[-1].last + 1 : after],
             lambda a, b: a == b,
         )
-        for one, two in pairs:
-            cut = two.first - begin
-            one.last, two.first = cut - 1, cut
+        for earlier, later in pairs:
+            cut = later.first - begin
+            earlier.last, later.first = cut - 1, cut
         run[0].first -= begin
         run[-1].last += end
         if draft.parent is not None and draft.parent.units is units:
@@ -180,8 +188,8 @@ def _name(drafts: list[Draft]) -> None:
     for number, draft in enumerate(drafts):
         inner = [d for d in drafts if d.parent is draft]
         covered = {id(c) for d in inner for s in d.spans() for c in d.calls(s)}
-        own = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
-        heavy = [c for c in own if draft.units.is_core(c)]
+        body = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
+        heavy = [c for c in body if draft.units.is_core(c)]
         name = short_name([c.module for c in heavy]) or letter(number)
         while name in used or name == "core":
             name = letter(number) if name != letter(number) else name + "_"
@@ -189,102 +197,175 @@ def _name(drafts: list[Draft]) -> None:
         draft.name = name
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Roles:
+    """The calls around the loops, by role.
+
+    Attributes:
+        prelude, between, coda: Units before the first loop, between two, and after the last.
+        norm, head: The final norm and the unembedding, where there are any.
+    """
+
+    prelude: tuple[Unit, ...]
+    between: tuple[Unit, ...]
+    coda: tuple[Unit, ...]
+    norm: Call | None
+    head: Call | None
+
+
 def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
+    """The map of a model from its loops, whose boundaries are settled."""
     top = [draft for draft in drafts if draft.parent is None]
-    first, last = top[0].spans()[0].first, top[-1].spans()[-1].last
     maker = ports.UnitMaker(units, width_of(units, top[0].spans()))
-    inside = [(d.spans()[0].first, d.spans()[-1].last) for d in top]
+    roles = _roles(units, top, maker, spec)
+    loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
+    embed, h_out = _ends(units, roles, loops, drafts[0], spec)
+    return LoopMap(
+        embed=embed,
+        prelude=roles.prelude,
+        loops=tuple(loops),
+        between=roles.between,
+        coda=roles.coda,
+        h_out=h_out,
+        norm=None if roles.norm is None else roles.norm.module,
+        head=None if roles.head is None else roles.head.module,
+        random=units.trace.random,
+        mutates=units.trace.mutates,
+        notes=_notes(loops, drafts),
+        doubts=_doubts(loops),
+        calls=units.trace.counts,
+        source=spec.source,
+    )
+
+
+def _roles(units: Units, top: list[Draft], maker: ports.UnitMaker, spec: Spec) -> _Roles:
+    """What runs before, between and after the outermost loops."""
+    bounds = [(draft.spans()[0].first, draft.spans()[-1].last) for draft in top]
+    first, last = bounds[0][0], bounds[-1][1]
     between = [
-        call for (_, end), (start, _) in pairwise(inside) for call in units.calls[end + 1 : start]
+        call for (_, end), (start, _) in pairwise(bounds) for call in units.calls[end + 1 : start]
     ]
     core = [c for c in units.calls[: last + 1] if units.is_core(c)]
     head = ports.head_of(units, core[-1])
     prelude = maker.role(units.calls[:first])
     rest = [c for c in units.calls[last + 1 :] if c is not head]
     coda, norm = ports.split_norm(units, rest, head)
-    found_prelude = spec.pick("prelude", prelude, units.trace.counts)
-    found_coda = spec.pick("coda", maker.role(coda), units.trace.counts)
-    loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
-    embed = ports.embed_port(units, found_prelude, loops, spec)
-    h_out = ports.out_port(units, found_coda, loops, norm)
+    return _Roles(
+        prelude=spec.pick("prelude", prelude, units.trace.counts),
+        between=maker.role(between),
+        coda=spec.pick("coda", maker.role(coda), units.trace.counts),
+        norm=norm,
+        head=head,
+    )
+
+
+def _ends(
+    units: Units, roles: _Roles, loops: list[Loop], draft: Draft, spec: Spec
+) -> tuple[Port, Port]:
+    """h_emb and h_out: those of the tokens, or of the first loop where it has other positions."""
+    embed = ports.embed_port(units, roles.prelude, loops, spec)
+    h_out = ports.out_port(units, roles.coda, loops, roles.norm)
     state = loops[0].iterations[0].h
-    if state.shape[:2] != embed.shape[:2]:
-        embed, h_out = state, loops[0].after
-        drafts[0].notes.append(
-            f"the loop runs over {state.shape[1]} positions, not those of the tokens; h_emb and "
-            "h_out are its first and last state"
-        )
+    if state.shape[:2] == embed.shape[:2]:
+        return embed, h_out
+    draft.notes.append(
+        f"the loop runs over {state.shape[1]} positions, not those of the tokens; h_emb and "
+        "h_out are its first and last state"
+    )
+    return state, loops[0].after
+
+
+def _doubts(loops: list[Loop]) -> tuple[str, ...]:
     bare = [loop for loop in loops if not any(u.layers for it in loop.iterations for u in it.units)]
-    doubts = tuple(
+    return tuple(
         f"{loop.name} has no layer, only bare matrices ({loop.iterations[0].units[0].module}, …); "
         "if its state is handed on in an object of its own, hooks see parts of it alone"
         for loop in bare
     )
-    notes = [*_notes(loops), *(note for draft in drafts for note in draft.notes)]
+
+
+def _notes(loops: list[Loop], drafts: list[Draft]) -> tuple[str, ...]:
+    """What a user should know: gradients that are missing, the loops' notes, several loops."""
+    notes = [*_without_gradients(loops), *(note for draft in drafts for note in draft.notes)]
+    top = [draft for draft in drafts if draft.parent is None]
     if len(top) > 1:
         notes.append(
             f"{len(top)} loops run one after the other ({', '.join(d.name for d in top)}); each "
             "is shown for itself. A spec with core = [...] keeps the one you mean."
         )
-    return LoopMap(
-        embed=embed,
-        prelude=found_prelude,
-        loops=tuple(loops),
-        between=maker.role(between),
-        coda=found_coda,
-        h_out=h_out,
-        norm=None if norm is None else norm.module,
-        head=None if head is None else head.module,
-        random=units.trace.random,
-        mutates=units.trace.mutates,
-        notes=tuple(notes),
-        doubts=doubts,
-        calls=units.trace.counts,
-        source=spec.source,
-    )
+    return tuple(notes)
+
+
+def _without_gradients(loops: list[Loop]) -> list[str]:
+    cut = [it.path for loop in loops for it in loop.iterations if not it.grad]
+    if not cut:
+        return []
+    inner = [p for p in cut if not any(o.startswith(p + ".") for o in cut)]
+    what = f"iteration{'s' if len(inner) > 1 else ''} {', '.join(inner)}"
+    if len(cut) == sum(loop.K for loop in loops):
+        what = "all iterations"
+    return [f"the model runs {what} without gradients (torch.no_grad in its forward)"]
 
 
 def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec) -> Loop:
+    """One loop with its states, iterations and parameters."""
     units, spans = draft.units, draft.spans()
-    maker = ports.UnitMaker(units, maker.width)
-    chosen = states(units, spans, spec if draft.parent is None else Spec(carried=spec.carried))
+    boundary = states(units, spans, spec if draft.parent is None else Spec(carried=spec.carried))
     paths = _paths(draft, drafts)
-    shared, own = by_iteration(units.trace, [draft.calls(span) for span in spans])
-    if chosen.cut and draft.parent is None:
-        first = ", ".join(paths[t] for t in chosen.cut)
+    shared, private = by_iteration(units.trace, [draft.calls(span) for span in spans])
+    if boundary.cut and draft.parent is None:
+        detached = ", ".join(paths[t] for t in boundary.cut)
         draft.notes.append(
-            f"no gradient flows from iteration {first} of {draft.name} back to the one before: the "
-            "state is detached there, or the iterations do not depend on each other"
+            f"no gradient flows from iteration {detached} of {draft.name} back to the one before: "
+            "the state is detached there, or the iterations do not depend on each other"
         )
-    iterations = []
-    for i, span in enumerate(spans):
-        calls = draft.calls(span)
-        role = maker.role(calls)
-        inside = [c.index for call in calls for c in (call, *call.descendants())]
-        iterations.append(
-            Iteration(
-                path=paths[i],
-                units=role,
-                h=chosen.h[i],
-                h_m=chosen.h_m[i],
-                span=(min([*inside, *(u.order for u in role)]), max(inside) + 1),
-                grad=not units.trace.root.grad
-                or all(d.grad for c in calls for d in (c, *c.descendants())),
-                own=own[i],
-            )
+    maker = ports.UnitMaker(units, maker.width)
+    iterations = tuple(
+        _iteration(units.trace, draft.calls(span), maker, path, h, h_m, names)
+        for span, path, h, h_m, names in zip(
+            spans, paths, boundary.h, boundary.h_m, private, strict=True
         )
-    symbols = [{u.shared for u in it.units} for it in iterations]
-    names = [{u.module for u in it.units} for it in iterations]
-    again = any(a & b for a, b in pairwise(names))
-    tied = any(a & b for a, b in pairwise(symbols))
+    )
     return Loop(
         name=draft.name,
-        iterations=tuple(iterations),
-        after=chosen.after,
+        iterations=iterations,
+        after=boundary.after,
         parent=draft.parent.name if draft.parent else None,
         shared=shared,
-        mechanic="module" if again else "parameters" if tied else "none",
+        mechanic=_mechanic(iterations),
     )
+
+
+def _iteration(
+    trace: Trace,
+    calls: list[Call],
+    maker: ports.UnitMaker,
+    path: str,
+    h: Port,
+    h_m: Port,
+    private: tuple[str, ...],
+) -> Iteration:
+    role = maker.role(calls)
+    every = [call for unit in calls for call in (unit, *unit.descendants())]
+    indices = [call.index for call in every]
+    return Iteration(
+        path=path,
+        units=role,
+        h=h,
+        h_m=h_m,
+        span=(min([*indices, *(unit.order for unit in role)]), max(indices) + 1),
+        grad=not trace.root.grad or all(call.grad for call in every),
+        own=private,
+    )
+
+
+def _mechanic(iterations: Sequence[Iteration]) -> Literal["module", "parameters", "none"]:
+    """What neighbouring iterations share: modules, or the parameters of distinct ones."""
+    names = [{unit.module for unit in it.units} for it in iterations]
+    if any(a & b for a, b in pairwise(names)):
+        return "module"
+    symbols = [{unit.shared for unit in it.units} for it in iterations]
+    return "parameters" if any(a & b for a, b in pairwise(symbols)) else "none"
 
 
 def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
@@ -304,17 +385,6 @@ def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
         earlier = sum(p.startswith(f"{outer[where]}.{draft.name}") for p in paths)
         paths += [f"{outer[where]}.{draft.name}{earlier + t}" for t in range(len(run))]
     return paths
-
-
-def _notes(loops: list[Loop]) -> list[str]:
-    cut = [it.path for loop in loops for it in loop.iterations if not it.grad]
-    if not cut:
-        return []
-    inner = [p for p in cut if not any(o.startswith(p + ".") for o in cut)]
-    what = f"iteration{'s' if len(inner) > 1 else ''} {', '.join(inner)}"
-    if len(cut) == sum(loop.K for loop in loops):
-        what = "all iterations"
-    return [f"the model runs {what} without gradients (torch.no_grad in its forward)"]
 
 
 def _units(

@@ -114,8 +114,8 @@ def _irregular(run: Run) -> int:
     """One for a last iteration that lacks its end, one for inner loops of different lengths."""
     parts = [len(_parts(body)) for body in run.bodies]
     lengths = [[len(r.bodies) for r in runs_in(body)] for body in run.bodies]
-    whole = [one for one, n in zip(lengths, parts, strict=True) if n == max(parts)]
-    return (len(set(parts)) > 1) + any(one != whole[0] for one in whole)
+    whole = [inner for inner, n in zip(lengths, parts, strict=True) if n == max(parts)]
+    return (len(set(parts)) > 1) + any(inner != whole[0] for inner in whole)
 
 
 def _fold_exactly(leaves: list[Leaf]) -> list[Node] | None:
@@ -136,8 +136,8 @@ def _fold_exactly(leaves: list[Leaf]) -> list[Node] | None:
         return None
     end = start + times * period
     bodies = [leaves[i : i + period] for i in range(start, end, period)]
-    found = [_fold(body) for body in bodies]
-    run = Run(tuple(b[0] if len(b) == 1 else _sequence(b) for b in found))
+    folded = [_fold(body) for body in bodies]
+    run = Run(tuple(nodes[0] if len(nodes) == 1 else _sequence(nodes) for nodes in folded))
     return [*_fold(leaves[:start]), run, *_fold(leaves[end:])]
 
 
@@ -218,7 +218,14 @@ def _parts(node: Node) -> tuple[Node, ...]:
 
 
 def runs_in(node: Node) -> Iterator[Run]:
-    """The runs directly inside a body, not those inside other runs."""
+    """The runs directly inside a body, not those inside other runs.
+
+    Args:
+        node: The body.
+
+    Returns:
+        The runs, in order; the body itself where it is one.
+    """
     if isinstance(node, Run):
         yield node
     elif isinstance(node, Sequence_):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from loopscope.models.loops.tracing import Call, Found
+from loopscope.models.loops.tracing import Call, CallTensor
 
 TIED = 0.5
 """Modules of one class that share at least this part of their matrices count as the same."""
@@ -39,23 +39,51 @@ class Identity:
             The identity.
         """
         held = {name: _matrices(module) for name, module in modules.items()}
-        weight = {name: sum(found.values()) for name, found in held.items()}
+        weight = {name: sum(sizes.values()) for name, sizes in held.items()}
         return cls(modules, _tied(modules, held, weight), weight)
 
     def is_leaf(self, name: str) -> bool:
-        """Whether a module has no modules in it."""
+        """Whether a module has no modules in it.
+
+        Args:
+            name: The module's canonical name.
+
+        Returns:
+            True where it has none.
+        """
         return next(self.modules[name].children(), None) is None
 
     def has_parameters(self, name: str) -> bool:
-        """Whether a module holds any parameter."""
+        """Whether a module holds any parameter.
+
+        Args:
+            name: The module's canonical name.
+
+        Returns:
+            True where it does, itself or in its parts.
+        """
         return next(self.modules[name].parameters(), None) is not None
 
     def is_embedding(self, name: str) -> bool:
-        """Whether a module is a lookup table."""
+        """Whether a module is a lookup table.
+
+        Args:
+            name: The module's canonical name.
+
+        Returns:
+            True where it is an embedding or an embedding bag.
+        """
         return isinstance(self.modules[name], nn.Embedding | nn.EmbeddingBag)
 
     def pattern(self, name: str) -> tuple[str, type]:
-        """What members of one list have in common: the name without numbers, and the class."""
+        """What members of one list have in common: the name without numbers, and the class.
+
+        Args:
+            name: The module's canonical name.
+
+        Returns:
+            The name of the first module with its parameters, `*` for each number, and the class.
+        """
         parts = ("*" if part.isdigit() else part for part in self.symbol[name].split("."))
         return ".".join(parts).rstrip("0123456789"), type(self.modules[name])
 
@@ -76,8 +104,8 @@ def _tied(
 ) -> dict[str, str]:
     """For each module the first one that shares most of its matrices and does not contain it."""
     holders: dict[int, list[str]] = defaultdict(list)
-    for name, found in held.items():
-        for key in found:
+    for name, sizes in held.items():
+        for key in sizes:
             holders[key].append(name)
     inside = {name: {id(part) for part in modules[name].modules()} for name in modules}
     first = {name: name for name in modules}
@@ -100,40 +128,81 @@ def _tied(
 
 
 class Streams:
-    """Which tensors of a call are the stream: floating, (batch, pos, width)."""
+    """Which tensors of a call are the stream: floating, (batch, pos, width).
+
+    Args:
+        batch: Size of the example's batch axis; None fits any.
+        pos: Number of its positions; None fits any.
+    """
 
     def __init__(self, batch: int | None, pos: int | None) -> None:
         self.batch, self.pos = batch, pos
 
-    def is_stream(self, found: Found) -> bool:
-        """Whether a tensor is (batch, pos, width) of the example."""
-        shape = found.tensor.shape
+    def is_stream(self, item: CallTensor) -> bool:
+        """Whether a tensor is (batch, pos, width) of the example.
+
+        Args:
+            item: The tensor.
+
+        Returns:
+            True where it is; a width of one does not count.
+        """
+        shape = item.tensor.shape
         if len(shape) != 3 or shape[-1] < 2:
             return False
         return self.batch in (None, shape[0]) and self.pos in (None, shape[1])
 
-    def is_part(self, found: Found) -> bool:
-        """Whether a tensor is (batch, some positions, width): a stream, or some of its tokens."""
-        return found.tensor.ndim == 3 and self.batch in (None, found.tensor.shape[0])
+    def is_part(self, item: CallTensor) -> bool:
+        """Whether a tensor is (batch, some positions, width): a stream, or some of its tokens.
 
-    def entering(self, call: Call) -> list[Found]:
-        """The streams among a call's arguments, in order; masks and rotary tables are smaller."""
-        return [found for found in call.inputs if self.is_stream(found)]
+        Args:
+            item: The tensor.
 
-    def leaving(self, call: Call) -> Found | None:
-        """The stream that a call returns: by name where it has names, else the first."""
-        found = [one for one in call.outputs if self.is_stream(one)]
+        Returns:
+            True where it is.
+        """
+        return item.tensor.ndim == 3 and self.batch in (None, item.tensor.shape[0])
+
+    def entering(self, call: Call) -> list[CallTensor]:
+        """The streams among a call's arguments, in order; masks and rotary tables are smaller.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The streams; empty where it is given none.
+        """
+        return [item for item in call.inputs if self.is_stream(item)]
+
+    def leaving(self, call: Call) -> CallTensor | None:
+        """The stream that a call returns: by name where it has names, else the first.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The stream; None where it returns none.
+        """
+        streams = [item for item in call.outputs if self.is_stream(item)]
         for name in ("last_hidden_state", "hidden_states", "logits"):
-            for one in found:
-                if one.where and one.where[-1] == name:
-                    return one
-        return found[0] if found else None
+            for stream in streams:
+                if stream.where and stream.where[-1] == name:
+                    return stream
+        return streams[0] if streams else None
 
 
 def example_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, int | None]:
-    """(batch, pos) of the first integer tensor given, else of the first floating one."""
-    given = [*args, *kwargs.values()]
-    tensors = [v for v in given if hasattr(v, "is_floating_point") and v.ndim >= 2]
+    """(batch, pos) of the first integer tensor given, else of the first floating one.
+
+    Args:
+        args: Positional arguments of a model's forward.
+        kwargs: Keyword arguments.
+
+    Returns:
+        The two sizes; (None, None) where no tensor has two axes.
+    """
+    values = [*args, *kwargs.values()]
+    tensors = [v for v in values if hasattr(v, "is_floating_point") and v.ndim >= 2]
     tensors.sort(key=lambda v: v.is_floating_point())
     if not tensors:
         return None, None

@@ -211,7 +211,14 @@ class LoopMap:
         return sum(len(unit.layers) for unit in self.units())
 
     def loop(self, name: str) -> Loop:
-        """A loop by its name."""
+        """A loop by its name.
+
+        Args:
+            name: The name of a loop that the map has.
+
+        Returns:
+            The loop.
+        """
         return next(loop for loop in self.loops if loop.name == name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,18 +258,18 @@ class LoopMap:
         return "+".join([str(_depth(self.prelude)), *parts, str(_depth(self.coda))])
 
     def _shape(self, loop: Loop) -> str:
-        inner = [other for other in self.loops if other.parent == loop.name]
-        own = [_depth(iteration.units) for iteration in loop.iterations]
+        inner = [child for child in self.loops if child.parent == loop.name]
+        depths = [_depth(iteration.units) for iteration in loop.iterations]
         if not inner:
-            if loop.mechanic == "none" or len(set(own)) > 1:
-                return "+".join(map(str, own))
-            return f"{own[0]}R{loop.K}"
-        first, shapes = loop.iterations[0], []
-        for one in inner:
-            mine = [i for i in one.iterations if i.path.rpartition(".")[0] == first.path]
-            own[0] -= sum(_depth(i.units) for i in mine)
-            shapes.append(f"{_depth(mine[0].units)}R{len(mine)}")
-        body = "+".join([*shapes, str(own[0])] if own[0] else shapes)
+            if loop.mechanic == "none" or len(set(depths)) > 1:
+                return "+".join(map(str, depths))
+            return f"{depths[0]}R{loop.K}"
+        first, rest, shapes = loop.iterations[0], depths[0], []
+        for child in inner:
+            run = [i for i in child.iterations if i.path.rpartition(".")[0] == first.path]
+            rest -= sum(_depth(i.units) for i in run)
+            shapes.append(f"{_depth(run[0].units)}R{len(run)}")
+        body = "+".join([*shapes, str(rest)] if rest else shapes)
         return f"({body})R{loop.K}"
 
 

@@ -11,11 +11,14 @@ from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Port
 from loopscope.models.loops.ports import equal, port
 from loopscope.models.loops.spec import Spec
-from loopscope.models.loops.tracing import Call, Found
+from loopscope.models.loops.tracing import Call, CallTensor
 from loopscope.models.loops.units import Units
 
 CHECKED = 8
 """Iterations between which the flow of gradients is followed."""
+
+_Output = tuple[Call, CallTensor]
+"""A call, and the tensor among its results that is an iteration's output."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,18 @@ class States:
 class _Option:
     """A way to read the state from a call's arguments."""
 
-    found: Found
+    item: CallTensor
     columns: tuple[int, int] | None
 
     @property
+    def place(self) -> tuple[Any, ...]:
+        """Where it stands in the arguments, and its part of the last axis."""
+        return self.item.where, self.columns
+
+    @property
     def value(self) -> Tensor:
-        x = self.found.tensor
+        """The state, (batch, pos, width)."""
+        x = self.item.tensor
         return x if self.columns is None else x[..., slice(*self.columns)]
 
 
@@ -60,21 +69,25 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
 
     Returns:
         One port per iteration and side, and the state after the last.
+
+    Raises:
+        InputError: if a module named is not called in every iteration or gives no stream, or the
+            columns named do not fit.
     """
-    readers = [_reader(units, _calls(units, s), spec.input) for s in spans]
-    given = [f for call in readers[1:] for f in units.streams.entering(call)]
-    outs = _outputs(units, [_calls(units, s) for s in spans], given, spec)
-    width = Counter(f.tensor.shape[-1] for _, f in outs).most_common(1)[0][0]
+    iterations = [_calls(units, span) for span in spans]
+    readers = [_reader(units, calls, spec.input) for calls in iterations]
+    arguments = [item for call in readers[1:] for item in units.streams.entering(call)]
+    outs = _outputs(units, iterations, arguments, spec)
+    width = Counter(_width(out) for _, out in outs).most_common(1)[0][0]
     options = [_options(units, call, width, spec.columns) for call in readers]
     best = _agreed(options, outs)
-    read = [_like(several, best) for several in options]
-    h = [port(c, "in", o.found, o.columns) for c, o in zip(readers, read, strict=True)]
-    h_m = [port(call, "out", found) for call, found in outs]
-    nodes = [o.found.node for o in read]
+    read = [_like(candidates, best) for candidates in options]
+    h = [port(c, "in", o.item, o.columns) for c, o in zip(readers, read, strict=True)]
+    h_m = [port(call, "out", out) for call, out in outs]
     cut = [
         t
         for t in range(1, len(h))
-        if readers[t].grad and not _flows(outs[t - 1][1].node, [nodes[t]], t)
+        if readers[t].grad and not _flows(outs[t - 1][1].node, [read[t].item.node], t)
     ]
     if spec.carried:
         return States([h[0], *h_m[:-1]], h_m, h_m[-1], cut)
@@ -82,12 +95,20 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
 
 
 def width_of(units: Units, spans: Sequence[Any]) -> int:
-    """Width of a loop's state: that of most iterations' core outputs."""
+    """Width of a loop's state: that of most iterations' core outputs.
+
+    Args:
+        units: The traced forward pass.
+        spans: The iterations.
+
+    Returns:
+        The size of the last axis.
+    """
     widths = Counter(
-        f.tensor.shape[-1]
+        _width(out)
         for span in spans
         for call in _core(units, _calls(units, span))[-1:]
-        if (f := units.streams.leaving(call)) is not None
+        if (out := units.streams.leaving(call)) is not None
     )
     return widths.most_common(1)[0][0]
 
@@ -97,48 +118,68 @@ def _core(units: Units, calls: Sequence[Call]) -> list[Call]:
 
 
 def _outputs(
-    units: Units, iterations: Sequence[Sequence[Call]], given: Sequence[Found], spec: Spec
-) -> list[tuple[Call, Found]]:
+    units: Units, iterations: Sequence[Sequence[Call]], arguments: Sequence[CallTensor], spec: Spec
+) -> list[_Output]:
     """The call that gives each iteration's output, and the output."""
     if spec.output is not None:
         return [_named_output(units, calls, spec.output) for calls in iterations]
-    last = [_core(units, calls)[-1] for calls in iterations]
-    where = _changing([[f for f in c.outputs if units.streams.is_stream(f)] for c in last])
-    outs = [(c, next((f for f in c.outputs if f.where == where), c.outputs[0])) for c in last]
+    outs = _core_outputs(units, iterations)
     if spec.core:
         return outs
-    later = []  # a norm after the core, where the next iteration goes on from it
-    for calls, (core, found) in zip(iterations, outs, strict=True):
-        width = found.tensor.shape[-1]
-        after = [c for c in calls if c.start > core.end and units.streamy(c)]
-        streams = [(c, units.streams.leaving(c)) for c in after]
-        later.append([(c, f) for c, f in streams if f and f.tensor.shape[-1] == width])
-    nodes = [f.node for f in given]
+    later = [_later_outputs(units, calls, out) for calls, out in zip(iterations, outs, strict=True)]
     pattern = units.identity.pattern
-    likes = dict.fromkeys(pattern(c.module) for several in later for c, _ in several[::-1])
+    likes = dict.fromkeys(
+        pattern(call.module) for outputs in later for call, _ in reversed(outputs)
+    )
     for like in likes:
-        there = [
-            next((x for x in several[::-1] if pattern(x[0].module) == like), None)
-            for several in later
+        last = [
+            next((x for x in reversed(outputs) if pattern(x[0].module) == like), None)
+            for outputs in later
         ]
-        used = [x for x in there[:-1] if x is not None]
-        leads = [
-            any(_holds(g.tensor, f.tensor) for g in given) or _flows(f.node, nodes, t)
-            for t, (_, f) in enumerate(used)
-        ]
-        if (all(leads) and leads) or len(iterations) == 1:
-            return [x or out for x, out in zip(there, outs, strict=True)]
+        if len(iterations) == 1 or _lead_on(last[:-1], arguments):
+            return [x or out for x, out in zip(last, outs, strict=True)]
     return outs
 
 
-def _named_output(units: Units, calls: Sequence[Call], name: str) -> tuple[Call, Found]:
+def _core_outputs(units: Units, iterations: Sequence[Sequence[Call]]) -> list[_Output]:
+    """What the last call of the core gives in each iteration, where that changes."""
+    last = [_core(units, calls)[-1] for calls in iterations]
+    streams = [[item for item in call.outputs if units.streams.is_stream(item)] for call in last]
+    where = _changing(streams)
+    return [
+        (call, next((item for item in call.outputs if item.where == where), call.outputs[0]))
+        for call in last
+    ]
+
+
+def _later_outputs(units: Units, calls: Sequence[Call], out: _Output) -> list[_Output]:
+    """The streams of the same width that calls after the core (a norm) give in one iteration."""
+    core, width = out[0], _width(out[1])
+    after = [call for call in calls if call.start > core.end and units.streamy(call)]
+    streams = [(call, units.streams.leaving(call)) for call in after]
+    return [(call, item) for call, item in streams if item and _width(item) == width]
+
+
+def _lead_on(outputs: Sequence[_Output | None], arguments: Sequence[CallTensor]) -> bool:
+    """Whether the next iterations depend on all of some outputs, of which there is at least one."""
+    nodes = [argument.node for argument in arguments]
+    items = [output[1] for output in outputs if output is not None]
+    leads = [
+        any(_holds(argument.tensor, item.tensor) for argument in arguments)
+        or _flows(item.node, nodes, t)
+        for t, item in enumerate(items)
+    ]
+    return bool(leads) and all(leads)
+
+
+def _named_output(units: Units, calls: Sequence[Call], name: str) -> _Output:
     call = _within(units, calls, name, "state.output")
-    found = units.streams.leaving(call)
-    if found is None:
+    out = units.streams.leaving(call)
+    if out is None:
         raise InputError(
             f"state.output = {name!r} of the specification gives no (batch, pos, width)."
         )
-    return call, found
+    return call, out
 
 
 def _holds(whole: Tensor, part: Tensor) -> bool:
@@ -148,12 +189,12 @@ def _holds(whole: Tensor, part: Tensor) -> bool:
     return any(equal(whole[..., start : start + width], part) for start in starts)
 
 
-def _changing(iterations: Sequence[Sequence[Found]]) -> tuple[Any, ...]:
+def _changing(iterations: Sequence[Sequence[CallTensor]]) -> tuple[Any, ...]:
     """Where the tensor stands that changes between iterations; the first if none does."""
-    for found in iterations[0]:
-        values = [f.tensor for one in iterations for f in one if f.where == found.where]
+    for first in iterations[0]:
+        values = [x.tensor for items in iterations for x in items if x.where == first.where]
         if any(not equal(value, values[0]) for value in values[1:]):
-            return found.where
+            return first.where
     return iterations[0][0].where
 
 
@@ -163,9 +204,9 @@ def _calls(units: Units, span: Any) -> list[Call]:
 
 def _within(units: Units, calls: Sequence[Call], name: str, where: str) -> Call:
     for call in calls:
-        for one in (call, *call.descendants()):
-            if one.module == name:
-                return one
+        for part in (call, *call.descendants()):
+            if part.module == name:
+                return part
     raise InputError(
         f"{where} = {name!r} of the specification is not called in every iteration; those consist "
         f"of {', '.join(c.module for c in calls)}."
@@ -181,48 +222,49 @@ def _reader(units: Units, calls: Sequence[Call], name: str | None) -> Call:
 def _options(
     units: Units, call: Call, width: int, columns: tuple[int, int] | None
 ) -> list[_Option]:
-    given = units.streams.entering(call)
+    streams = units.streams.entering(call)
     if columns is not None:
-        fits = [f for f in given if f.tensor.shape[-1] >= columns[1]]
+        fits = [stream for stream in streams if _width(stream) >= columns[1]]
         if not fits or columns[1] - columns[0] != width:
             raise InputError(
                 f"state.columns = {list(columns)} of the specification does not fit: the state has "
                 f"{width} columns, and {call.module} is given tensors of "
-                f"{', '.join(str(f.tensor.shape[-1]) for f in given)}."
+                f"{', '.join(str(_width(stream)) for stream in streams)}."
             )
-        return [_Option(found, columns) for found in fits]
-    whole = [_Option(f, None) for f in given if f.tensor.shape[-1] == width]
+        return [_Option(stream, columns) for stream in fits]
+    whole = [_Option(stream, None) for stream in streams if _width(stream) == width]
     parts = [
-        _Option(f, (start, start + width))
-        for f in given
-        if f.tensor.shape[-1] > width and f.tensor.shape[-1] % width == 0
-        for start in range(0, f.tensor.shape[-1], width)
+        _Option(stream, (start, start + width))
+        for stream in streams
+        if _width(stream) > width and _width(stream) % width == 0
+        for start in range(0, _width(stream), width)
     ]
-    return whole + parts or [_Option(f, None) for f in given]
+    return whole + parts or [_Option(stream, None) for stream in streams]
 
 
-def _agreed(options: Sequence[list[_Option]], outs: Sequence[tuple[Call, Found]]) -> _Option:
+def _width(item: CallTensor) -> int:
+    return item.tensor.shape[-1]
+
+
+def _agreed(options: Sequence[list[_Option]], outs: Sequence[_Output]) -> _Option:
     """The option that changes between iterations and most often equals the output before it."""
-    known = {(o.found.where, o.columns): o for several in reversed(options) for o in several}
-    order = dict.fromkeys((o.found.where, o.columns) for several in options for o in several)
+    by_place = {o.place: o for candidates in reversed(options) for o in candidates}
+    order = dict.fromkeys(o.place for candidates in options for o in candidates)
 
-    def merit(key: tuple[Any, ...]) -> tuple[bool, int]:
-        there = [next((o for o in s if (o.found.where, o.columns) == key), None) for s in options]
-        values = [o.value for o in there if o is not None]
+    def merit(place: tuple[Any, ...]) -> tuple[bool, int]:
+        same = [next((o for o in candidates if o.place == place), None) for candidates in options]
+        values = [o.value for o in same if o is not None]
         hits = sum(
-            o is not None and equal(o.value, found.tensor)
-            for o, (_, found) in zip(there[1:], outs, strict=False)
+            o is not None and equal(o.value, out.tensor)
+            for o, (_, out) in zip(same[1:], outs, strict=False)
         )
-        return any(not equal(v, values[0]) for v in values[1:]), hits
+        return any(not equal(value, values[0]) for value in values[1:]), hits
 
-    return known[max(order, key=merit)]
+    return by_place[max(order, key=merit)]
 
 
-def _like(options: Sequence[_Option], wanted: _Option) -> _Option:
-    for one in options:
-        if one.found.where == wanted.found.where and one.columns == wanted.columns:
-            return one
-    return options[0]
+def _like(options: Sequence[_Option], best: _Option) -> _Option:
+    return next((option for option in options if option.place == best.place), options[0])
 
 
 def _flows(earlier: Any, later: Sequence[Any], t: int) -> bool:
@@ -243,15 +285,16 @@ def _flows(earlier: Any, later: Sequence[Any], t: int) -> bool:
     return False
 
 
-def _after(units: Units, span: Any, last: tuple[Call, Found], width: int) -> Port:
+def _after(units: Units, span: Any, last: _Output, width: int) -> Port:
     """What enters whatever follows the last iteration; its output where nothing does."""
+    output = last[1].tensor
     for call in units.calls[span.last + 1 :]:
         if not units.streams.entering(call):
             continue
-        shape = last[1].tensor.shape
-        options = [o for o in _options(units, call, width, None) if o.value.shape == shape]
-        same = [o for o in options if equal(o.value, last[1].tensor)]
-        if found := (same or options):
-            return port(call, "in", found[0].found, found[0].columns)
+        options = _options(units, call, width, None)
+        options = [option for option in options if option.value.shape == output.shape]
+        same = [option for option in options if equal(option.value, output)]
+        if candidates := (same or options):
+            return port(call, "in", candidates[0].item, candidates[0].columns)
         break
     return port(last[0], "out", last[1])

@@ -58,10 +58,10 @@ def plain(units: Units, spec: Spec) -> LoopMap:
 
 def _layers(units: Units) -> list[Call]:
     """The layers: a list of them and what else stands beside it, or the first there is."""
-    found = chain(units.trace.root, units)
-    if found and found[0].parent is not None:
-        beside = [c for c in found[0].parent.children if _is_layer(c, units)]
-        return sorted({id(c): c for c in (*found, *beside)}.values(), key=lambda c: c.index)
+    layers = chain(units.trace.root, units)
+    if layers and layers[0].parent is not None:
+        beside = [c for c in layers[0].parent.children if _is_layer(c, units)]
+        return sorted({id(c): c for c in (*layers, *beside)}.values(), key=lambda c: c.index)
     every = [c for c in units.trace.root.descendants() if _is_layer(c, units)]
     outer = [c for c in every if c.parent not in every]
     return outer if len({c.parent for c in outer}) == 1 else outer[:1]
@@ -73,7 +73,14 @@ def _is_layer(call: Call, units: Units) -> bool:
 
 
 def elsewhere(units: Units) -> list[str]:
-    """What runs again on tensors that are no streams: a loop that cannot be read."""
+    """What runs again on tensors that are no streams: a loop that cannot be read.
+
+    Args:
+        units: The traced forward pass.
+
+    Returns:
+        A sentence for each such module; empty where there is none.
+    """
     identity, calls = units.identity, [*units.trace.root.descendants()]
     total = sum(identity.weight[c.module] for c in calls if identity.is_leaf(c.module))
     heavy = [
@@ -95,18 +102,18 @@ def elsewhere(units: Units) -> list[str]:
     ]
 
 
-def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
+def regroup(loop_map: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
     """The layers of a plain stack as virtual blocks.
 
     Args:
-        found: The map of a plain stack.
+        loop_map: The map of a plain stack.
         prelude: Layers before the first block.
         cores: Layers of each block; what is left is the coda.
 
     Returns:
         The map with one loop whose iterations share nothing.
     """
-    layers = found.prelude
+    layers = loop_map.prelude
     cuts = [prelude]
     for depth in cores:
         cuts.append(cuts[-1] + depth)
@@ -119,6 +126,6 @@ def regroup(found: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
         for t, (a, b) in enumerate(pairwise(cuts))
     )  # fmt: skip
     rest: tuple[Unit, ...] = layers[cuts[-1] :]
-    after = rest[0].h if rest else found.h_out
+    after = rest[0].h if rest else loop_map.h_out
     loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")
-    return replace(found, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")
+    return replace(loop_map, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")

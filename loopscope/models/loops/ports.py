@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Loop, Port, Unit
 from loopscope.models.loops.spec import Spec
-from loopscope.models.loops.tracing import Call, Found, Trace
+from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
 
 LOGITS = ("logits", "prediction_logits", "prediction_scores")
@@ -25,25 +25,33 @@ class UnitMaker:
 
     def __init__(self, units: Units, width: int | None) -> None:
         self.units, self.width = units, width
-        self.known = {id(call) for call in units.calls}
+        self.unit_ids = {id(call) for call in units.calls}
         self.inner: dict[int, set[int]] = {}
 
     def role(self, calls: Sequence[Call]) -> tuple[Unit, ...]:
-        """The calls with matrices among some, wrappers that hold nothing else instead of parts."""
-        region, found = {id(call) for call in calls}, {}
+        """The calls with matrices among some, wrappers that hold nothing else instead of parts.
+
+        Args:
+            calls: The calls, units of the traced forward pass.
+
+        Returns:
+            The units, in order of execution.
+        """
+        region: set[int] = {id(call) for call in calls}
+        layered: dict[int, Call] = {}
         for call in calls:
-            while (up := call.parent) is not None and up.parent is not None:
-                if not self._inside(up) <= region or not self.units.streamy(up):
+            while (parent := call.parent) is not None and parent.parent is not None:
+                if not self._inside(parent) <= region or not self.units.streamy(parent):
                     break
-                call = up
+                call = parent
             if self.units.is_layered(call) and not self._narrow(call):
-                found[call.index] = call
-        return tuple(self.unit(call) for _, call in sorted(found.items()))
+                layered[call.index] = call
+        return tuple(self.unit(call) for _, call in sorted(layered.items()))
 
     def _inside(self, call: Call) -> set[int]:
         """The units in a call."""
         if call.index not in self.inner:
-            self.inner[call.index] = {id(c) for c in call.descendants()} & self.known
+            self.inner[call.index] = {id(c) for c in call.descendants()} & self.unit_ids
         return self.inner[call.index]
 
     def _narrow(self, call: Call) -> bool:
@@ -52,7 +60,14 @@ class UnitMaker:
         return leaf and out is not None and self.width not in (None, out.tensor.shape[-1])
 
     def unit(self, call: Call) -> Unit:
-        """One call as a unit."""
+        """One call as a unit.
+
+        Args:
+            call: The call; a stream enters it and one leaves it.
+
+        Returns:
+            The unit.
+        """
         layers = self.units.layers(call)
         return Unit(
             module=call.module,
@@ -66,31 +81,57 @@ class UnitMaker:
         )
 
 
-def port(call: Call, side: Any, found: Found, columns: tuple[int, int] | None = None) -> Port:
-    """The port of a tensor that was found in a call."""
+def port(call: Call, side: Any, item: CallTensor, columns: tuple[int, int] | None = None) -> Port:
+    """The port of a tensor in a call.
+
+    Args:
+        call: The call.
+        side: `in` for a tensor of its arguments, `out` for one of its result.
+        item: The tensor.
+        columns: The part of its last axis that is meant, first and last + 1; None means all.
+
+    Returns:
+        The port.
+    """
     return Port(
         module=call.module,
         call=call.number,
         side=side,
-        where=found.where,
+        where=item.where,
         columns=columns,
-        shape=tuple(found.tensor.shape),
+        shape=tuple(item.tensor.shape),
     )
 
 
 def entering(units: Units, call: Call) -> Port:
-    """The stream that enters a call."""
+    """The stream that enters a call.
+
+    Args:
+        units: The traced forward pass.
+        call: The call; it is given at least one stream.
+
+    Returns:
+        The port of the first.
+    """
     return port(call, "in", units.streams.entering(call)[0])
 
 
 def leaving(units: Units, call: Call) -> Port:
-    """The stream that leaves a call."""
-    found = units.streams.leaving(call)
-    assert found is not None
-    return port(call, "out", found)
+    """The stream that leaves a call.
+
+    Args:
+        units: The traced forward pass.
+        call: The call; it returns a stream.
+
+    Returns:
+        The port of the stream.
+    """
+    stream = units.streams.leaving(call)
+    assert stream is not None
+    return port(call, "out", stream)
 
 
-def logits_of(trace: Trace) -> Found | None:
+def logits_of(trace: Trace) -> CallTensor | None:
     """The logits in what the model returned.
 
     Args:
@@ -100,20 +141,20 @@ def logits_of(trace: Trace) -> Found | None:
         The floating tensor (batch, ·, ·) that is called logits, has the width of an embedding
         table, or is what the last matrix gave; else the first. None where there is none.
     """
-    three = [f for f in trace.root.outputs if f.tensor.ndim == 3]
+    three = [item for item in trace.root.outputs if item.tensor.ndim == 3]
     tables = {
         module.num_embeddings
         for call in trace.calls
         if isinstance(module := trace.modules[call.module], nn.Embedding)
     }
     last = [c.outputs[0].tensor for c in trace.calls if c.outputs and _is_matrix(trace, c)][-1:]
-    preferred = (
-        [f for f in three if f.where and f.where[-1] in LOGITS],
-        [f for f in three if f.tensor.shape[-1] in tables],
-        [f for f in three if any(equal(f.tensor, x) for x in last)],
+    preferences = (
+        [item for item in three if item.where and item.where[-1] in LOGITS],
+        [item for item in three if item.tensor.shape[-1] in tables],
+        [item for item in three if any(equal(item.tensor, x) for x in last)],
         three,
     )
-    return next((found[0] for found in preferred if found), None)
+    return next((candidates[0] for candidates in preferences if candidates), None)
 
 
 def _is_matrix(trace: Trace, call: Call) -> bool:
@@ -126,6 +167,9 @@ def head_of(units: Units, last: Call) -> Call | None:
     Args:
         units: The traced forward pass.
         last: The last layer's call.
+
+    Returns:
+        The call; None where no unit after the last layer does so.
     """
     after = (call for call in reversed(units.calls) if call.start > last.end)
     return next(filter(units.is_head, after), None)
@@ -134,7 +178,16 @@ def head_of(units: Units, last: Call) -> Call | None:
 def split_norm(
     units: Units, calls: Sequence[Call], head: Call | None
 ) -> tuple[list[Call], Call | None]:
-    """What follows the last loop, up to the head: the coda, and the final norm if there is one."""
+    """What follows the last loop, up to the head: the coda, and the final norm if there is one.
+
+    Args:
+        units: The traced forward pass.
+        calls: The calls after the last loop, in order.
+        head: The unembedding, if there is one.
+
+    Returns:
+        The calls of the coda, and the norm: the last that hands on a stream, if it has no matrices.
+    """
     rest = [c for c in calls if head is None or c.index < head.index]
     streamy = [c for c in rest if units.streamy(c)]
     if streamy and units.identity.weight[streamy[-1].module] == 0:
@@ -144,7 +197,21 @@ def split_norm(
 
 
 def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spec: Spec) -> Port:
-    """h_emb: what enters the first layer, or what the embedding gives where that is not it."""
+    """h_emb: what enters the first layer, or what the embedding gives where that is not it.
+
+    Args:
+        units: The traced forward pass.
+        prelude: Units before the first loop.
+        loops: The loops, the outermost that runs first at the front.
+        spec: What the user says; `embed` decides.
+
+    Returns:
+        The port.
+
+    Raises:
+        InputError: if the module that the specification names gives no stream, or not before the
+            first layer.
+    """
     if spec.embed is not None:
         call = next((c for c in units.trace.calls if c.module == spec.embed), None)
         if call is None or units.streams.leaving(call) is None:
@@ -158,16 +225,18 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
                 f"embed = {spec.embed!r} of the specification does not run before the first layer."
             )
         return leaving(units, call)
-    if prelude:
-        return prelude[0].h
-    first = loops[0].iterations[0].h
+    return prelude[0].h if prelude else _before_the_loop(units, loops[0].iterations[0].h)
+
+
+def _before_the_loop(units: Units, first: Port) -> Port:
+    """The loop's first state where a module gave it, or else the last stream before the loop."""
     reader = units.trace.numbered[first.module, first.call]
     state = value_at(units.trace, first)
     earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
-    streams = [(c, f) for c in earlier if (f := units.streams.leaving(c)) is not None]
-    tables = [f.tensor for c in earlier for f in c.outputs[:1] if c.integers]
-    made = any(equal(f.tensor, state) for _, f in streams) or _is_sum(state, tables)
-    return first if made or not streams else leaving(units, streams[-1][0])
+    streams = [(c, item) for c in earlier if (item := units.streams.leaving(c)) is not None]
+    tables = [item.tensor for c in earlier for item in c.outputs[:1] if c.integers]
+    explained = any(equal(item.tensor, state) for _, item in streams) or _is_sum(state, tables)
+    return first if explained or not streams else leaving(units, streams[-1][0])
 
 
 def _is_sum(state: Tensor, tables: Sequence[Tensor]) -> bool:
@@ -183,14 +252,24 @@ def _is_sum(state: Tensor, tables: Sequence[Tensor]) -> bool:
     if not fits:
         return False
     columns = [t.expand_as(state).double().cpu().flatten() for t in fits]
-    wanted = state.double().cpu().flatten()
+    target = state.double().cpu().flatten()
     basis = torch.stack(columns, dim=1)
-    rest = wanted - basis @ torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
-    return bool(rest.norm() <= 1e-3 * wanted.norm())
+    rest = target - basis @ torch.linalg.lstsq(basis, target[:, None]).solution[:, 0]
+    return bool(rest.norm() <= 1e-3 * target.norm())
 
 
 def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Call | None) -> Port:
-    """h_out: what enters the final norm, or what the last layer gives."""
+    """h_out: what enters the final norm, or what the last layer gives.
+
+    Args:
+        units: The traced forward pass.
+        coda: Units after the last loop.
+        loops: The loops.
+        norm: The final norm, if there is one.
+
+    Returns:
+        The port.
+    """
     if norm is not None:
         return entering(units, norm)
     if coda:
@@ -200,13 +279,29 @@ def out_port(units: Units, coda: Sequence[Unit], loops: Sequence[Loop], norm: Ca
 
 
 def value_at(trace: Trace, where: Port) -> Tensor:
-    """The tensor that a port had in a traced forward pass."""
+    """The tensor that a port had in a traced forward pass.
+
+    Args:
+        trace: The traced forward pass.
+        where: The port.
+
+    Returns:
+        The tensor, of the port's columns alone.
+    """
     call = trace.numbered[where.module, where.call]
-    found = call.inputs if where.side == "in" else call.outputs
-    tensor = next(f.tensor for f in found if f.where == where.where)
+    items = call.inputs if where.side == "in" else call.outputs
+    tensor = next(item.tensor for item in items if item.where == where.where)
     return tensor if where.columns is None else tensor[..., slice(*where.columns)]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, bit for bit."""
+    """Whether two tensors are the same, bit for bit.
+
+    Args:
+        a: A tensor of any shape.
+        b: Another.
+
+    Returns:
+        True where shapes, devices and values agree.
+    """
     return a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))

@@ -14,7 +14,7 @@ from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.loop_map import Loop, LoopMap, Router
 from loopscope.models.loops.ports import port, value_at
 from loopscope.models.loops.spec import Spec
-from loopscope.models.loops.tracing import Call, Found, Trace
+from loopscope.models.loops.tracing import Call, CallTensor, Trace
 
 MOST_SLOTS = 64
 _KINDS: dict[Literal["write", "read"], re.Pattern[str]] = {
@@ -24,7 +24,7 @@ _KINDS: dict[Literal["write", "read"], re.Pattern[str]] = {
 _NUMBERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> LoopMap:
+def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) -> LoopMap:
     """A map with its routers and gates.
 
     Found are bare matrices from the stream to a few slots whose name says `write` or `read`, one in
@@ -34,7 +34,7 @@ def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> 
     Args:
         trace: The traced forward pass.
         streams: What a stream looks like.
-        found: The map.
+        loop_map: The map.
         spec: What the user says.
 
     Returns:
@@ -44,9 +44,9 @@ def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> 
         InputError: if a router or gate that is named is not called in the loop.
     """
     routers: list[Router] = []
-    for loop in found.loops:
+    for loop in loop_map.loops:
         routers += _memory_routers(trace, loop, spec)
-        routers += _gates(trace, streams, loop, found, spec)
+        routers += _gates(trace, streams, loop, loop_map, spec)
     for key, names in (
         ("routers.write", spec.write),
         ("routers.read", spec.read),
@@ -58,12 +58,12 @@ def with_routers(trace: Trace, streams: Streams, found: LoopMap, spec: Spec) -> 
                 f"{key} of the specification names {', '.join(names)}, which no iteration calls "
                 "with one output per token."
             )
-    with_them = replace(found, routers=tuple(routers))
-    return replace(with_them, mesh_cycle=_is_mesh(trace, with_them))
+    loop_map = replace(loop_map, routers=tuple(routers))
+    return replace(loop_map, mesh_cycle=_is_mesh(trace, loop_map))
 
 
 def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
-    chosen: list[Router] = []
+    routers: list[Router] = []
     for kind, looks in _KINDS.items():
         named = getattr(spec, kind)
         fits = [
@@ -72,23 +72,23 @@ def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
             for out in call.outputs[:1]
             if (call.module in named if named else _is_router(trace, call, out, looks))
         ]
-        there = [one for one in _by_iteration(fits, loop) if one is not None]
-        if len(there) < loop.K:
+        outputs = [output for output in _by_iteration(fits, loop) if output is not None]
+        if len(outputs) < loop.K:
             continue
-        before = [item for item in fits if item[0].index < loop.iterations[0].span[0]]
+        before = [output for output in fits if output[0].index < loop.iterations[0].span[0]]
         router = Router(
             kind=kind,
             name=kind,
             loop=loop.name,
-            outputs=tuple(port(call, "out", out) for call, out in there),
-            activation=_activation(trace, there, "softmax"),
+            outputs=tuple(port(call, "out", out) for call, out in outputs),
+            activation=_activation(trace, outputs, "softmax"),
             transition=port(before[-1][0], "out", before[-1][1]) if before else None,
         )
-        chosen.append(router)
-    return chosen if len(chosen) == 2 else []  # one without the other is no memory
+        routers.append(router)
+    return routers if len(routers) == 2 else []  # one without the other is no memory
 
 
-def _is_router(trace: Trace, call: Call, out: Found, looks: re.Pattern[str]) -> bool:
+def _is_router(trace: Trace, call: Call, out: CallTensor, looks: re.Pattern[str]) -> bool:
     module = trace.modules[call.module]
     return (
         isinstance(module, nn.Linear)
@@ -99,50 +99,56 @@ def _is_router(trace: Trace, call: Call, out: Found, looks: re.Pattern[str]) -> 
 
 
 def _gates(
-    trace: Trace, streams: Streams, loop: Loop, found: LoopMap, spec: Spec
+    trace: Trace, streams: Streams, loop: Loop, loop_map: LoopMap, spec: Spec
 ) -> Iterator[Router]:
-    groups: dict[str, list[tuple[Call, Found]]] = defaultdict(list)
-    inner = [other for other in found.loops if other.parent == loop.name]
-    for call in trace.calls:
-        if spec.gates and call.module not in spec.gates:
-            continue
-        if any(a <= call.index < b for one in inner for a, b in (i.span for i in one.iterations)):
-            continue
-        for out in call.outputs[:1]:
-            shape = out.tensor.shape
-            per_token = tuple(shape) in (
-                (streams.batch, streams.pos, 1),
-                (streams.batch, streams.pos),
-            )
-            alone = not call.children and streams.entering(call)
-            if per_token and (alone or spec.gates):
-                groups[_NUMBERS.sub("*", call.module)].append((call, out))
-    for name, fits in groups.items():
-        per = _by_iteration(fits, loop)
-        there = [one for one in per if one is not None]
-        if len(there) < max(1, len(per) - 1):  # the last may go without
+    for name, fits in _gate_outputs(trace, streams, loop, loop_map, spec).items():
+        outputs = _by_iteration(fits, loop)
+        called = [output for output in outputs if output is not None]
+        if len(called) < max(1, len(outputs) - 1):  # the last may go without
             continue
         last = next(p for p in reversed(name.split(".")) if p != "*")
         yield Router(
             kind="gate",
             name=last,
             loop=loop.name,
-            outputs=tuple(None if one is None else port(one[0], "out", one[1]) for one in per),
-            activation=_activation(trace, there, "sigmoid"),
+            outputs=tuple(None if x is None else port(x[0], "out", x[1]) for x in outputs),
+            activation=_activation(trace, called, "sigmoid"),
         )
 
 
-def _by_iteration(fits: list[tuple[Call, Found]], loop: Loop) -> list[tuple[Call, Found] | None]:
+def _gate_outputs(
+    trace: Trace, streams: Streams, loop: Loop, loop_map: LoopMap, spec: Spec
+) -> dict[str, list[tuple[Call, CallTensor]]]:
+    """Calls outside of inner loops that give one number per token, by name without numbers."""
+    groups: dict[str, list[tuple[Call, CallTensor]]] = defaultdict(list)
+    inner = [child for child in loop_map.loops if child.parent == loop.name]
+    spans = [iteration.span for child in inner for iteration in child.iterations]
+    shapes = ((streams.batch, streams.pos, 1), (streams.batch, streams.pos))
+    for call in trace.calls:
+        if spec.gates and call.module not in spec.gates:
+            continue
+        if any(a <= call.index < b for a, b in spans):
+            continue
+        alone = not call.children and streams.entering(call)
+        for out in call.outputs[:1]:
+            if tuple(out.tensor.shape) in shapes and (alone or spec.gates):
+                groups[_NUMBERS.sub("*", call.module)].append((call, out))
+    return groups
+
+
+def _by_iteration(
+    fits: list[tuple[Call, CallTensor]], loop: Loop
+) -> list[tuple[Call, CallTensor] | None]:
     """The first that fits in each iteration."""
-    found = []
+    outputs = []
     for iteration in loop.iterations:
         a, b = iteration.span
-        found.append(next((item for item in fits if a <= item[0].index < b), None))
-    return found
+        outputs.append(next((output for output in fits if a <= output[0].index < b), None))
+    return outputs
 
 
 def _activation(
-    trace: Trace, calls: list[tuple[Call, Found]], usual: Literal["softmax", "sigmoid"]
+    trace: Trace, calls: list[tuple[Call, CallTensor]], usual: Literal["softmax", "sigmoid"]
 ) -> Literal["softmax", "sigmoid", "none"]:
     """What turns outputs into weights: nothing where a module that is no bare matrix did it."""
     if all(isinstance(trace.modules[c.module], nn.Linear) for c, _ in calls):
@@ -172,11 +178,11 @@ def weights(router: Router, output: Tensor) -> Tensor:
     return x.sigmoid() if router.activation == "sigmoid" else x
 
 
-def _is_mesh(trace: Trace, found: LoopMap) -> bool:
+def _is_mesh(trace: Trace, loop_map: LoopMap) -> bool:
     """Whether the example's states follow from its routers by MeSH Eqs. 2-5."""
-    main = found.main
-    pair: dict[Any, Router] = {r.kind: r for r in found.routers if main and r.loop == main.name}
-    if main is None or not {"write", "read"} <= pair.keys() or not found.prelude:
+    main = loop_map.main
+    pair: dict[Any, Router] = {r.kind: r for r in loop_map.routers if main and r.loop == main.name}
+    if main is None or not {"write", "read"} <= pair.keys() or not loop_map.prelude:
         return False
     if pair["write"].transition is None or pair["read"].transition is None:
         return False
@@ -186,8 +192,8 @@ def _is_mesh(trace: Trace, found: LoopMap) -> bool:
         assert where is not None
         return weights(pair[kind], value_at(trace, where)).double()
 
-    h_emb = value_at(trace, found.embed).double()
-    outputs = [value_at(trace, found.prelude[-1].h_m)]
+    h_emb = value_at(trace, loop_map.embed).double()
+    outputs = [value_at(trace, loop_map.prelude[-1].h_m)]
     outputs += [value_at(trace, it.h_m) for it in main.iterations]
     states = [*(value_at(trace, it.h) for it in main.iterations), value_at(trace, main.after)]
     slots = weight("write", -1).shape[-1]
@@ -197,7 +203,7 @@ def _is_mesh(trace: Trace, found: LoopMap) -> bool:
     memory[..., 0] = h_emb
     for t, (output, state) in enumerate(zip(outputs, states, strict=True), start=-1):
         memory = memory + output.double()[..., None] * weight("write", t)[..., None, :]
-        wanted = (memory * weight("read", t)[..., None, :]).sum(-1)
-        if (wanted - state).abs().max() > 1e-2 * wanted.abs().max():
+        reading = (memory * weight("read", t)[..., None, :]).sum(-1)
+        if (reading - state).abs().max() > 1e-2 * reading.abs().max():
             return False
     return True

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.loops.loop_map import LoopMap, Unit
+from loopscope.models.loops.loop_map import Loop, LoopMap, Unit
 
 KEYS = ("prelude", "core", "coda", "embed", "gates", "state", "routers", "loops")
 CARRIED = "previous output"
@@ -58,35 +58,43 @@ class Spec:
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def pick(
-        self, role: str, found: tuple[Unit, ...], counts: Mapping[str, int]
+        self, role: str, units: tuple[Unit, ...], counts: Mapping[str, int]
     ) -> tuple[Unit, ...]:
         """The units of a role: those named, or those found where nothing is said.
+
+        Args:
+            role: `prelude` or `coda`.
+            units: The units found before or after the loops.
+            counts: How often each module is called.
+
+        Returns:
+            The units, in order of execution.
 
         Raises:
             InputError: if a module named is not run there.
         """
         names = self.prelude if role == "prelude" else self.coda
         if names is None:
-            return found
-        there = {unit.module for unit in found}
+            return units
+        modules = {unit.module for unit in units}
         for name in names:
-            if name not in there:
+            if name not in modules:
                 never = "" if counts.get(name) else ", and is never called"
                 raise InputError(
                     f"{role} of the specification names {name!r}, which does not run "
                     f"{'before' if role == 'prelude' else 'after'} the loop{never}. There run: "
-                    f"{', '.join(sorted(there)) or 'none'}."
+                    f"{', '.join(sorted(modules)) or 'none'}."
                 )
-        return tuple(unit for unit in found if unit.module in names)
+        return tuple(unit for unit in units if unit.module in names)
 
 
 def read_spec(
-    given: str | Path | Mapping[str, Any] | None, module: nn.Module, *, source: str = "spec"
+    spec: str | Path | Mapping[str, Any] | None, module: nn.Module, *, source: str = "spec"
 ) -> Spec:
     """Read a specification and check every name in it against a model.
 
     Args:
-        given: A TOML file, or its content as a dict; None says nothing.
+        spec: A TOML file, or its content as a dict; None says nothing.
         module: The model.
         source: Who gives it.
 
@@ -97,53 +105,59 @@ def read_spec(
         InputError: for a file that cannot be read, keys that do not exist, values of another type,
             and modules that the model does not have.
     """
-    if given is None:
+    if spec is None:
         return Spec()
-    values = _read(given)
-    what = "the specification" if isinstance(given, Mapping) else str(given)
-    _only(values, KEYS, what)
-    parts = {k: values.get(k, {}) for k in ("state", "routers", "loops")}
-    for name, keys in (("state", STATE), ("routers", ROUTERS), ("loops", COUNTS)):
-        if not isinstance(parts[name], Mapping):
-            raise InputError(f"{what}: {name} must be a table with {', '.join(keys)}.")
-        _only(parts[name], keys, f"[{name}] of {what}")
+    what = "the specification" if isinstance(spec, Mapping) else str(spec)
+    values = _read(spec)
+    state, routers, loops = _tables(values, what)
     names = _Names(module, what)
     core = values.get("core", [])
     listed = bool(core) and isinstance(core, list) and all(isinstance(c, list) for c in core)
-    iterations = tuple(names.several("core", one) for one in core) if listed else ()
-    state = parts["state"]
+    iterations = tuple(names.modules("core", modules) for modules in core) if listed else ()
     carried = state.get("input") == CARRIED
     return Spec(
-        prelude=names.several("prelude", values["prelude"]) if "prelude" in values else None,
-        core=() if listed else names.several("core", core),
+        prelude=names.modules("prelude", values["prelude"]) if "prelude" in values else None,
+        core=() if listed else names.modules("core", core),
         iterations=iterations,
-        coda=names.several("coda", values["coda"]) if "coda" in values else None,
-        embed=names.one("embed", values.get("embed")),
-        input=None if carried else names.one("state.input", state.get("input")),
+        coda=names.modules("coda", values["coda"]) if "coda" in values else None,
+        embed=names.module("embed", values.get("embed")),
+        input=None if carried else names.module("state.input", state.get("input")),
         carried=carried,
         columns=_columns(state.get("columns"), what),
-        output=names.one("state.output", state.get("output")),
-        write=names.several("routers.write", parts["routers"].get("write", [])),
-        read=names.several("routers.read", parts["routers"].get("read", [])),
-        gates=names.several("gates", values.get("gates", [])),
-        counts=_counts(parts["loops"], what),
+        output=names.module("state.output", state.get("output")),
+        write=names.modules("routers.write", routers.get("write", [])),
+        read=names.modules("routers.read", routers.get("read", [])),
+        gates=names.modules("gates", values.get("gates", [])),
+        counts=_counts(loops, what),
         source=source,
         given=dict(values),
     )
 
 
-def _read(given: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        return dict(given)
+def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
     try:
-        return tomllib.loads(Path(given).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"the specification {given} cannot be read: {error.strerror}. `loopscope inspect MODEL "
-            "--write-spec FILE` writes one to start from."
+            f"the specification {source} cannot be read: {error.strerror}. `loopscope inspect "
+            "MODEL --write-spec FILE` writes one to start from."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the specification {given} is no TOML: {error}.") from error
+        raise InputError(f"the specification {source} is no TOML: {error}.") from error
+
+
+def _tables(values: Mapping[str, Any], what: str) -> list[Mapping[str, Any]]:
+    """The tables `state`, `routers` and `loops`; empty where missing, all keys checked."""
+    _only(values, KEYS, what)
+    keys = {"state": STATE, "routers": ROUTERS, "loops": COUNTS}
+    tables = {name: values.get(name, {}) for name in keys}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise InputError(f"{what}: {name} must be a table with {', '.join(keys[name])}.")
+        _only(table, keys[name], f"[{name}] of {what}")
+    return list(tables.values())
 
 
 def _only(values: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
@@ -169,7 +183,7 @@ def _columns(value: Any, what: str) -> tuple[int, int] | None:
 
 
 def _counts(values: Mapping[str, Any], what: str) -> tuple[tuple[str, str | None, str], ...]:
-    found: list[tuple[str, str | None, str]] = []
+    counts: list[tuple[str, str | None, str]] = []
     for kind, value in values.items():
         table = value if isinstance(value, Mapping) else {None: value}
         for loop, name in table.items():
@@ -178,8 +192,8 @@ def _counts(values: Mapping[str, Any], what: str) -> tuple[tuple[str, str | None
                     f"loops.{kind} of {what} must be a name, or a table of loop = name, given "
                     f"{value!r}."
                 )
-            found.append((kind, loop, name))
-    return tuple(found)
+            counts.append((kind, loop, name))
+    return tuple(counts)
 
 
 class _Names:
@@ -191,14 +205,15 @@ class _Names:
         self.canonical = {name: first[id(m)] for name, m in every if name}
         self.what = what
 
-    def several(self, key: str, values: Any) -> tuple[str, ...]:
+    def modules(self, key: str, values: Any) -> tuple[str, ...]:
+        """The modules that a list of names and globs stands for, each once."""
         if isinstance(values, str):
             values = [values]
         if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
             raise InputError(
                 f"{key} of {self.what} must be a list of module names, given {values!r}."
             )
-        found: dict[str, None] = {}
+        modules: dict[str, None] = {}
         for value in values:
             fits = [n for n in self.canonical if n == value]
             if not fits and re.search(r"[*?[]", value):
@@ -211,75 +226,94 @@ class _Names:
                     f"module in {key} of {self.what}", value, self.canonical,
                     hint="Is it the specification of another model?",
                 )  # fmt: skip
-            found |= dict.fromkeys(self.canonical[n] for n in fits)
-        return tuple(found)
+            modules |= dict.fromkeys(self.canonical[n] for n in fits)
+        return tuple(modules)
 
-    def one(self, key: str, value: Any) -> str | None:
+    def module(self, key: str, value: Any) -> str | None:
+        """The module that a name stands for; None where there is no name."""
         if value is None:
             return None
-        found = self.several(key, value)
-        if not isinstance(value, str) or len(found) != 1:
+        modules = self.modules(key, value)
+        if not isinstance(value, str) or len(modules) != 1:
             raise InputError(f"{key} of {self.what} must be one module's name, given {value!r}.")
-        return found[0]
+        return modules[0]
 
 
-def to_toml(found: LoopMap) -> str:
+def to_toml(loop_map: LoopMap) -> str:
     """A map as a specification to start from.
 
     Args:
-        found: The map.
+        loop_map: The map.
 
     Returns:
         TOML that `read_spec` reads; with it the same model gives the same map.
     """
-    main = found.main
+    main = loop_map.main
     lines = [
         "# How this model loops. Change what is wrong and pass the file with --spec (or spec=...).",
         "# Names are modules (named_modules); * and ? stand for parts of a name.",
-        f"# Found: {found}",
-        f"prelude = {_list(u.module for u in found.prelude)}",
+        f"# Found: {loop_map}",
+        f"prelude = {_list(unit.module for unit in loop_map.prelude)}",
     ]
+    alone = len([loop for loop in loop_map.loops if loop.parent is None]) == 1
     if main is not None:
-        names = [list(dict.fromkeys(u.module for u in it.units)) for it in main.iterations]
-        if len([loop for loop in found.loops if loop.parent is None]) > 1:
-            lines.append(f"# core = {_list(names[0])}  # only this loop; there are several")
-        elif main.mechanic == "module":
-            lines.append(f"core = {_list(n for one in names for n in one)}  # repeated")
-        else:
-            lines.append(
-                f"core = [{', '.join(_list(one) for one in names)}]  # one list per iteration"
-            )
-    lines.append(f"coda = {_list(u.module for u in found.coda)}")
-    gates = [p.module for r in found.routers if r.kind == "gate" for p in r.outputs if p]
+        lines.append(_core_line(main, alone))
+    lines.append(f"coda = {_list(unit.module for unit in loop_map.coda)}")
+    gates = [p.module for r in loop_map.routers if r.kind == "gate" for p in r.outputs if p]
     lines.append(f"gates = {_list(gates)}")
     if main is not None:
-        first = main.iterations[0]
-        lines += ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
-        alone = len([loop for loop in found.loops if loop.parent is None]) == 1
-        mark = "" if main.mechanic == "module" and alone else "# "
-        carried = main.K > 1 and main.iterations[1].h == first.h_m
-        lines.append(f"{mark}input = {_text(CARRIED if carried else first.h.module)}")
-        if first.h.columns is not None:
-            lines.append(f"{mark}columns = {list(first.h.columns)}  # of the last axis")
-        lines.append(f"{mark}output = {_text(first.h_m.module)}")
-    kinds = {k: [r for r in found.routers if r.kind == k] for k in ("write", "read")}
-    if any(kinds.values()):
-        lines += ["", "[routers]"]
-        for kind, routers in kinds.items():
-            every = [p.module for r in routers for p in (r.transition, *r.outputs) if p]
-            lines.append(f"{kind} = {_list(every)}")
-    lines += ["", "[loops]  # how the number of iterations is set: argument, attribute or config"]
-    for kind in COUNTS:
-        counts = [count for count in found.counts if count.kind == kind]
-        table = ", ".join(f"{count.loop} = {_text(count.name)}" for count in counts)
-        if table:
-            alone = len(found.loops) == 1
-            lines.append(
-                f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}"
-            )
-    if not found.counts:
-        lines.append('# argument = "num_steps"')
+        lines += _state_lines(main, alone)
+    lines += [*_router_lines(loop_map), *_count_lines(loop_map)]
     return "\n".join(lines) + "\n"
+
+
+def _core_line(main: Loop, alone: bool) -> str:
+    names = [list(dict.fromkeys(unit.module for unit in it.units)) for it in main.iterations]
+    if not alone:
+        return f"# core = {_list(names[0])}  # only this loop; there are several"
+    if main.mechanic == "module":
+        return f"core = {_list(name for modules in names for name in modules)}  # repeated"
+    return f"core = [{', '.join(_list(modules) for modules in names)}]  # one list per iteration"
+
+
+def _state_lines(main: Loop, alone: bool) -> list[str]:
+    """The table `state`, as a comment where the core is not said by its modules."""
+    first = main.iterations[0]
+    mark = "" if main.mechanic == "module" and alone else "# "
+    carried = main.K > 1 and main.iterations[1].h == first.h_m
+    lines = ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
+    lines.append(f"{mark}input = {_text(CARRIED if carried else first.h.module)}")
+    if first.h.columns is not None:
+        lines.append(f"{mark}columns = {list(first.h.columns)}  # of the last axis")
+    lines.append(f"{mark}output = {_text(first.h_m.module)}")
+    return lines
+
+
+def _router_lines(loop_map: LoopMap) -> list[str]:
+    """The table `routers`; nothing where there are none."""
+    kinds = {kind: [r for r in loop_map.routers if r.kind == kind] for kind in ("write", "read")}
+    if not any(kinds.values()):
+        return []
+    lines = ["", "[routers]"]
+    for kind, routers in kinds.items():
+        every = [p.module for r in routers for p in (r.transition, *r.outputs) if p]
+        lines.append(f"{kind} = {_list(every)}")
+    return lines
+
+
+def _count_lines(loop_map: LoopMap) -> list[str]:
+    """The table `loops`: what sets the number of iterations."""
+    lines = ["", "[loops]  # how the number of iterations is set: argument, attribute or config"]
+    for kind in COUNTS:
+        counts = [count for count in loop_map.counts if count.kind == kind]
+        if not counts:
+            continue
+        table = ", ".join(f"{count.loop} = {_text(count.name)}" for count in counts)
+        alone = len(loop_map.loops) == 1
+        lines.append(f"{kind} = {_text(counts[0].name)}" if alone else f"{kind} = {{ {table} }}")
+    if not loop_map.counts:
+        lines.append('# argument = "num_steps"')
+    return lines
 
 
 def _list(names: Any) -> str:

@@ -20,7 +20,7 @@ DEPTH = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class CallTensor:
     """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to."""
 
     where: tuple[Step, ...]
@@ -51,8 +51,8 @@ class Call:
     start: int
     end: int = -1
     grad: bool = True
-    inputs: list[Found] = field(default_factory=list)
-    outputs: list[Found] = field(default_factory=list)
+    inputs: list[CallTensor] = field(default_factory=list)
+    outputs: list[CallTensor] = field(default_factory=list)
     children: list["Call"] = field(default_factory=list)
     integers: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -114,6 +114,99 @@ class _Uses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Recorder:
+    """Notes module calls as they begin and finish, and the tensors that go in and come out.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = dict(module.named_modules())
+        self.names = {id(part): name for name, part in self.modules.items()}
+        self.clock = [0]
+        parameters = {id(p): name for name, p in module.named_parameters()}
+        self.uses = _Uses(parameters, self.clock)
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self.numbers: dict[str, int] = {}
+        self.versions: list[tuple[Tensor, int]] = []
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """A context in which every module's calls are noted."""
+        with ExitStack() as hooks:
+            for module in self.modules.values():
+                pre = module.register_forward_pre_hook(self.begin, with_kwargs=True)
+                post = module.register_forward_hook(self.finish, with_kwargs=True)
+                hooks.callback(pre.remove)
+                hooks.callback(post.remove)
+            yield
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that a call begins (a forward pre-hook).
+
+        Args:
+            module: The module that is called.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+        """
+        self.clock[0] += 1
+        name = self.names[id(module)]
+        number = self.numbers.get(name, 0)
+        self.numbers[name] = number + 1
+        parent = self.stack[-1] if self.stack else None
+        call = Call(len(self.calls), name, number, parent, self.clock[0])
+        call.grad = torch.is_grad_enabled()
+        call.inputs = [
+            *(t for i, value in enumerate(args) for t in _tensors(value, ("args", i))),
+            *(t for key, value in kwargs.items() for t in _tensors(value, ("kwargs", key))),
+        ]
+        call.integers = [
+            tuple(value.shape)
+            for value in (*args, *kwargs.values())
+            if isinstance(value, Tensor) and not value.is_floating_point()
+        ]
+        self.watch((args, kwargs))
+        if parent is not None:
+            parent.children.append(call)
+        self.calls.append(call)
+        self.stack.append(call)
+
+    def finish(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        """Note that the innermost call ends (a forward hook).
+
+        Args:
+            module: The module that was called.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            result: What it returned.
+        """
+        self.clock[0] += 1
+        call = self.stack.pop()
+        call.end = self.clock[0]
+        call.outputs = list(_tensors(result, ()))
+        self.watch(result)
+
+    def watch(self, value: Any) -> None:
+        """Keep the versions of the tensors in a value, to see whether they change in place.
+
+        Args:
+            value: Arguments or a result.
+        """
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, Tensor) and not leaf.is_inference():
+                self.versions.append((leaf, leaf._version))
+
+    def mutates(self) -> bool:
+        """Whether a tensor was changed in place after it was noted."""
+        return any(tensor._version != version for tensor, version in self.versions)
+
+    def place(self) -> str:
+        """Where the forward pass is, as part of a sentence; empty before its first call."""
+        return f" in {self.stack[-1].module or 'its own forward'}" if self.stack else ""
+
+
 def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Run a model once and note every module call; compiled code calls no hooks.
 
@@ -128,69 +221,20 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     Raises:
         InputError: if the forward pass fails, naming the module in which it did.
     """
-    modules = dict(module.named_modules())
-    names = {id(m): name for name, m in modules.items()}
-    parameters = {id(p): name for name, p in module.named_parameters()}
-    clock = [0]
-    calls: list[Call] = []
-    stack: list[Call] = []
-    numbers: dict[str, int] = {}
-
-    versions: list[tuple[Tensor, int]] = []
-
-    def watch(value: Any) -> None:
-        for one in tree_leaves(value):
-            if isinstance(one, Tensor) and not one.is_inference():
-                versions.append((one, one._version))
-
-    def begin(this: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        name, clock[0] = names[id(this)], clock[0] + 1
-        number = numbers.get(name, 0)
-        numbers[name] = number + 1
-        call = Call(len(calls), name, number, stack[-1] if stack else None, clock[0])
-        call.grad = torch.is_grad_enabled()
-        call.inputs = [
-            *(f for i, value in enumerate(given) for f in _tensors(value, ("args", i))),
-            *(f for key, value in named.items() for f in _tensors(value, ("kwargs", key))),
-        ]
-        call.integers = [
-            tuple(v.shape)
-            for v in (*given, *named.values())
-            if isinstance(v, Tensor) and not v.is_floating_point()
-        ]
-        watch((given, named))
-        if stack:
-            stack[-1].children.append(call)
-        calls.append(call)
-        stack.append(call)
-
-    def finish(this: nn.Module, given: Any, named: Any, result: Any) -> None:
-        clock[0] += 1
-        call = stack.pop()
-        call.end = clock[0]
-        call.outputs = list(_tensors(result, ()))
-        watch(result)
-
-    uses = _Uses(parameters, clock)
+    recorder = _Recorder(module)
     inference = any(p.is_inference() for p in module.parameters())
     before = _random_state(module)
-    with ExitStack() as during:
-        for one in modules.values():
-            pre = one.register_forward_pre_hook(begin, with_kwargs=True)
-            post = one.register_forward_hook(finish, with_kwargs=True)
-            during.callback(pre.remove)
-            during.callback(post.remove)
-        during.enter_context(torch.no_grad() if inference else torch.enable_grad())
-        during.enter_context(uses)
+    mode = torch.no_grad() if inference else torch.enable_grad()
+    with recorder.attached(), mode, recorder.uses:
         try:
             result = module(*args, **kwargs)
         except Exception as error:
-            where = f" in {stack[-1].module or 'its own forward'}" if stack else ""
             raise InputError(
-                f"the model's forward pass fails on the example{where}: {type(error).__name__}: "
-                f"{error}. Give an example= that the model can run (the arguments of its forward, "
-                "as a tensor, a tuple or a dict)."
+                f"the model's forward pass fails on the example{recorder.place()}: "
+                f"{type(error).__name__}: {error}. Give an example= that the model can run (the "
+                "arguments of its forward, as a tensor, a tuple or a dict)."
             ) from error
+    calls = recorder.calls
     if not calls or calls[0].module != "":
         raise InputError(
             "the model's forward pass calls no hooks, so nothing can be seen: is it a compiled or "
@@ -199,19 +243,19 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return Trace(
         root=calls[0],
         calls=calls,
-        modules=modules,
-        uses=uses.seen,
+        modules=recorder.modules,
+        uses=recorder.uses.seen,
         result=result,
         random=not _same(before, _random_state(module)),
-        mutates=any(tensor._version != version for tensor, version in versions),
+        mutates=recorder.mutates(),
     )
 
 
-def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterator[Found]:
+def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterator[CallTensor]:
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield Found(where, value.detach().clone(), value.grad_fn)
+            yield CallTensor(where, value.detach().clone(), value.grad_fn)
     elif depth == 0:
         return
     elif isinstance(value, Mapping):
@@ -222,14 +266,21 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
         for i, part in enumerate(value):
             yield from _tensors(part, (*where, i), depth - 1)
     elif is_dataclass(value) and not isinstance(value, type):
-        for one in fields(value):
-            yield from _tensors(getattr(value, one.name, None), (*where, one.name), depth - 1)
+        for entry in fields(value):
+            yield from _tensors(getattr(value, entry.name, None), (*where, entry.name), depth - 1)
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:
-    """The accelerators that a model's parameters lie on."""
-    found = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    return sorted(found, key=str)
+    """The accelerators that a model's parameters lie on.
+
+    Args:
+        module: The model.
+
+    Returns:
+        The devices, sorted by name; none for a model on the CPU.
+    """
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    return sorted(devices, key=str)
 
 
 def _random_state(module: nn.Module) -> list[Tensor]:
@@ -247,6 +298,9 @@ def seeded(module: nn.Module, seed: int) -> Iterator[None]:
     Args:
         module: The model, for its devices.
         seed: The seed.
+
+    Returns:
+        The context.
     """
     with torch.random.fork_rng(devices=devices_of(module)):
         torch.manual_seed(seed)

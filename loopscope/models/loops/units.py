@@ -13,6 +13,9 @@ BLOCK_SHARE, MATRIX_SHARE = 0.01, 0.1
 ALL_BUT = 0.9
 """What a list of one layer makes up of the stack around it, at least."""
 
+DEEPEST = 12
+"""How many wrappers a list of layers is looked for in."""
+
 
 @dataclass(eq=False)
 class Units:
@@ -61,11 +64,25 @@ class Units:
         return units
 
     def symbol(self, call: Call) -> str:
-        """What makes two calls calls of the same thing."""
+        """What makes two calls calls of the same thing.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The name of the first module with the parameters of the one called.
+        """
         return self.identity.symbol[call.module]
 
     def streamy(self, call: Call) -> bool:
-        """Whether a call turns a stream into a stream."""
+        """Whether a call turns a stream into a stream.
+
+        Args:
+            call: The call.
+
+        Returns:
+            True where a stream enters it and one leaves it.
+        """
         return bool(self.streams.entering(call)) and self.streams.leaving(call) is not None
 
     def _repeated(self, calls: Sequence[Call]) -> set[str]:
@@ -89,7 +106,14 @@ class Units:
         }
 
     def inside(self, call: Call) -> "Units | None":
-        """The units of a repeated call, where something repeats in it."""
+        """The units of a repeated call, where something repeats in it.
+
+        Args:
+            call: The call.
+
+        Returns:
+            Its units; None where nothing but single layers repeats.
+        """
         repeated = self._repeated([*call.descendants()])
         repeated = {s for s in repeated if not self.identity.is_leaf(s)}  # a layer may reuse one
         inner = Units(self.trace, self.identity, self.streams, repeated, [], self.logits_width)
@@ -99,39 +123,74 @@ class Units:
         return inner
 
     def under(self, call: Call) -> list[Call]:
-        """The units in one call, in order."""
-        found: list[Call] = []
+        """The units in one call, in order.
+
+        Args:
+            call: The call.
+
+        Returns:
+            Calls that may be a core, and those beside them that hold parameters.
+        """
+        inner: list[Call] = []
         for child in call.children:
             if self.is_core(child):
-                found.append(child)
-            elif any(self.is_core(one) for one in child.descendants()):
-                found += self.under(child)
+                inner.append(child)
+            elif any(map(self.is_core, child.descendants())):
+                inner += self.under(child)
             elif self.identity.has_parameters(child.module):
-                found.append(child)
-        return found
+                inner.append(child)
+        return inner
 
     def is_head(self, call: Call) -> bool:
-        """Whether a call turns another width into that of the logits."""
+        """Whether a call turns another width into that of the logits.
+
+        Args:
+            call: The call.
+
+        Returns:
+            True where it does, as the unembedding.
+        """
         width = self.logits_width
-        given = [f.tensor.shape[-1] for f in call.inputs if f.tensor.ndim == 3]
-        out = [f.tensor.shape[-1] for f in call.outputs if f.tensor.ndim == 3]
-        return width in out and bool(given) and width not in given
+        entering = [item.tensor.shape[-1] for item in call.inputs if item.tensor.ndim == 3]
+        leaving = [item.tensor.shape[-1] for item in call.outputs if item.tensor.ndim == 3]
+        return width in leaving and bool(entering) and width not in entering
 
     def is_core(self, call: Call) -> bool:
-        """Whether a call may be (a part of) an iteration by itself."""
+        """Whether a call may be (a part of) an iteration by itself.
+
+        Args:
+            call: The call.
+
+        Returns:
+            True where it repeats and turns a stream into a stream.
+        """
         return self.symbol(call) in self.repeated and self.streamy(call)
 
     def is_layered(self, call: Call) -> bool:
-        """Whether a call has matrices and turns a stream into a stream: it has a role."""
+        """Whether a call has matrices and turns a stream into a stream: it has a role.
+
+        Args:
+            call: The call.
+
+        Returns:
+            True where it does.
+        """
         return self.identity.weight[call.module] > 0 and self.streamy(call)
 
     def layers(self, call: Call) -> tuple[Call, ...]:
-        """The layers that a call runs: the list in it, or itself; none for a bare matrix."""
+        """The layers that a call runs: the list in it, or itself; none for a bare matrix.
+
+        Args:
+            call: The call.
+
+        Returns:
+            The calls of the layers, in order.
+        """
         if self.identity.is_leaf(call.module):
             return ()
         inner = self.inside(call)
         if inner is not None:
-            return tuple(layer for one in inner.calls for layer in inner.layers(one))
+            return tuple(layer for unit in inner.calls for layer in inner.layers(unit))
         return tuple(chain(call, self)) or (call,)
 
 
@@ -145,32 +204,37 @@ def chain(call: Call, units: Units) -> list[Call]:
     Returns:
         The calls of the layers in order; empty where there is no such list.
     """
-    weigh = units.identity.weight
-
-    def is_layer(call: Call) -> bool:  # some of the tokens will do (mixture of recursions)
-        return any(map(units.streams.is_part, call.inputs)) and any(
-            map(units.streams.is_part, call.outputs)
-        )
-
-    for _ in range(12):
+    weight, is_leaf = units.identity.weight, units.identity.is_leaf
+    for _ in range(DEEPEST):
         groups: dict[tuple[str, type], list[Call]] = defaultdict(list)
         for child in call.children:
-            if weigh[child.module] and not units.identity.is_leaf(child.module):
+            if weight[child.module] and not is_leaf(child.module):
                 groups[units.identity.pattern(child.module)].append(child)
-        heavy = sorted(groups.values(), key=lambda calls: -sum(weigh[c.module] for c in calls))
-        leaf = units.identity.is_leaf
-        whole = sum(weigh[c.module] for c in call.children if not leaf(c.module))
-        if not heavy or 2 * sum(weigh[c.module] for c in heavy[0]) < whole:
+        heavy = sorted(groups.values(), key=lambda calls: -sum(weight[c.module] for c in calls))
+        total = sum(weight[c.module] for c in call.children if not is_leaf(c.module))
+        if not heavy or 2 * sum(weight[c.module] for c in heavy[0]) < total:
             return []
         if len(heavy[0]) > 1:
-            names = [c.module.rpartition(".")[2] for c in heavy[0]]
-            listed = all(name.isdigit() for name in names)
-            alone = len(heavy) == 1 and all(name[-1:].isdigit() for name in names)
-            fits = len(set(names)) == len(names) and (listed or alone)
-            return heavy[0] if fits and all(map(is_layer, heavy[0])) else []
+            fits = _are_numbered(heavy[0], alone=len(heavy) == 1)
+            return heavy[0] if fits and all(_is_layer(c, units) for c in heavy[0]) else []
         only = heavy[0][0]
-        listed = only.module.rpartition(".")[2].isdigit()
-        if listed and is_layer(only) and weigh[only.module] >= ALL_BUT * weigh[call.module]:
+        numbered = only.module.rpartition(".")[2].isdigit()
+        most = weight[only.module] >= ALL_BUT * weight[call.module]
+        if numbered and _is_layer(only, units) and most:
             return [only]
         call = only
     return []
+
+
+def _is_layer(call: Call, units: Units) -> bool:
+    """Whether tokens go in and come out; some of them will do (mixture of recursions)."""
+    streams = units.streams
+    return any(map(streams.is_part, call.inputs)) and any(map(streams.is_part, call.outputs))
+
+
+def _are_numbered(calls: Sequence[Call], alone: bool) -> bool:
+    """Whether calls are of a list's members, or of `layer1`, `layer2`, … that stand alone."""
+    names = [c.module.rpartition(".")[2] for c in calls]
+    listed = all(name.isdigit() for name in names)
+    counted = alone and all(name[-1:].isdigit() for name in names)
+    return len(set(names)) == len(names) and (listed or counted)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from loopscope.errors import InputError
+from loopscope.names import block_name
 
 _ALLOWED = (
     "Allowed are 'N' (a plain stack), 'P+CRK+Q' (a C-layer core looped K times, such as 3+6R3+3) "
@@ -110,3 +111,14 @@ class Layout:
             return range(self.cores[0])
         start = sum(self.cores[:t])
         return range(start, start + self.cores[t])
+
+    def roles(self) -> list[tuple[str, int, int]]:
+        """Name each part that has layers.
+
+        Returns:
+            (`prelude`, `core1` … `coreK` or `coda`, its first virtual layer, its depth), in order.
+        """
+        parts = [("prelude", 0, self.prelude)]
+        parts += [(block_name(t), self.core_start(t), self.cores[t]) for t in range(self.K)]
+        parts.append(("coda", self.core_start(self.K), self.coda))
+        return [part for part in parts if part[2]]

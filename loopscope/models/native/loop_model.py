@@ -1,15 +1,16 @@
 """The native model: prelude, core iterations, coda, on TransformerLens's hooks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.config import TransformerLensConfig
 
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.hooked import ParameterCount, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
 from loopscope.models.native.block import Block, VirtualBlock, layer_norm, rotary_tables
 from loopscope.models.native.configuration import LoopConfig
@@ -20,94 +21,10 @@ from loopscope.models.native.recurrence import (
     WeightedRecurrence,
     make_recurrence,
 )
+from loopscope.models.native.transformer_lens_api import LensMixin
 from loopscope.models.tokenization import TextMixin
-
-
-class LensMixin:
-    """`cfg`, `W_E`, `W_U`, `b_U`, `accumulated_bias` and relatives for a native model."""
-
-    config: LoopConfig
-    cfg: TransformerLensConfig
-    embed: nn.Embedding
-    unembed: nn.Linear
-    blocks: nn.ModuleList
-
-    def _transformer_lens_config(self) -> TransformerLensConfig:
-        config = self.config
-        weight = self.embed.weight
-        cfg = TransformerLensConfig(
-            d_model=config.d_model,
-            d_head=config.d_head,
-            n_layers=config.layout.n_layers,
-            n_ctx=config.n_ctx,
-            n_heads=config.n_heads,
-            d_mlp=config.d_mlp,
-            d_vocab=config.d_vocab,
-            device=str(weight.device),
-            default_prepend_bos=False,
-            positional_embedding_type="rotary",
-            eps=config.ln_eps,
-            act_fn=config.act_fn,
-            normalization_type="LN",
-            dtype=weight.dtype,
-        )
-        cfg.parallel_attn_mlp = config.parallel_residual
-        cfg.use_attn_in = cfg.use_hook_mlp_in = False
-        return cfg
-
-    def _sync_cfg(self) -> None:
-        self.cfg.device = str(self.embed.weight.device)
-        self.cfg.dtype = self.embed.weight.dtype
-
-    def mixing_boundaries(self) -> list[tuple[str, int]]:
-        """Where the state is replaced by a mixture: (hook name, virtual layer it enters)."""
-        config, layout = self.config, self.config.layout
-        if not config.mixes:
-            return []
-        first = 0 if config.variant == "mesh" else 1
-        named = [(f"loop.{t}.hook_in", layout.core_start(t)) for t in range(first, config.K)]
-        return [*named, ("coda.hook_in", layout.core_start(config.K))]
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """Embedding matrix, before scaling."""
-        return self.embed.weight
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding matrix."""
-        return self.unembed.weight.T
-
-    @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:
-        """Unembedding bias: zero in GPT-NeoX."""
-        return self.unembed.weight.new_zeros(self.config.d_vocab)
-
-    def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
-    ) -> Float[Tensor, " d_model"]:
-        """Sum of the output biases of all virtual layers before `layer`."""
-        total = self.embed.weight.new_zeros(self.config.d_model)
-        blocks = [block for block in self.blocks if isinstance(block, VirtualBlock)]
-        for block in blocks[:layer]:
-            total = total + block.attn.b_O
-            if include_mlp_biases:
-                total = total + block.mlp.b_out
-        if mlp_input:
-            total = total + blocks[layer].attn.b_O
-        return total
-
-    def set_use_split_qkv_input(self, use: bool) -> None:
-        """Refused: there is no input or output of one head alone that could be forked."""
-        if use:
-            raise InputError(
-                "inputs and outputs of single heads or of the MLP alone (edge attribution, direct "
-                "path patching) do not exist here: the projection is fused. Patch hook_q, hook_k, "
-                "hook_v or hook_z; cache.stack_head_results gives what each head writes."
-            )
-
-    set_use_attn_in = set_use_attn_result = set_use_hook_mlp_in = set_use_split_qkv_input
-
+from loopscope.models.trajectory import Trajectory, Transition
+from loopscope.names import MAIN_LOOP, block_name, state_names, twin_name
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
@@ -243,8 +160,8 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
 
     def untrained(self, seed: int = 0) -> "LoopModel":
         """The untrained twin: same configuration and tokenizer, fresh weights."""
-        base = str(self.name).removesuffix("@init")
-        twin = LoopModel(self.config, seed=seed, name=f"{base}@init", tokenizer=self.tokenizer)
+        name = twin_name(str(self.name))
+        twin = LoopModel(self.config, seed=seed, name=name, tokenizer=self.tokenizer)
         return twin.to(device=self.cfg.device, dtype=self.cfg.dtype)
 
     def with_layout(self, layout: str | Layout) -> "LoopModel":
@@ -379,16 +296,148 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             x = self.blocks[v](x, rotary)
         return self.hook_h_out(x)
 
-    def read_out(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def read_out(
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
+    ) -> Float[Tensor, "batch pos d_model"]:
         """What the coda makes of a state: h_out if h(K) were `h`.
 
         Args:
             h: Any state of the loop, (batch, pos, d_model).
+            tokens: Not needed: the coda sees nothing but the state.
 
         Returns:
             h_out, before the final layer norm, (batch, pos, d_model).
         """
         return self._coda(h, rotary_tables(self.config, h.shape[1], h), self.config.layout.n_layers)
+
+    def read_out_logits(
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
+    ) -> Iterator[Float[Tensor, "pos d_vocab"]]:
+        """Logits if h(K) were `h`, a sample at a time: of a batch they would be the largest tensor.
+
+        Args:
+            h: Any state of the loop, (batch, pos, d_model).
+            tokens: Not needed.
+
+        Returns:
+            (pos, d_vocab) of each sample.
+        """
+        normed = self.ln_final(self.read_out(h))
+        return (self.unembed(sample) for sample in normed)
+
+    # -- what a trajectory is made of ------------------------------------------------------------
+
+    def state_hooks(self, *, memory: bool = True) -> list[str]:
+        """Name the hooks that a trajectory is read from.
+
+        Args:
+            memory: Whether MeSH's buffer is wanted.
+
+        Returns:
+            Canonical hook names.
+        """
+        layout, K = self.config.layout, self.config.K
+        names = ["hook_embed", "coda.hook_in", "hook_h_out"]
+        if layout.prelude:
+            names.append(f"blocks.{layout.prelude - 1}.hook_resid_post")
+        for t in range(K):
+            names += [f"loop.{t}.hook_in", f"loop.{t}.hook_out"]
+        if self.config.variant == "mesh":
+            points = ["write.hook_weights", "read.hook_weights"]
+            points += ["hook_memory"] if memory else []
+            places = ["transition", *(f"loop.{t}" for t in range(K))]
+            names += ["transition.hook_in", *(f"{at}.{point}" for at in places for point in points)]
+        return names
+
+    @torch.no_grad()
+    def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
+        """Run the model once and keep the states of every iteration.
+
+        Args:
+            tokens: Token ids (batch, pos), or text for a model with a tokenizer.
+            memory: Keep MeSH's buffer after each write.
+            logits: Keep the logits too; otherwise they are not computed.
+
+        Returns:
+            The trajectory; its tensors carry no gradients.
+
+        Raises:
+            InputError: for tokens the model cannot take.
+        """
+        ids = self._as_tokens(tokens)
+        out, cache = self.run_with_cache(
+            ids,
+            names_filter=self.state_hooks(memory=memory),
+            return_cache_object=False,
+            stop_at_layer=None if logits else self.config.layout.n_layers,
+        )
+        assert isinstance(cache, dict)
+        steps = range(self.config.K)
+        h = (*(cache[f"loop.{t}.hook_in"] for t in steps), cache["coda.hook_in"])
+        last = self.config.layout.prelude - 1
+        prelude = cache[f"blocks.{last}.hook_resid_post"] if last >= 0 else None
+
+        def every(point: str) -> tuple[Tensor, ...]:
+            return tuple(cache[f"loop.{t}.{point}"] for t in steps)
+
+        routing: dict[str, Any] = dict.fromkeys(("memory", "w_write", "w_read", "transition"))
+        if self.config.variant == "mesh":
+            routing = {
+                "memory": every("hook_memory") if memory else None,
+                "w_write": every("write.hook_weights"),
+                "w_read": every("read.hook_weights"),
+                "transition": Transition(
+                    query=cache["transition.hook_in"],
+                    memory=cache.get("transition.hook_memory"),
+                    w_write=cache["transition.write.hook_weights"],
+                    w_read=cache["transition.read.hook_weights"],
+                ),
+            }
+        return self._trajectory(
+            cache["hook_embed"], prelude, h, every("hook_out"), cache["hook_h_out"],
+            logits=out if logits else None, tokens=ids, **routing,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
+        """The trajectory of this model from one with more iterations of the same core.
+
+        Both pass through the same states up to h(K), since nothing in the core knows K; only the
+        coda is run anew. Neither model may have hooks.
+
+        Args:
+            longer: What `with_loops(T).capture` gives, T ≥ K.
+            logits: Keep the logits too.
+
+        Returns:
+            What `capture(longer.tokens, logits=logits)` gives.
+        """
+        K = self.config.K
+        h = longer.h[: K + 1]
+        h_out = self.read_out(h[K])
+        _, prelude = longer.blocks.get("prelude", (None, None))
+        return self._trajectory(
+            longer.h_emb, prelude, h, longer.h_m[:K], h_out, memory=None, w_write=None,
+            w_read=None, transition=None, tokens=longer.tokens,
+            logits=self.unembed(self.ln_final(h_out)) if logits else None,
+        )  # fmt: skip
+
+    def _trajectory(
+        self,
+        h_emb: Tensor,
+        prelude: Tensor | None,
+        h: tuple[Tensor, ...],
+        h_m: tuple[Tensor, ...],
+        h_out: Tensor,
+        **rest: Any,
+    ) -> Trajectory:
+        """A trajectory with its blocks, those without layers left out."""
+        blocks = {} if prelude is None else {"prelude": (h_emb, prelude)}
+        blocks |= {block_name(t): (h[t], h_m[t]) for t in range(len(h_m))}
+        if self.config.layout.coda:
+            blocks["coda"] = (h[-1], h_out)
+        path = tuple(str(t) for t in range(len(h_m)))
+        return Trajectory(h_emb=h_emb, h=h, h_m=h_m, h_out=h_out, blocks=blocks, path=path, **rest)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LoopModel":
         super()._apply(*args, **kwargs)
@@ -406,9 +455,139 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         )
 
     def _repr_html_(self) -> str:
-        from loopscope.models.description import describe, to_html
+        return facts_to_html(self.describe())
 
-        return to_html(describe(self))
+    def describe(self) -> dict[str, Any]:
+        """Facts for a reader.
+
+        Returns:
+            Name, variant, layout, widths, parameter counts, memory slots, the roles of the virtual
+            layers, the states a trajectory has, and what the model was trained on, if known.
+        """
+        config, layout, counts = self.config, self.config.layout, self.counts()
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "variant": config.variant,
+            "layout": str(layout),
+            "iterations K": config.K,
+            "layers": f"{layout.n_param_layers} of parameters, {layout.n_layers} of compute",
+            "width": f"d_model {config.d_model}, {config.n_heads} heads, d_mlp {config.d_mlp}",
+            "vocabulary": config.d_vocab,
+            "context": config.n_ctx,
+            "parameters": f"{counts.total:,} ({counts.non_embedding:,} non-embedding)",
+        }
+        if config.variant == "mesh":
+            facts["memory"] = (
+                f"{config.slots} slots, {counts.router:,} router parameters, transition looks at "
+                f"the {config.transition_query}"
+            )
+        facts["roles"] = "; ".join(
+            f"{role}: blocks {start}…{start + depth - 1}" if depth > 1 else f"{role}: block {start}"
+            for role, start, depth in layout.roles()
+        )
+        facts["states"] = ", ".join(["h_emb", *state_names(config.K), "h_out"])
+        facts["dtype, device"] = f"{str(self.cfg.dtype).removeprefix('torch.')}, {self.cfg.device}"
+        facts["tokenizer"] = "yes" if self.tokenizer is not None else "none: token ids only"
+        if self.provenance.get("untrained"):
+            facts["training"] = f"none (untrained twin, seed {self.provenance.get('seed')})"
+        elif isinstance(self.provenance.get("tokens"), int):
+            facts["training"] = f"{self.provenance['tokens']:,} tokens"
+        return facts
+
+    def counts(self) -> ParameterCount:
+        """Count the parameters, shared and tied ones once.
+
+        Returns:
+            All, those outside embedding and unembedding, and those of MeSH's routers.
+        """
+        total = sum(p.numel() for p in self.parameters())
+        ends = {id(p): p.numel() for p in (self.embed.weight, self.unembed.weight)}
+        mesh = self.config.variant == "mesh"
+        return ParameterCount(
+            total=total,
+            non_embedding=total - sum(ends.values()),
+            router=sum(p.numel() for p in self.recurrence.parameters()) if mesh else 0,
+        )
+
+    def hook_patterns(self) -> dict[str, int]:
+        """Hook names with the virtual layer written {v} and the iteration {t}.
+
+        Returns:
+            Pattern → how many names it stands for.
+        """
+        patterns: dict[str, int] = {}
+        for name in self.hook_dict:
+            first, _, rest = name.partition(".")
+            index, _, tail = rest.partition(".")
+            if first in ("blocks", "loop") and index.isdigit():
+                name = f"{first}.{{{'v' if first == 'blocks' else 't'}}}.{tail}"
+            patterns[name] = patterns.get(name, 0) + 1
+        return patterns
+
+    def hook_listing(self, *, every: bool = False) -> list[str]:
+        """Hook names as lines.
+
+        Args:
+            every: Each of them; otherwise patterns with how many they stand for.
+
+        Returns:
+            A heading and a line for each.
+        """
+        how = "" if every else " (v: virtual layer, t: iteration; --hooks lists all)"
+        lines = [f"hook names{how}"]
+        if every:
+            lines += [f"  {name}" for name in self.hook_dict]
+        else:
+            pairs = self.hook_patterns().items()
+            lines += [f"  {name:<36}{f'× {n}' if n > 1 else ''}" for name, n in pairs]
+        if self.aliases:
+            lines.append("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+        return lines
+
+    # -- what its configuration says of it -------------------------------------------------------
+
+    seed = None  # nothing random is drawn
+    reads_out_cheaply = True
+    why_no_routing = "the model has no memory slots"
+
+    @property
+    def K(self) -> int:
+        """Iterations of the core."""
+        return self.config.K
+
+    @property
+    def loops(self) -> dict[str, int]:
+        """Iterations of the core by its name; empty without one."""
+        return {MAIN_LOOP: self.K} if self.K else {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no layer runs twice, so that a layout may group them into virtual blocks."""
+        return self.config.variant == "vanilla"
+
+    def twin_key(self) -> Hashable:
+        """Configuration and tokenizer: what decides an untrained twin."""
+        text = b"" if self.tokenizer is None else self.tokenizer.to_str(pretty=False).encode()
+        return self.config, sha256(text).hexdigest()
+
+    def why_no_loss(self) -> str:
+        """Nothing: a native model predicts next tokens."""
+        return ""
+
+    def structure(self) -> dict[str, Any]:
+        """Nothing besides the configuration."""
+        return {}
+
+    def specification(self) -> str:
+        """Nothing besides the configuration."""
+        return ""
+
+    def outline(self) -> None:
+        """Nothing besides the configuration."""
+
+    def code_entries(self) -> list[tuple[nn.Module, str]]:
+        """The methods through which all of the model's own code is entered."""
+        return [(self, "forward"), (self, "read_out"), (self, "unembed")]
 
 
 def with_layout(model: LoopModel, layout: str | Layout) -> LoopModel:
@@ -447,9 +626,9 @@ def with_loops(model: LoopModel, loops: Any) -> LoopModel:
     config = model.config
     if isinstance(loops, Mapping):
         for name in loops:
-            if name != "core":
-                raise unknown_name("loop", name, ["core"])
-        loops = loops.get("core", config.K)
+            if name != MAIN_LOOP:
+                raise unknown_name("loop", name, [MAIN_LOOP])
+        loops = loops.get(MAIN_LOOP, config.K)
     if isinstance(loops, bool) or not isinstance(loops, int) or loops < 1:
         raise InputError(f"loops must be a whole number of at least 1, given {loops!r}.")
     if not config.layout.shared:

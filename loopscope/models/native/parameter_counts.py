@@ -1,48 +1,26 @@
 """Parameter counts, from the model itself on the meta device."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from loopscope.models.hooked import Hooked, ParameterCount
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.layout import Layout
 from loopscope.models.native.loop_model import LoopModel
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParameterCount:
-    """Parameters of a model.
-
-    Attributes:
-        total: All parameters, shared ones once.
-        non_embedding: Without the embedding and the unembedding, with the final layer norm.
-        router: Those of MeSH's routers: (K + 1) · 2 · B · (D + 1).
-    """
-
-    total: int
-    non_embedding: int
-    router: int
-
-    def to_dict(self) -> dict[str, int]:
-        """Plain JSON values."""
-        return asdict(self)
-
-
 def count_parameters(config: LoopConfig) -> ParameterCount:
-    """Count the parameters of a configuration without allocating them."""
+    """Count the parameters of a configuration without allocating them.
+
+    Args:
+        config: Widths, layout and variant.
+
+    Returns:
+        The counts.
+    """
     with torch.device("meta"):
-        return count_model(LoopModel(config, seed=None))
-
-
-def count_model(model: LoopModel) -> ParameterCount:
-    """Count the parameters of a model."""
-    total = sum(p.numel() for p in model.parameters())
-    ends = {id(p): p.numel() for p in (model.embed.weight, model.unembed.weight)}
-    router = 0
-    if model.config.variant == "mesh":
-        router = sum(p.numel() for p in model.recurrence.parameters())
-    return ParameterCount(total=total, non_embedding=total - sum(ends.values()), router=router)
+        return LoopModel(config, seed=None).counts()
 
 
 def paper_table() -> list[tuple[str, LoopConfig, ParameterCount]]:
@@ -66,23 +44,16 @@ def paper_table() -> list[tuple[str, LoopConfig, ParameterCount]]:
     return [(label, config, count_parameters(config)) for label, config in rows]
 
 
-def model_counts(target: Any, **options: Any) -> list[dict[str, Any]]:
+def model_counts(model: Hooked) -> list[dict[str, Any]]:
     """The counts of one model as a table of one row.
 
     Args:
-        target: Whatever `load` takes.
-        **options: Options of `load`.
+        model: A native or wrapped model.
+
+    Returns:
+        One row: name, layout, variant, widths, slots and counts.
     """
-    from loopscope.models.opening.loading import load
-
-    model = load(target, **options)
-    if isinstance(model, LoopModel):
-        return [_row(str(model.name), model.config, count_model(model))]
-    from loopscope.models.wrapped.description import count_wrapped
-
-    config = {key: getattr(model.config, key) for key in ("variant", "d_model", "d_vocab")}
-    found = {"layout": str(model.map), **config, "slots": None}
-    return [{"name": str(model.name), **found, **count_wrapped(model).to_dict()}]
+    return [_row(str(model.name), model.config, model.counts())]
 
 
 def layout_counts(
@@ -111,7 +82,7 @@ def paper_counts() -> list[dict[str, Any]]:
     return [_row(*row) for row in paper_table()]
 
 
-def _row(name: str, config: LoopConfig, count: ParameterCount) -> dict[str, Any]:
+def _row(name: str, config: Any, count: ParameterCount) -> dict[str, Any]:
     return {
         "name": name, "layout": str(config.layout), "variant": config.variant,
         "d_model": config.d_model, "d_vocab": config.d_vocab, "slots": config.slots,

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from loopscope.devices import check_seed, parse_device, parse_dtype
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.hooked import Hooked
 from loopscope.models.native.checkpoint import (
     load_checkpoint,
     read_config,
@@ -19,14 +21,7 @@ from loopscope.models.native.gpt_neox import config_from_hf, is_gpt_neox, load_h
 from loopscope.models.native.layout import Layout
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.sources import KINDS, Source, Target, factory_target, hub_target
-
-UNTRAINED = "@init"
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from loopscope.names import UNTRAINED
 
 
 def zoo_folder() -> Path:
@@ -37,44 +32,6 @@ def zoo_folder() -> Path:
 def zoo() -> list[str]:
     """Names of the shipped checkpoints."""
     return sorted(path.parent.name for path in zoo_folder().glob("*/config.json"))
-
-
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A torch dtype from its name."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise unknown_name("dtype", name, DTYPES)
-    return DTYPES[name]
-
-
-def check_seed(seed: int) -> int:
-    """A seed that numpy's and torch's generators take.
-
-    Raises:
-        InputError: outside 0 … 2⁶³ − 1.
-    """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed must lie in 0 … 2**63 - 1, given {seed}.")
-    return seed
-
-
-def parse_device(device: str | torch.device | None) -> torch.device:
-    """A device that is present here.
-
-    Raises:
-        InputError: for an unknown device or one this machine lacks.
-    """
-    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        present.append("mps")
-    try:
-        parsed = torch.device("cpu" if device is None else device)
-    except RuntimeError as err:
-        raise InputError(f"unknown device {device!r}; present here: {', '.join(present)}.") from err
-    known = [*present, *({"cuda"} if torch.cuda.is_available() else ())]
-    if str(parsed) not in known:
-        raise InputError(f"device {str(device)!r} is absent; present here: {', '.join(present)}.")
-    return parsed
 
 
 def load(
@@ -217,11 +174,10 @@ def _load_native(found: Target, label: str, dtype: torch.dtype, seed: int) -> Lo
 
 def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
     """The opened module as a model that is measured like any other."""
-    from loopscope.models.wrapped.wrapped_model import WrappedModel
     from loopscope.models.wrapped.wrapping import wrap
 
     module: Any = source.module
-    if isinstance(module, LoopModel | WrappedModel):
+    if isinstance(module, Hooked):
         _refuse("a factory that gives a loopscope model", spec=spec)
         module = wrap(module, loops=loops, layout=layout)
         module.name = label

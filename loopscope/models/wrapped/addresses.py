@@ -8,7 +8,7 @@ from transformer_lens.hook_points import HookPoint
 from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.loop_map import LoopMap, Port, Unit
 from loopscope.models.loops.ports import port
-from loopscope.models.loops.tracing import Call, Found, Trace
+from loopscope.models.loops.tracing import Call, CallTensor, Trace
 
 PATTERN = ".hook_pattern"
 
@@ -86,7 +86,7 @@ def _gives_pattern(trace: Trace, call: Call) -> bool:
     )
 
 
-def _main(call: Call, streams: Streams, side: str) -> Found | None:
+def _main(call: Call, streams: Streams, side: str) -> CallTensor | None:
     """The tensor that a call's hook shows: its stream, else its first floating tensor."""
     if side == "out":
         return streams.leaving(call) or next(iter(call.outputs), None)

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from loopscope.models.hooked import Branch, ParameterCount
 from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Router, Unit
-from loopscope.models.native.parameter_counts import ParameterCount
+from loopscope.names import state_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,28 +63,8 @@ def _size(parameters: Any) -> int:
     return sum({id(p): p.numel() for p in parameters}.values())
 
 
-SHOWN = 6
-"""Lines of one kind that are shown before the rest is counted."""
-
-
-@dataclass
-class Branch:
-    """A line of the tree, and those below it."""
-
-    text: str
-    below: list["Branch"] = field(default_factory=list)
-
-    def add(self, text: str, lines: Iterable[str] = ()) -> "Branch":
-        """Put a line, and lines below it, under this one; gives the new branch."""
-        branch = Branch(text, [Branch(line) for line in lines])
-        self.below.append(branch)
-        return branch
-
-    def lines(self, depth: int = 0) -> Iterable[str]:
-        """This line and all below it, each level indented by two spaces."""
-        yield "  " * depth + self.text
-        for branch in self.below:
-            yield from branch.lines(depth + 1)
+SHOWN, PATTERNS = 6, 16
+"""Lines of one kind, and patterns of addresses, that are shown before the rest is counted."""
 
 
 def describe_wrapped(model: Any) -> dict[str, Any]:
@@ -113,7 +94,7 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
     if counts.router:
         facts["routers"] = f"{counts.router:,} parameters"
     if found.loops:
-        facts["states"] = "h_emb, " + ", ".join(f"h{t}" for t in range(found.K + 1)) + ", h_out"
+        facts["states"] = ", ".join(["h_emb", *state_names(found.K), "h_out"])
     else:
         facts["states"] = "h_emb, h_out (no loop; --layout groups the layers into virtual blocks)"
     first = next(model.module.parameters(), None)
@@ -183,6 +164,36 @@ def address_patterns(found: LoopMap, names: Iterable[str]) -> dict[str, int]:
             name = ".".join(["loop", path, *parts[ends[-1] :]])
         groups[name] = groups.get(name, 0) + 1
     return groups
+
+
+def address_listing(
+    loop_map: LoopMap, addresses: Iterable[str], aliases: Iterable[str], *, every: bool
+) -> list[str]:
+    """The addresses of a wrapped model as lines.
+
+    Args:
+        loop_map: Its map.
+        addresses: Canonical names.
+        aliases: Further names; those of states are listed too.
+        every: Each of them; otherwise patterns, with how many they stand for.
+
+    Returns:
+        A heading and a line for each.
+    """
+    names = list(addresses)
+    states = [name for name in aliases if not name.startswith("blocks.") and ".layer." not in name]
+    lines = [f"{len(names)} addresses{'' if every else '; t: iteration, --hooks lists all'}"]
+    if every:
+        lines += [f"  {name}" for name in (*states, *names)]
+    else:
+        patterns = list(address_patterns(loop_map, [*states, *names]).items())
+        lines += [
+            f"  {name:<52}{f'× {n}' if n > 1 else ''}".rstrip() for name, n in patterns[:PATTERNS]
+        ]
+        if len(patterns) > PATTERNS:
+            lines.append(f"  … and {len(patterns) - PATTERNS} more")
+    also = ["loop.{t}.layer.{l}.…"] if loop_map.loops else []
+    return [*lines, f"  {' and '.join([*also, 'blocks.{v}.hook_resid_pre|post'])} are aliases"]
 
 
 def compact(names: Iterable[str]) -> list[str]:

@@ -1,39 +1,39 @@
 """WrappedModel: somebody else's model, every tensor of every iteration by name."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 from warnings import warn
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.utilities import get_act_name
 
 from loopscope.errors import InputError
 from loopscope.models.cache import LoopCache
+from loopscope.models.hooked import Branch, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
-from loopscope.models.loops.identity import example_shape
-from loopscope.models.loops.loop_map import LoopMap, Port, Step
+from loopscope.models.loops.loop_map import Loop, LoopMap, Step
+from loopscope.models.loops.spec import to_toml
 from loopscope.models.native.layout import Layout
 from loopscope.models.tokenization import TextMixin
+from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.addresses import PATTERN, Addresses
-from loopscope.models.wrapped.inputs import Inputs, input_device
-from loopscope.models.wrapped.loop_count import Setting, arguments
-from loopscope.models.wrapped.run_context import (
-    alone,
-    as_wanted,
-    eager_attention,
-    only_read,
-    uncompiled,
-    without_checkpointing,
+from loopscope.models.wrapped.description import (
+    WrappedCount,
+    address_listing,
+    address_patterns,
+    count_wrapped,
+    describe_wrapped,
+    map_tree,
 )
+from loopscope.models.wrapped.inputs import Inputs, input_device
+from loopscope.models.wrapped.loop_count import Setting
+from loopscope.models.wrapped.running import SEES_AHEAD, Running
 from loopscope.models.wrapped.shape import LensConfig, WrappedConfig
-from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
-
-if TYPE_CHECKING:
-    from loopscope.models.wrapped.wrapping import Recipe
+from loopscope.models.wrapped.taps import Schedule, Tap
+from loopscope.models.wrapped.trajectories import state_ports, trajectory_of
 
 
 class WrappedCache(LoopCache):
@@ -72,151 +72,15 @@ class WrappedCache(LoopCache):
         return WrappedCache(cut.cache_dict, self.model, has_batch_dim=cut.has_batch_dim)
 
 
-class Running:
-    """How a wrapped model runs its original."""
-
-    module: nn.Module
-    map: LoopMap
-    inputs: Inputs
-    name: str | None
-    seed: int | None
-    settings: tuple[Setting, ...]
-    logits_at: tuple[Step, ...] | None
-    plan: Schedule
-    ports: dict[str, Port]
-    _live: dict[str, Point]
-    _originals: dict[str, nn.Module]
-    _as_tokens: Callable[..., Tensor]
-
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        """Arguments of the original's forward for those of a call."""
-        alone = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
-        if alone and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
-            args = (self._read_tokens(args[0]),)
-        return self.inputs.complete(args, kwargs, arguments(self.settings))
-
-    def _read_tokens(self, given: Any) -> Tensor:
-        try:
-            return self._as_tokens(given)
-        except InputError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"{type(given).__name__} cannot be read as token ids ({error}); give integers "
-                "(batch, pos), text, or the arguments of forward as a tuple or dict."
-            ) from error
-
-    def run(
-        self, given: tuple[tuple, dict], taps: list[Tap], *, eager: bool = False
-    ) -> tuple[Any, list[int]]:
-        """One forward pass of the original with functions at some of its tensors.
-
-        Args:
-            given: Its arguments, from `prepare`.
-            taps: Tensors and what to do with them.
-            eager: Compute attention step by step, so that its pattern exists.
-
-        Returns:
-            What the original returns, and the numbers of the taps that were not reached.
-
-        Raises:
-            InputError: for more or fewer iterations than on the example, or a run within a hook.
-        """
-        args, kwargs = given
-        with self._as_wanted(given), eager_attention(self.module, wanted=eager):
-            if not taps:
-                return self.module(*args, **kwargs), []
-            with (
-                uncompiled(),
-                without_checkpointing(self.module),
-                tapped(self._originals, taps, self.plan) as missed,
-            ):
-                output = self.module(*args, **kwargs)
-            return output, missed
-
-    def _run_live(self, given: tuple[tuple, dict], more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
-        """A forward pass with the hooks that are there, then further taps; what was not reached."""
-        used = {name: point for name, point in self._live.items() if _used(point)}
-        taps: list[Tap] = [
-            (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
-            for name, point in used.items()
-        ]
-        eager = any(name.endswith(PATTERN) for name in used)
-        output, missed = self.run(given, [*taps, *more.values()], eager=eager)
-        names = [*used, *more]
-        if unseen := [names[n] for n in missed if n < len(used)]:
-            rest = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
-            warn(
-                f"{self.name!r} did not call what {', '.join(unseen[:3])}{rest} belong to in that "
-                "iteration on this input, so their hooks saw nothing.",
-                stacklevel=4,
-            )
-        return output, {names[n] for n in missed}
-
-    @contextmanager
-    def _as_wanted(self, given: tuple[tuple, dict]) -> Iterator[None]:
-        """Number of iterations, random numbers, key-value cache and compilation as they must be."""
-        seed: int | None = None
-        shape: tuple[int | None, int | None] = (None, None)
-        if self.map.random or self.module.training:
-            seed = self.seed
-            shape = example_shape(*given) if self.map.random else shape
-        with (
-            alone(self.module, str(self.name)),
-            as_wanted(self.module, self.inputs, self.settings, seed, *shape),
-        ):
-            yield
-
-    def logits_in(self, output: Any) -> Any:
-        """The logits in what the original returned; all of it where there are none."""
-        return output if self.logits_at is None else get(output, self.logits_at)
-
-    def why_no_loss(self, logits: Any) -> str | None:
-        """Why a next-token loss makes no sense; None where it does."""
-        if self.map.causal is None or not isinstance(logits, Tensor):
-            return "the model gives no logits per token, or none that two runs agree on"
-        if not self.map.causal:
-            return "the model looks at later tokens, so it predicts no next token"
-        return None
-
-    def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
-        if reason := self.why_no_loss(logits):
-            raise InputError(f"there is no loss: {reason}.")
-        tokens = self.inputs.tokens_in(args, kwargs)
-        if tokens.shape[1] < 2:
-            raise InputError(f"a loss needs at least 2 tokens, given {tokens.shape[1]}.")
-        targets = tokens[:, 1:].flatten().to(logits.device)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets)
-
-    def read(
-        self, given: tuple[tuple, dict], ports: Mapping[Any, Port]
-    ) -> tuple[Any, dict[Any, Tensor]]:
-        """One forward pass that keeps some tensors; permanent hooks run before.
-
-        Args:
-            given: Arguments, from `prepare`.
-            ports: What to keep, under any keys.
-
-        Returns:
-            What the original returned, and the tensors by key; what this input does not reach is
-            missing.
-        """
-        kept: dict[Any, Tensor] = {}
-
-        def keep(key: Any) -> Callable[[Tensor], None]:
-            if self.map.mutates:
-                return lambda tensor: kept.__setitem__(key, tensor.detach().clone())
-            return lambda tensor: kept.__setitem__(key, tensor.detach())
-
-        output, _ = self._run_live(given, {key: (port, keep(key)) for key, port in ports.items()})
-        return output, kept
-
-
-def _used(point: Point) -> bool:
-    return bool(point.fwd_hooks or point.bwd_hooks)
-
-
 RETURNS = ("logits", "loss", "both", "output", None)
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """What a model was wrapped with, to wrap it again (see `wrapping.Recipe`)."""
+
+    def build(self, module: nn.Module, **changes: Any) -> "WrappedModel":
+        """Wrap a module."""
 
 
 class WrappedModel(Running, TextMixin, NamedHooks):
@@ -253,7 +117,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         settings: tuple[Setting, ...] = (),
         logits_at: tuple[Step, ...] | None = None,
         plan: Schedule,
-        recipe: "Recipe",
+        recipe: Recipe,
     ) -> None:
         super().__init__()
         self.setup()  # before the original is there: its modules get no names from TransformerLens
@@ -458,6 +322,196 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         """Where token ids are looked up."""
         return input_device(self.module)
 
+    # -- what a trajectory is made of ------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
+        """Run the model once and keep the states of every iteration of every loop.
+
+        Args:
+            tokens: Token ids (batch, pos), text, or what its forward takes.
+            memory: Not needed: there is no buffer to keep.
+            logits: Keep the logits too.
+
+        Returns:
+            The trajectory of the main loop, those of the others in `others`.
+
+        Raises:
+            InputError: for input it cannot take, or that makes it loop otherwise than the example
+                did.
+        """
+        given = self.prepare((tokens,), {})
+        ports = state_ports(self.map)
+        output, tensors = self.read(given, ports)
+        for key, port in ports.items():
+            if key not in tensors and key[0] != "gate":  # a gate may be skipped
+                raise InputError(
+                    f"{self.name!r} did not call {port.module} in every iteration in which it did "
+                    "on the example, so a state is missing; wrap it again with this input as "
+                    "example=."
+                )
+        ids = self.inputs.tokens_in(*given) if self.inputs.tokens is not None else None
+        scores = self.logits_in(output) if logits else None
+        fits = isinstance(scores, Tensor) and ids is not None and scores.shape[:2] == ids.shape
+        if logits and not fits:
+            raise InputError(
+                f"{self.name!r} returns no logits for each token on this input; leave logits=True "
+                "out, or wrap it with an example= whose arguments ask for them."
+            )
+        return trajectory_of(self.map, tensors, tokens=ids, logits=scores)
+
+    def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
+        """The trajectory on the tokens of another; the model is run anew.
+
+        Args:
+            longer: What `with_loops(T).capture` gives.
+            logits: Keep the logits too.
+
+        Returns:
+            What `capture(longer.tokens, logits=logits)` gives.
+        """
+        return self.capture(longer.tokens, logits=logits)
+
+    @torch.no_grad()
+    def read_out(
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
+    ) -> Float[Tensor, "batch pos d_out"]:
+        """What the coda makes of a state: h_out if h(K) were `h`; the model runs whole.
+
+        Args:
+            h: Any state of the main loop, (batch, pos, d_model).
+            tokens: The tokens, (batch, pos), or what its forward takes.
+
+        Returns:
+            h_out, before the final norm.
+
+        Raises:
+            InputError: if the model has no loop, or no tokens are given.
+        """
+        loop = self._read_loop()
+        if tokens is None:
+            raise InputError("a wrapped model runs whole to read out a state; give its tokens too.")
+        kept: list[Tensor] = []
+        taps: dict[str, Tap] = {
+            "h": (loop.after, lambda state: h.to(state)),
+            "h_out": (self.map.h_out, lambda h_out: kept.append(h_out.detach().clone())),
+        }
+        self._run_live(self.prepare((tokens,), {}), taps)
+        return kept[0]
+
+    def read_out_logits(
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits if h(K) were `h`; the model runs whole.
+
+        Args:
+            h: Any state of the main loop, (batch, pos, d_model).
+            tokens: The tokens, (batch, pos).
+
+        Returns:
+            The logits.
+
+        Raises:
+            InputError: if the model has no loop.
+        """
+        after = f"loop.{self._read_loop().name}.after.hook_in"
+        with torch.no_grad():
+            return self.run_with_hooks(tokens, fwd_hooks=[(after, lambda state, hook: h.to(state))])
+
+    def _read_loop(self) -> Loop:
+        if self.map.main is None:
+            raise InputError(f"{self.name!r} has no loop, so there is no state to read out.")
+        return self.map.main
+
+    # -- what its map says of it -----------------------------------------------------------------
+
+    reads_out_cheaply = False
+    why_no_routing = "no routers and no gates were found in the model or named in its spec"
+
+    @property
+    def K(self) -> int:
+        """Iterations of the main loop, 0 for a plain stack."""
+        return self.map.K
+
+    @property
+    def loops(self) -> dict[str, int]:
+        """Iterations of each loop by name, the main one first."""
+        return {loop.name: loop.K for loop in self.map.loops}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a stack without a loop, whose layers a layout may group."""
+        return self.map.main is None
+
+    def twin_key(self) -> None:
+        """Nothing: only its weights are known, not how they began."""
+
+    def untrained(self, seed: int = 0) -> "WrappedModel":
+        """Refused: only the weights of a wrapped model are known, not how they began.
+
+        Args:
+            seed: Of weights that cannot be drawn.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{self.name!r} is wrapped in memory, where only its weights are known.")
+
+    def why_no_loss(self) -> str:
+        """Why the model predicts no next token; empty where it does."""
+        if self.map.causal is None:
+            return "the model returns no logits for each token"
+        return "" if self.map.causal else SEES_AHEAD
+
+    def counts(self) -> WrappedCount:
+        """Count the parameters, each once however often it is named.
+
+        Returns:
+            All, those outside token embedding and unembedding, those of routers and gates, and
+            those that iterations share.
+        """
+        return count_wrapped(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for a reader.
+
+        Returns:
+            Name, class, layout, widths, parameter counts, states, tokenizer, and where it came
+            from.
+        """
+        return describe_wrapped(self)
+
+    def structure(self) -> dict[str, Any]:
+        """The map, as JSON values."""
+        return {"map": self.map.to_dict()}
+
+    def specification(self) -> str:
+        """The map as TOML, to be corrected and given as spec."""
+        return to_toml(self.map)
+
+    def outline(self) -> Branch:
+        """The map as a tree of lines."""
+        return map_tree(self.module, self.map)
+
+    def hook_patterns(self) -> dict[str, int]:
+        """Addresses with the iteration written {t}, and how many each stands for."""
+        return address_patterns(self.map, self.hook_dict)
+
+    def hook_listing(self, *, every: bool = False) -> list[str]:
+        """Addresses as lines.
+
+        Args:
+            every: Each of them; otherwise patterns, with how many they stand for.
+
+        Returns:
+            A heading and a line for each.
+        """
+        return address_listing(self.map, self.hook_dict, self.aliases, every=every)
+
+    def code_entries(self) -> list[tuple[nn.Module, str]]:
+        """The method through which all of the model's own code is entered."""
+        return [(self.module, "forward")]
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.module.parameters())
         loops = ", ".join(f"{loop.name} × {loop.K}" for loop in self.map.loops) or "no loop"
@@ -467,8 +521,5 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         )
 
     def _repr_html_(self) -> str:
-        from loopscope.models.description import to_html
-        from loopscope.models.wrapped.description import describe_wrapped, map_tree
-
-        tree = escape("\n".join(map_tree(self.module, self.map).lines()))
-        return f"{to_html(describe_wrapped(self))}<pre>{tree}</pre>"
+        tree = escape("\n".join(self.outline().lines()))
+        return f"{facts_to_html(self.describe())}<pre>{tree}</pre>"

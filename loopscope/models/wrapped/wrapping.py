@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
+from loopscope.models.hooked import Hooked
 from loopscope.models.loops.finding import find
 from loopscope.models.loops.identity import Streams, example_shape
 from loopscope.models.loops.loop_map import LoopMap, Step
@@ -18,7 +19,6 @@ from loopscope.models.loops.routers import with_routers
 from loopscope.models.loops.spec import Spec, read_spec
 from loopscope.models.loops.tracing import Trace, trace
 from loopscope.models.native.layout import Layout
-from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.wrapped.addresses import addresses
 from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import (
@@ -149,7 +149,7 @@ def wrap(
         InputError: if the model cannot be run on the example, is on the meta device, does not fit
             the specification or the layout, or its number of iterations cannot be set.
     """
-    if isinstance(module, LoopModel | WrappedModel):
+    if isinstance(module, Hooked):
         if loops is not None:
             module = module.with_loops(loops)
         return module if layout is None else module.with_layout(layout)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from loopscope.analysis.collapse import SIGNS, per_sample, signs
-from loopscope.analysis.tables.frames import SCHEMAS, Tables, schema
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import SCHEMAS, schema
 from loopscope.errors import InputError
 
 K = 2

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from loopscope.analysis.flags import Flag
-from loopscope.analysis.measures.spectrum_ranks import (
-    RANK_MEASURES,
+from loopscope.analysis.measures.effective_ranks import RANK_MEASURES, ranks
+from loopscope.analysis.measures.gram_matrices import (
     gram,
-    ranks,
     singular_values,
     singular_values_of_grams,
-    spectrum,
 )
+from loopscope.analysis.measures.spectrum_decay import spectrum
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import loopscope as ls
-from loopscope.analysis.measuring.course import steps
-from loopscope.analysis.measuring.streaming import MEASURES, Measuring, measure
+from loopscope.analysis.measures.readout_losses import beyond
+from loopscope.analysis.measures.step_sizes import steps
+from loopscope.analysis.measuring.streaming import Measuring, measure
+from loopscope.analysis.options import Options
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import MEASURES
 from loopscope.errors import InputError
-from loopscope.probes.readout import beyond, read_out
+from loopscope.probes.readout import read_out
 from tests.analysis.planted import identity, plant
 from tests.conftest import make_model
 
@@ -156,7 +159,8 @@ def test_parts_and_batches_do_not_change_the_rows(variant, samples):
     model, kinds = make_model(variant), list(MEASURES)
     more = T if variant == "base" else None
     whole = measure(model, samples, kinds, batch_size=5, more_loops=more)
-    cut = Measuring(model, samples, kinds, batch_size=2, more_loops=more)
+    how = Options(measures=kinds, more_loops=more)
+    cut = Measuring(model, samples, how, batch_size=2)
     joined = Tables.join([cut.part(0, 2), cut.part(2, 5)])
     assert joined.provenance["models"].keys() == {variant}
     for name, frame in whole.frames().items():
@@ -168,7 +172,8 @@ def test_parts_and_batches_do_not_change_the_rows(variant, samples):
 
 
 def test_a_part_has_its_samples_numbers_and_step(samples):
-    cut = Measuring(make_model("mesh"), samples, ["update", "routing"], name="run", step=500)
+    how = Options(measures=["update", "routing"])
+    cut = Measuring(make_model("mesh"), samples, how, name="run", step=500)
     late = cut.part(3, 5)
     assert sorted(late.update["sample"].unique()) == [3, 4]
     assert late.update["step"].eq(500).all() and str(late.update["step"].dtype) == "Int64"

@@ -10,9 +10,9 @@ import torch
 
 from loopscope.analysis.comparisons.work import Comparison
 from loopscope.analysis.measures.router_weights import gate_statistics
-from loopscope.analysis.measuring import streaming as measure_module
-from loopscope.analysis.measuring.streaming import MEASURES, measure
+from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import MEASURES
 from loopscope.text.windows import Samples
 from tests.analysis.loop_trajectories import (
     POS,
@@ -31,11 +31,10 @@ from tests.analysis.loop_trajectories import (
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """Measure what a played model was made of."""
 
     def measured(model: Played, measures: Any = "routing", **options: Any) -> Tables:
-        monkeypatch.setattr(measure_module, "capture", model.capture)
         return measure(model, tokens(), measures, **options)
 
     return measured
@@ -80,8 +79,8 @@ def test_a_gate_has_a_row_for_each_iteration_at_which_it_is_evaluated(run):
 
 def test_a_gate_that_a_later_batch_does_not_evaluate_is_flagged(run):
     class Leaving(Played):
-        def capture(self, model, batch, **options):
-            found = super().capture(model, batch, **options)
+        def capture(self, batch, **options):
+            found = super().capture(batch, **options)
             return found if self.done <= 2 else replace(found, gates={"exit": (None,)})
 
     one = loop("core", 1, 8, seed=1, gates={"exit": gate(1, seed=1)})
@@ -213,8 +212,8 @@ def test_numbers_that_are_fewer_than_the_vocabulary_are_no_logits(run, d_vocab):
 
 def test_one_row_of_numbers_for_a_whole_text_is_no_logits(run):
     class Classifier(Played):
-        def capture(self, model, batch, **options):
-            found = super().capture(model, batch, **options)
+        def capture(self, batch, **options):
+            found = super().capture(batch, **options)
             object.__setattr__(found, "logits", found.logits[:, 0] if options["logits"] else None)
             return found
 

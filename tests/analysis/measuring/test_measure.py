@@ -16,11 +16,14 @@ import pytest
 import torch
 
 from loopscope.analysis.measures.cka_estimators import cka
+from loopscope.analysis.measures.effective_ranks import ranks
+from loopscope.analysis.measures.gram_matrices import singular_values
 from loopscope.analysis.measures.router_weights import alpha_statistics, router_statistics
-from loopscope.analysis.measures.spectrum_ranks import ranks, singular_values, spectrum
+from loopscope.analysis.measures.spectrum_decay import spectrum
 from loopscope.analysis.measures.update_norm import relative_update
-from loopscope.analysis.measuring.streaming import MEASURES, measure
-from loopscope.analysis.tables.frames import Tables, schema
+from loopscope.analysis.measuring.streaming import measure
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import MEASURES, schema
 from loopscope.probes.state_capture import capture
 
 SAMPLES, POS = 5, 12  # of the fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
-from loopscope.analysis.measuring import streaming as measure_module
-from loopscope.analysis.measuring.streaming import DEFAULT, measure
-from loopscope.analysis.tables.frames import Tables, schema
+from loopscope.analysis.measuring.streaming import measure
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.registry import DEFAULT, schema
 from loopscope.errors import InputError
 from tests.analysis.loop_trajectories import POS, SAMPLES, Played, loop, nested, tokens
 
@@ -22,11 +22,10 @@ PLAYED = (*DEFAULT, "delta", "loss")  # a trajectory played back has no coda to 
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """Measure what a played model was made of."""
 
     def measured(model: Played, measures: Any = PLAYED, **options: Any) -> Tables:
-        monkeypatch.setattr(measure_module, "capture", model.capture)
         return measure(model, tokens(), measures, **options)
 
     return measured
@@ -151,8 +150,8 @@ def test_a_block_that_changes_the_width_has_no_update_and_says_so(run):
 
 def test_iterations_that_change_between_batches_are_an_error(run):
     class Growing(Played):
-        def capture(self, model, batch, **options):
-            found = super().capture(model, batch, **options)
+        def capture(self, batch, **options):
+            found = super().capture(batch, **options)
             if self.done <= 2:
                 return found
             short = {n: x for n, x in found.blocks.items() if n != "core3"}

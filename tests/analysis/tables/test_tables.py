@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopscope.analysis.flags import FLAG_NAMES, Flag
-from loopscope.analysis.tables.frames import SCHEMAS, Tables, empty, schema
+from loopscope.analysis.tables.frames import Tables, empty
+from loopscope.analysis.tables.registry import SCHEMAS, schema
 from loopscope.analysis.tables.rows import Rows
 from loopscope.errors import InputError
 

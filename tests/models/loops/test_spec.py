@@ -39,12 +39,12 @@ class Sandwich(nn.Module):
 @pytest.mark.parametrize("name", ["gated", "nano_fork", "two_clocks", "tied_stack", "mesh_port"])
 def test_the_spec_written_from_a_map_gives_the_same_map(name, tokens):
     module = CASES[name].make()
-    found = ls.wrap(module, tokens).map
-    spec = tomllib.loads(to_toml(found))
+    loop_map = ls.wrap(module, tokens).map
+    spec = tomllib.loads(to_toml(loop_map))
     again = ls.wrap(module, tokens, spec=spec).map
-    assert again.source == "spec" and found.source == "found"
-    assert again.to_dict() == {**found.to_dict(), "source": "spec"}
-    assert [loop.iterations for loop in again.loops] == [loop.iterations for loop in found.loops]
+    assert again.source == "spec" and loop_map.source == "found"
+    assert again.to_dict() == {**loop_map.to_dict(), "source": "spec"}
+    assert [loop.iterations for loop in again.loops] == [loop.iterations for loop in loop_map.loops]
 
 
 def test_core_decides_which_of_two_repeated_blocks_is_the_loop(tokens):
@@ -63,9 +63,9 @@ def test_iterations_of_distinct_modules_are_listed_one_by_one(tokens):
     module = CASES["plain"].make()
     layers = [u.module for u in ls.wrap(module, tokens).map.prelude]
     spec = {"core": [[layers[1]], [layers[2]]]}
-    found = ls.wrap(module, tokens, spec=spec).map
-    assert [[u.module for u in it.units] for it in found.loops[0].iterations] == spec["core"]
-    assert found.prelude[0].module == layers[0] and found.loops[0].mechanic == "none"
+    loop_map = ls.wrap(module, tokens, spec=spec).map
+    assert [[u.module for u in it.units] for it in loop_map.loops[0].iterations] == spec["core"]
+    assert loop_map.prelude[0].module == layers[0] and loop_map.loops[0].mechanic == "none"
 
 
 def test_state_columns_and_output_are_read_where_the_spec_says(tokens):
@@ -89,8 +89,10 @@ def test_a_toml_file_does_as_a_dict(tokens, tmp_path):
     path = tmp_path / "spec.toml"
     path.write_text('core = ["inner"]\n', "utf-8")
     module = Sandwich()
-    one, two = (ls.wrap(module, tokens, spec=spec).map for spec in (path, {"core": ["inner"]}))
-    assert one == two
+    from_file, from_dict = (
+        ls.wrap(module, tokens, spec=spec).map for spec in (path, {"core": ["inner"]})
+    )
+    assert from_file == from_dict
 
 
 @pytest.mark.parametrize(

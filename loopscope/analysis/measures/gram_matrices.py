@@ -1,29 +1,18 @@
-"""Spectrum of a state matrix and the ranks that follow from it (MeSH Figures 1c and 5)."""
+"""Gram matrices of states, and singular values from them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loopscope.analysis.flags import Flag, Flagged, flagged
+from loopscope.analysis.flags import Flag
 
-RANK_MEASURES = ("effective", "stable", "participation")
-SPECTRUM_LENGTH = 50
 # Singular values below 2⁻²⁴·σ_0, the resolution of float32 states, count as zero; the rounding of
 # a float64 Gram matrix lies below that (about 2e-8).
 _RESOLUTION = 2.0**-24
 _SMALL = 384
-
-
-class Spectrum(NamedTuple):
-    """The first singular values over the largest, their decimal logarithms and flags."""
-
-    sigma_rel: np.ndarray
-    log10_sigma_rel: np.ndarray
-    flag: np.ndarray
 
 
 def gram(
@@ -94,59 +83,15 @@ def _eigenvalues(grams: Sequence[Tensor]) -> Sequence[np.ndarray]:
     return [np.linalg.eigvalsh(product.numpy().T) for product in grams]
 
 
-def spectrum(sigma: Float64[np.ndarray, " rank"], count: int = SPECTRUM_LENGTH) -> Spectrum:
-    """The first `count` ratios σ_i/σ_0 (MeSH Figure 5) and log10 of them.
-
-    Args:
-        sigma: Singular values in descending order.
-        count: How many ratios.
-
-    Returns:
-        Three arrays of length `count`. Beyond the last singular value the ratios are NaN with
-        `SHORT`; a zero state is NaN with `ZERO`; a single σ_i = 0 has ratio 0, no logarithm and
-        the flag `ZERO`; an activation that is not finite makes all NaN with `NONFINITE`.
-    """
-    n = min(count, len(sigma))
-    ratio = np.full(count, np.nan)
-    log10 = np.full(count, np.nan)
-    flag = np.full(count, int(Flag.SHORT), dtype=np.int8)
-    degenerate = _degenerate(sigma)
-    flag[:n] = degenerate
-    if degenerate == Flag.NONE:
-        ratio[:n] = sigma[:n] / sigma[0]
-        positive = ratio[:n] > 0
-        log10[:n][positive] = np.log10(ratio[:n][positive])
-        flag[:n][~positive] = Flag.ZERO
-    return Spectrum(ratio, log10, flag)
-
-
-def ranks(sigma: Float64[np.ndarray, " rank"]) -> Flagged:
-    """Effective rank, stable rank and participation ratio, in the order of `RANK_MEASURES`.
-
-    * effective: exp(−Σ p ln p), p = σ/Σσ (Roy & Vetterli 2007), with 0 ln 0 = 0;
-    * stable: Σσ² / σ_0²;
-    * participation: (Σσ²)² / Σσ⁴.
+def degenerate(sigma: np.ndarray) -> Flag:
+    """Tell whether singular values are those of a state that has no spectrum.
 
     Args:
         sigma: Singular values in descending order.
 
     Returns:
-        Three values and flags: NaN with `ZERO` for a zero state, NaN with `NONFINITE` for one
-        that is not finite.
+        `NONFINITE`, `ZERO`, or `NONE` where all is well.
     """
-    degenerate = _degenerate(sigma)
-    if degenerate != Flag.NONE:
-        return Flagged(np.full(3, np.nan), np.full(3, int(degenerate), dtype=np.int8))
-    relative = sigma / sigma[0]
-    positive = relative[relative > 0]
-    p = positive / positive.sum()
-    squares = (relative**2).sum()
-    return flagged(
-        np.array([np.exp(-(p * np.log(p)).sum()), squares, squares**2 / (relative**4).sum()])
-    )
-
-
-def _degenerate(sigma: np.ndarray) -> Flag:
     if not np.isfinite(sigma).all():
         return Flag.NONFINITE
     return Flag.ZERO if sigma[0] == 0 else Flag.NONE

@@ -1,0 +1,245 @@
+"""Filling: what a measure is told, and how it turns trajectories into rows of its tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from loopscope.analysis.measures.gram_matrices import gram, singular_values_of_grams
+from loopscope.analysis.options import Options
+from loopscope.analysis.tables.registry import MEASURED
+from loopscope.analysis.tables.rows import Rows, columns
+from loopscope.models.hooked import Hooked
+from loopscope.models.trajectory import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a measure is told before the first batch is recorded.
+
+    Attributes:
+        model: The model.
+        options: How to measure.
+        first: The trajectory of the first batch, for the names of its loops, states, blocks, slots
+            and gates.
+        samples: Number of samples.
+        words: The tokens of the first sample as strings, where this part has it.
+        longer: The model with more iterations of its main loop, or None.
+        no_loss: Why the model predicts no next token; empty where it does.
+        unread: Why h(t) cannot be read out in place of h(K); empty where it can.
+    """
+
+    model: Hooked
+    options: Options
+    first: Trajectory
+    samples: int
+    words: Sequence[str] | None = None
+    longer: Hooked | None = None
+    no_loss: str = ""
+    unread: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a measure is given of one batch.
+
+    Attributes:
+        here: Its samples.
+        trajectory: Its trajectory, with logits where a measure needs them.
+        longer: The trajectory of the model with more iterations, where there is one.
+        drop: Tokens to leave out at the start of each sample.
+    """
+
+    here: slice
+    trajectory: Trajectory
+    longer: Trajectory | None
+    drop: int
+
+
+@dataclass(frozen=True)
+class LoopStates:
+    """The states of one loop in one sample.
+
+    Attributes:
+        states: Each (pos, d_model), in the order of the trajectory's `states`.
+        grams: Gram matrices X Xᵀ of all of them, where they are at hand.
+        sigmas: Their singular values, where asked for.
+    """
+
+    states: list[Tensor]
+    grams: list[Tensor] | None = None
+    sigmas: list[np.ndarray] = field(default_factory=list)
+
+
+class SampleStates:
+    """The states of all loops in one sample: what depends on a state alone is computed once.
+
+    Loops share h_emb and h_out, and measures share Gram matrices and singular values.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[int, Tensor],
+        loops: Mapping[str, Sequence[int]],
+        options: Options,
+        *,
+        spectral: bool,
+    ) -> None:
+        """Take the states of a sample.
+
+        Args:
+            states: Each state once, (pos, d_model), under any number.
+            loops: Loop → the numbers of its states, in order.
+            options: How to measure.
+            spectral: Whether some measure wants singular values.
+        """
+        unit = options.normalize_rows
+        self._states = {n: _unit_rows(state) if unit else state for n, state in states.items()}
+        self._loops, self._center, self._spectral = loops, options.center, spectral
+
+    def of_loop(self, loop: str) -> LoopStates:
+        """Give the states of one loop.
+
+        Args:
+            loop: Its name.
+
+        Returns:
+            The states, with Gram matrices where those of all are (pos, pos).
+        """
+        numbers = self._loops[loop]
+        states = [self._states[n] for n in numbers]
+        if not self._spectral:
+            return LoopStates(states)
+        grams = [self._grams[n] for n in numbers]
+        by_tokens = all(len(product) == len(states[0]) for product in grams)
+        return LoopStates(states, grams if by_tokens else None, [self._sigmas[n] for n in numbers])
+
+    @cached_property
+    def _grams(self) -> dict[int, Tensor]:
+        return {n: gram(state, center=self._center) for n, state in self._states.items()}
+
+    @cached_property
+    def _sigmas(self) -> dict[int, np.ndarray]:
+        sigmas = singular_values_of_grams(list(self._grams.values()))
+        return dict(zip(self._grams, sigmas, strict=True))
+
+
+class MeasureRows:
+    """The rows of one measure while a model runs: of fixed number, no activations.
+
+    A measure fills them batch by batch (`add`), or sample by sample on several threads
+    (`add_sample`, with `by_sample`).
+
+    Attributes:
+        by_sample: Whether `add_sample` is to be called.
+        spectral: Whether it wants the singular values of the states.
+        note: Why its table has no rows; empty where it has.
+    """
+
+    by_sample: ClassVar[bool] = False
+    spectral: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup) -> None:
+        """Set aside all rows.
+
+        Args:
+            setup: What there is to know before the first batch.
+        """
+        self.note = ""
+
+    def add(self, batch: Batch) -> None:
+        """Fill the rows of one batch.
+
+        Args:
+            batch: The batch.
+        """
+
+    def add_sample(self, sample: int, states: SampleStates) -> None:
+        """Fill the rows of one sample; samples come on several threads.
+
+        Args:
+            sample: Its number.
+            states: Its states.
+        """
+
+    def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
+        """Give the tables, complete once every batch was added.
+
+        Args:
+            model: The model's name.
+
+        Returns:
+            Table → its parts, one below the other.
+        """
+        raise NotImplementedError
+
+
+class LoopRows(MeasureRows):
+    """A measure with one table that has rows for each loop.
+
+    Attributes:
+        table: The table's name.
+        rows: The rows of each loop.
+    """
+
+    table: ClassVar[str]
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        names = list(MEASURED[self.table].keys)
+        self.rows: dict[str, Rows] = {}
+        for name, loop in setup.first.loops.items():
+            if keys := self.keys(loop, setup):
+                self.rows[name] = Rows(self.table, setup.samples, columns(names, keys))
+
+    def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
+        """List what tells the rows of one sample apart.
+
+        Args:
+            loop: One loop of the first batch.
+            setup: What there is to know before.
+
+        Returns:
+            The values of the table's key columns, row by row; none for a loop without rows.
+        """
+        raise NotImplementedError
+
+    def add(self, batch: Batch) -> None:
+        for name, rows in self.rows.items():
+            self.fill(rows, batch, batch.trajectory.loops[name])
+
+    def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
+        """Fill the rows of one loop in one batch.
+
+        Args:
+            rows: The loop's rows.
+            batch: The batch.
+            loop: Its trajectory of this loop.
+        """
+
+    def add_sample(self, sample: int, states: SampleStates) -> None:
+        for name, rows in self.rows.items():
+            self.fill_sample(rows, sample, states.of_loop(name))
+
+    def fill_sample(self, rows: Rows, sample: int, loop: LoopStates) -> None:
+        """Fill the rows of one loop in one sample.
+
+        Args:
+            rows: The loop's rows.
+            sample: The sample's number.
+            loop: Its states of this loop.
+        """
+
+    def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
+        return {self.table: [rows.frame(model, loop) for loop, rows in self.rows.items()]}
+
+
+def _unit_rows(state: Tensor) -> Tensor:
+    state = state if state.dtype == torch.float64 else state.float()
+    norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
+    return state / torch.where(norm == 0, 1, norm)

@@ -1,0 +1,276 @@
+"""Options of measuring and comparing: each with its default, its check and its words, once.
+
+`measure`, `compare`, their signatures and the command line read these declarations.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loopscope.analysis.tables.registry import DEFAULT, MEASURES
+from loopscope.errors import InputError, unknown_name
+from loopscope.names import MIN_TOKENS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option(
+    default: Any,
+    flag: str = "",
+    words: str = "",
+    *,
+    typed: Any = None,
+    read: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Declare an option as a field of a dataclass.
+
+    Args:
+        default: Its value where nothing is said.
+        flag: What it is called on the command line, such as `--batch-size`; empty for one that
+            only Python has.
+        words: What it does, as `--help` says it.
+        typed: Its type on the command line, where that differs from the field's.
+        read: Turns what was typed into the value.
+
+    Returns:
+        The field.
+    """
+    told = {"flag": flag, "words": words, "typed": typed, "read": read}
+    return field(default=default, metadata=told)
+
+
+def read_loops(text: str | None) -> int | dict[str, int] | None:
+    """Read the value of --loops: a number, or numbers by loop name.
+
+    Args:
+        text: `8`, or `H=2,L=3`.
+
+    Returns:
+        The number or numbers; None for None.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
+    named = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    if all(name and value.isdecimal() for name, value in named.items()):
+        return {name: int(value) for name, value in named.items()}
+    raise InputError(f"--loops takes a number, or numbers by loop name (H=2,L=3), given {text!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        measures: Which of `registry.MEASURES`.
+        kernels: Kernels of the CKA, `rbf` and/or `linear`.
+        bandwidth: t of the RBF kernel, as a fraction of sqrt(median(d²)).
+        drop_first: Tokens left out at the start of each sample (in all tables but loss and tokens).
+        center: Subtract each state's mean over the tokens before spectrum and ranks.
+        normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
+        more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
+            models that do not allow it are measured up to K (`notes` says so).
+    """
+
+    measures: Sequence[str] = option(DEFAULT)
+    kernels: Sequence[str] = option(("rbf",))
+    bandwidth: float = option(1.0)
+    drop_first: int = option(0, "--drop-first", "Leave out each window's first tokens (sinks).")
+    center: bool = option(False, "--center", "Centre the states before spectra and ranks.")
+    normalize_rows: bool = option(
+        False, "--normalize-rows", "Scale each token's state to norm 1 first."
+    )
+    more_loops: int | None = option(
+        None,
+        "--more-loops",
+        "Iterations to try beyond a model's own, where it allows more (default: twice as many; 0: "
+        "none).",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("measures", "kernels"):
+            given = getattr(self, name)
+            names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+            object.__setattr__(self, name, names)
+        for name in self.measures:
+            if name not in MEASURES:
+                raise unknown_name("measure", name, MEASURES)
+        if not self.measures:
+            raise InputError(f"no measures asked for; choose from {', '.join(MEASURES)}.")
+        if self.drop_first < 0:
+            raise InputError(f"drop_first is {self.drop_first}; it must be 0 or more.")
+        if not self.kernels:
+            raise InputError("no kernels asked for; choose rbf, linear or both.")
+
+    def record(self) -> dict[str, Any]:
+        """What provenance keeps of them, as JSON values."""
+        return {name: getattr(self, name) for name in _names(Options)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What `compare` measures and how, apart from the targets.
+
+    Attributes:
+        layout: Groups the layers of the models without a loop into virtual blocks; models with a
+            loop keep theirs.
+        loops: Iterations to run, as in `load`; native models without a loop stay as they are.
+        spec: How the foreign models among the targets loop, as in `load`.
+        trust_remote_code: Whether Python code that came with a checkpoint may run.
+        device_map: Spreads the foreign models among the targets over devices, as in `load`.
+        data: Text or tokens to measure on; the shipped held-out samples when not given.
+        samples: Windows to measure.
+        tokens: Tokens per window.
+        device: Where loaded models go; the CPU when not given.
+        dtype: Floating type of loaded models; float32 when not given.
+        batch_size: Windows per forward pass.
+        seed: Chooses the windows, and the weights of untrained twins.
+        more_loops: Iterations to run besides a model's own, for `delta` and `readout` where the
+            model allows it; twice its own when not given, 0 for none.
+    """
+
+    measures: Sequence[str] = option(MEASURES)
+    layout: str | None = option(
+        None, "--layout", "Groups the layers of a model without a loop, e.g. 4+8+8+4."
+    )
+    loops: int | Mapping[str, int] | None = option(
+        None,
+        "--loops",
+        "Iterations to run, where the model allows it: 8, or H=2,L=3.",
+        typed=str | None,
+        read=read_loops,
+    )
+    spec: str | Path | Mapping[str, Any] | None = option(
+        None,
+        "--spec",
+        "How a foreign model loops (TOML; see inspect --write-spec).",
+        typed=Path | None,
+    )
+    trust_remote_code: bool = option(
+        False, "--trust-remote-code", "Run Python code that came with a checkpoint."
+    )
+    device_map: Any = option(
+        None,
+        "--device-map",
+        "Spread a Hugging Face model over devices, e.g. auto.",
+        typed=str | None,
+    )
+    data: str | Path | None = option(
+        None,
+        "--data",
+        ".txt, .jsonl or .parquet (column `text`), or integer .npy (samples × tokens). "
+        "Default: the shipped held-out samples.",
+        typed=str | None,
+    )
+    samples: int = option(500, "--samples", "Windows of text to measure.")
+    tokens: int = option(256, "--tokens", "Tokens per window.")
+    device: str | None = option(None, "--device", "cpu, cuda, cuda:0, mps …")
+    dtype: str | None = option(None, "--dtype", "float32 (default), float64, bfloat16, float16.")
+    batch_size: int = option(16, "--batch-size", "Windows per forward pass.")
+    seed: int = option(0, "--seed", "Chooses windows and @init weights.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, least in (
+            ("samples", self.samples, 1),
+            ("tokens", self.tokens, MIN_TOKENS),
+        ):
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, given {value}.")
+        check_batch_size(self.batch_size)
+        if self.more_loops is not None and self.more_loops < 0:
+            raise InputError(f"more_loops must be 0 or more, given {self.more_loops}.")
+
+    def options(self, *, more_loops: int | None) -> Options:
+        """Give those of measuring one model.
+
+        Args:
+            more_loops: T, iterations of its main loop to run; None for its own.
+
+        Returns:
+            The options.
+        """
+        return Options(**{**self.record(), "more_loops": more_loops})
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Refuse a number of samples that is none.
+
+    Args:
+        batch_size: Samples per forward pass.
+
+    Returns:
+        The same number.
+
+    Raises:
+        InputError: below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+    return batch_size
+
+
+def _names(kind: type) -> list[str]:
+    return [entry.name for entry in fields(kind)]
+
+
+def made(kind: type, options: Mapping[str, Any], what: str, besides: Sequence[str] = ()) -> Any:
+    """Make options from keywords.
+
+    Args:
+        kind: `Options` or `Settings`.
+        options: The keywords.
+        what: Who takes them, for the message.
+        besides: Its other keywords.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        UnknownNameError: for one that does not exist, with near matches.
+        InputError: for a value that cannot be.
+    """
+    known = _names(kind)
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of {what}", name, [*besides, *known])
+    return kind(**options)
+
+
+def takes(kind: type, *, but: Sequence[str] = ()) -> Callable[[F], F]:
+    """Show the fields of a dataclass in the signature of a function that takes them as keywords.
+
+    Args:
+        kind: `Options` or `Settings`.
+        but: Fields that the function declares itself.
+
+    Returns:
+        A decorator for a function with `**options`.
+    """
+
+    def with_signature(function: F) -> F:
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())[:-1]
+        parameters += [
+            inspect.Parameter(
+                entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default,
+                annotation=entry.type,
+            )
+            for entry in fields(kind)
+            if entry.name not in but
+        ]  # fmt: skip
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return with_signature
+
+
+__all__ = [
+    "Options", "Settings", "check_batch_size", "made", "option", "read_loops", "takes",
+]  # fmt: skip

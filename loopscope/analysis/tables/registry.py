@@ -1,0 +1,217 @@
+"""Registry: every measure, its tables, their columns, and where their rows are filled.
+
+Schemas, `measure`, the recorder, the command line and the table in the README read this one list.
+A new measure is one record here, one file in `analysis/measures` that fills its rows, one test and
+one figure (docs/ARCHITECTURE.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+COMMON: dict[str, str] = {
+    "model": "category",
+    "step": "Int64",
+    "sample": "int32",
+    "loop": "category",
+    "flag": "category",
+}
+"""The columns that every table of measures begins with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a measure.
+
+    Attributes:
+        name: The table's name.
+        meaning: What stands in it, in a few words.
+        keys: The columns that tell the rows of a sample apart, with their dtypes.
+        values: The columns that are measured, with their dtypes.
+    """
+
+    name: str
+    meaning: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """All columns but the common ones, with their dtypes."""
+        return {**self.keys, **self.values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A measure.
+
+    Attributes:
+        tables: What it fills; it is asked for by the first one's name.
+        rows: Where its rows are filled: `module:class`, in `loopscope.analysis.measures`.
+        default: Whether it is measured where nothing is said.
+        logits: Whether it needs the logits of next tokens.
+        longer: Whether it uses more iterations than the model's own, where there are any.
+    """
+
+    tables: tuple[Table, ...]
+    rows: str
+    default: bool = True
+    logits: bool = False
+    longer: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
+        return self.tables[0].name
+
+
+_VALUE = {"value": "float64"}
+_ROUTE = {"kind": "category", "t": "int16", "target": "category"}
+
+REGISTRY: tuple[Measure, ...] = (
+    Measure(
+        rows="update_norm:UpdateRows",
+        tables=(
+            Table(
+                name="update",
+                meaning="relative update of each block",
+                keys={"block": "category", "t": "int16"},
+                values=_VALUE,
+            ),
+        ),
+    ),
+    Measure(
+        rows="cka_estimators:CkaRows",
+        tables=(
+            Table(
+                name="cka",
+                meaning="CKA of all pairs of states",
+                keys=dict.fromkeys(("state_a", "state_b", "kernel", "estimator"), "category"),
+                values=_VALUE,
+            ),
+        ),
+    ),
+    Measure(
+        rows="spectrum_decay:SpectrumRows",
+        tables=(
+            Table(
+                name="spectrum",
+                meaning="the first singular values of each state over the largest",
+                keys={"state": "category", "i": "int16"},
+                values={"sigma_rel": "float32", "log10_sigma_rel": "float32"},
+            ),
+        ),
+    ),
+    Measure(
+        rows="effective_ranks:RankRows",
+        tables=(
+            Table(
+                name="rank",
+                meaning="effective rank, stable rank and participation ratio of each state",
+                keys={"state": "category", "measure": "category"},
+                values=_VALUE,
+            ),
+        ),
+    ),
+    Measure(
+        rows="router_weights:RoutingRows",
+        tables=(
+            Table(
+                name="routing",
+                meaning="mean router weights and entropies, and α, each averaged over the tokens",
+                keys=_ROUTE,
+                values={"mean": "float64", "entropy": "float64"},
+            ),
+            Table(
+                name="tokens",
+                meaning="router weights of the first sample, token by token",
+                keys={**_ROUTE, "pos": "int32", "token": "category"},
+                values={"value": "float32"},
+            ),
+        ),
+    ),
+    Measure(
+        rows="step_sizes:DeltaRows",
+        default=False,
+        longer=True,
+        tables=(
+            Table(
+                name="delta",
+                meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, and its ratio to the one before",
+                keys={"t": "int16"},
+                values={"value": "float64", "ratio": "float64"},
+            ),
+        ),
+    ),
+    Measure(
+        rows="readout_losses:ReadoutRows",
+        default=False,
+        logits=True,
+        longer=True,
+        tables=(
+            Table(
+                name="readout",
+                meaning="mean next-token cross-entropy of each sample, in nats, when the coda "
+                "reads h(t)",
+                keys={"t": "int16"},
+                values=_VALUE,
+            ),
+        ),
+    ),
+    Measure(
+        rows="readout_losses:LossRows",
+        default=False,
+        logits=True,
+        tables=(
+            Table(
+                name="loss",
+                meaning="mean next-token cross-entropy of each sample, in nats",
+                values=_VALUE,
+            ),
+        ),
+    ),
+)
+"""Every measure, in the order of the tables."""
+
+MEASURES = tuple(measure.name for measure in REGISTRY)
+DEFAULT = tuple(measure.name for measure in REGISTRY if measure.default)
+BY_NAME = {measure.name: measure for measure in REGISTRY}
+MEASURED = {table.name: table for measure in REGISTRY for table in measure.tables}
+SCHEMAS: dict[str, dict[str, str]] = {name: table.columns for name, table in MEASURED.items()}
+"""Columns and dtypes of each table of measures, the common ones aside."""
+
+RUNS: dict[str, dict[str, str]] = {
+    "training": {
+        "model": "category",
+        "variant": "category",
+        "layout": "category",
+        "slots": "Int64",
+        "seed": "Int64",
+        "recipe": "category",
+        "K": "int64",
+        "d_model": "int64",
+        "params_total": "int64",
+        "params_non_embedding": "int64",
+        "step": "int64",
+        "tokens": "int64",
+        "steps_planned": "int64",
+        "train_loss": "float64",
+        "val_loss": "float64",
+        "lr": "float64",
+        "tokens_per_s": "float64",
+    },
+}
+"""Tables of training runs, one row per logged step; these are all their columns."""
+
+TABLES = (*SCHEMAS, *RUNS)
+
+
+def schema(table: str) -> dict[str, str]:
+    """Give the columns of one table, those of measures with the common columns first.
+
+    Args:
+        table: The table's name.
+
+    Returns:
+        Column → dtype.
+    """
+    return RUNS[table] if table in RUNS else COMMON | SCHEMAS[table]

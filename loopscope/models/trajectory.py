@@ -1,0 +1,105 @@
+"""Trajectory: every state of one forward pass, by the paper's names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loopscope.names import MAIN_LOOP, state_name
+
+Stream = Float[Tensor, "batch pos d_model"]
+Slots = Float[Tensor, "batch slot pos d_model"]
+Weights = Float[Tensor, "batch pos slot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """MeSH's transitional cycle, which turns the prelude's output into h(0).
+
+    Attributes:
+        query: What its routers look at, (batch, pos, d_model).
+        memory: The buffer after its write, (batch, slot, pos, d_model); None when not asked for.
+        w_write, w_read: Router weights, (batch, pos, slot).
+    """
+
+    query: Stream
+    memory: Slots | None
+    w_write: Weights
+    w_read: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """All states of one forward pass, under the paper's symbols.
+
+    Attributes:
+        h_emb: Embeddings after scaling, (batch, pos, d_model).
+        h: h(0) … h(K), the state entering each iteration and, last, the coda; K + 1 tensors.
+        h_m: h_m(0) … h_m(K-1), the core's raw output before any mixing; K tensors.
+        memory: The buffer after each iteration's write, (batch, slot, pos, d_model); K tensors, or
+            None where there are no slots (or they were not asked for).
+        w_write, w_read: Router weights of each iteration, (batch, pos, slot); K tensors or None.
+        transition: The transitional cycle of MeSH, or None.
+        h_out: The coda's output, before the final layer norm.
+        blocks: `prelude`, `core1` … `coreK`, `coda` to (input, raw output); parts without layers
+            are left out.
+        logits: (batch, token, d_vocab) if asked for.
+        tokens: The tokens, (batch, token); a position each, but in loops over something else.
+        loop: Name of the loop.
+        path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
+        gates: Each gate's probability (an exit gate, a token router) at each iteration, None where
+            it was not evaluated.
+        mesh_cycle: Whether the states follow from memory and routers by MeSH Eqs. 2-5, so that α
+            (Eq. 7) is exact.
+        others: The model's further loops, each as a trajectory of the same forward pass.
+    """
+
+    h_emb: Float[Tensor, "batch pos d_emb"]
+    h: tuple[Stream, ...]
+    h_m: tuple[Stream, ...]
+    memory: tuple[Slots, ...] | None
+    w_write: tuple[Weights, ...] | None
+    w_read: tuple[Weights, ...] | None
+    transition: Transition | None
+    h_out: Float[Tensor, "batch pos d_out"]
+    blocks: dict[str, tuple[Tensor, Tensor]]
+    logits: Float[Tensor, "batch token d_vocab"] | None = None
+    tokens: Int[Tensor, "batch token"] | None = None
+    loop: str = MAIN_LOOP
+    path: tuple[str, ...] = ()
+    gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)
+    mesh_cycle: bool = True
+    others: Mapping[str, "Trajectory"] = field(default_factory=dict)
+
+    @property
+    def loops(self) -> dict[str, "Trajectory"]:
+        """All loops of the model by name, this one first."""
+        return {self.loop: self, **self.others}
+
+    @property
+    def K(self) -> int:
+        """Number of core iterations."""
+        return len(self.h_m)
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """`h_emb`, `h0` … `hK`, `h_out` in the order in which they arise."""
+        loop = {state_name(t): state for t, state in enumerate(self.h)}
+        return {"h_emb": self.h_emb, **loop, "h_out": self.h_out}
+
+    def __repr__(self) -> str:
+        batch, pos, width = self.h[0].shape
+        slots = f", {self.w_write[0].shape[-1]} slots" if self.w_write else ""
+        loop = "" if self.loop == MAIN_LOOP else f"{self.loop}: "
+        return f"Trajectory: {batch} × {pos} tokens, d_model {width}, {loop}K={self.K}{slots}"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in ("state", "shape", "‖·‖ per token"))
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{tuple(state.shape)}</td>"
+            f"<td>{state.float().norm(dim=-1).mean().item():.3g}</td></tr>"
+            for name, state in self.states.items()
+        )
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"

@@ -1,0 +1,169 @@
+"""Running: one forward pass of the original, with functions at some of its tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from warnings import warn
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopscope.errors import InputError
+from loopscope.models.hooks import Point
+from loopscope.models.loops.identity import example_shape
+from loopscope.models.loops.loop_map import LoopMap, Port, Step
+from loopscope.models.wrapped.addresses import PATTERN
+from loopscope.models.wrapped.inputs import Inputs
+from loopscope.models.wrapped.loop_count import Setting, arguments
+from loopscope.models.wrapped.run_context import (
+    alone,
+    as_wanted,
+    eager_attention,
+    only_read,
+    uncompiled,
+    without_checkpointing,
+)
+from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
+
+SEES_AHEAD = "the model looks at later tokens, so it predicts no next token"
+
+
+class Running:
+    """How a wrapped model runs its original."""
+
+    module: nn.Module
+    map: LoopMap
+    inputs: Inputs
+    name: str | None
+    seed: int | None
+    settings: tuple[Setting, ...]
+    logits_at: tuple[Step, ...] | None
+    plan: Schedule
+    ports: dict[str, Port]
+    _live: dict[str, Point]
+    _originals: dict[str, nn.Module]
+    _as_tokens: Callable[..., Tensor]
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        """Arguments of the original's forward for those of a call."""
+        alone = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
+        if alone and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
+            args = (self._read_tokens(args[0]),)
+        return self.inputs.complete(args, kwargs, arguments(self.settings))
+
+    def _read_tokens(self, given: Any) -> Tensor:
+        try:
+            return self._as_tokens(given)
+        except InputError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{type(given).__name__} cannot be read as token ids ({error}); give integers "
+                "(batch, pos), text, or the arguments of forward as a tuple or dict."
+            ) from error
+
+    def run(
+        self, given: tuple[tuple, dict], taps: list[Tap], *, eager: bool = False
+    ) -> tuple[Any, list[int]]:
+        """One forward pass of the original with functions at some of its tensors.
+
+        Args:
+            given: Its arguments, from `prepare`.
+            taps: Tensors and what to do with them.
+            eager: Compute attention step by step, so that its pattern exists.
+
+        Returns:
+            What the original returns, and the numbers of the taps that were not reached.
+
+        Raises:
+            InputError: for more or fewer iterations than on the example, or a run within a hook.
+        """
+        args, kwargs = given
+        with self._as_wanted(given), eager_attention(self.module, wanted=eager):
+            if not taps:
+                return self.module(*args, **kwargs), []
+            with (
+                uncompiled(),
+                without_checkpointing(self.module),
+                tapped(self._originals, taps, self.plan) as missed,
+            ):
+                output = self.module(*args, **kwargs)
+            return output, missed
+
+    def _run_live(self, given: tuple[tuple, dict], more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
+        """A forward pass with the hooks that are there, then further taps; what was not reached."""
+        used = {name: point for name, point in self._live.items() if _used(point)}
+        taps: list[Tap] = [
+            (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
+            for name, point in used.items()
+        ]
+        eager = any(name.endswith(PATTERN) for name in used)
+        output, missed = self.run(given, [*taps, *more.values()], eager=eager)
+        names = [*used, *more]
+        if unseen := [names[n] for n in missed if n < len(used)]:
+            rest = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+            warn(
+                f"{self.name!r} did not call what {', '.join(unseen[:3])}{rest} belong to in that "
+                "iteration on this input, so their hooks saw nothing.",
+                stacklevel=4,
+            )
+        return output, {names[n] for n in missed}
+
+    @contextmanager
+    def _as_wanted(self, given: tuple[tuple, dict]) -> Iterator[None]:
+        """Number of iterations, random numbers, key-value cache and compilation as they must be."""
+        seed: int | None = None
+        shape: tuple[int | None, int | None] = (None, None)
+        if self.map.random or self.module.training:
+            seed = self.seed
+            shape = example_shape(*given) if self.map.random else shape
+        with (
+            alone(self.module, str(self.name)),
+            as_wanted(self.module, self.inputs, self.settings, seed, *shape),
+        ):
+            yield
+
+    def logits_in(self, output: Any) -> Any:
+        """The logits in what the original returned; all of it where there are none."""
+        return output if self.logits_at is None else get(output, self.logits_at)
+
+    def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
+        if self.map.causal is None or not isinstance(logits, Tensor):
+            raise InputError(
+                "there is no loss: the model gives no logits per token, or none that two runs "
+                "agree on."
+            )
+        if not self.map.causal:
+            raise InputError(f"there is no loss: {SEES_AHEAD}.")
+        tokens = self.inputs.tokens_in(args, kwargs)
+        if tokens.shape[1] < 2:
+            raise InputError(f"a loss needs at least 2 tokens, given {tokens.shape[1]}.")
+        targets = tokens[:, 1:].flatten().to(logits.device)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets)
+
+    def read(
+        self, given: tuple[tuple, dict], ports: Mapping[Any, Port]
+    ) -> tuple[Any, dict[Any, Tensor]]:
+        """One forward pass that keeps some tensors; permanent hooks run before.
+
+        Args:
+            given: Arguments, from `prepare`.
+            ports: What to keep, under any keys.
+
+        Returns:
+            What the original returned, and the tensors by key; what this input does not reach is
+            missing.
+        """
+        kept: dict[Any, Tensor] = {}
+
+        def keep(key: Any) -> Callable[[Tensor], None]:
+            if self.map.mutates:
+                return lambda tensor: kept.__setitem__(key, tensor.detach().clone())
+            return lambda tensor: kept.__setitem__(key, tensor.detach())
+
+        output, _ = self._run_live(given, {key: (port, keep(key)) for key, port in ports.items()})
+        return output, kept
+
+
+def _used(point: Point) -> bool:
+    return bool(point.fwd_hooks or point.bwd_hooks)
