@@ -25,7 +25,7 @@ from loopscope.analysis.collapse.statistics import paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import label, onset
 from loopscope.analysis.comparisons.result import Comparison
 from loopscope.errors import InputError
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 
 FORMAT, VERSION = "loopscope-summary", 1
 
