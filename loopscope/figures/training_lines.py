@@ -17,7 +17,7 @@ from loopscope.figures.names import printable, short_count
 from loopscope.figures.notes import note
 from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 
 LOSS_LABEL = "validation loss\n(nats per token)"
 FEW = 4

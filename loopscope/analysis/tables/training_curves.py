@@ -48,14 +48,14 @@ def progress(training: pd.DataFrame) -> pd.DataFrame:
     rows["validated"] = rows["val_loss"].notna()
     rows["finished"] = rows["validated"] & rows["step"].eq(rows["steps_planned"])
     runs = rows.groupby("model", sort=False)
-    told = runs.agg(
+    per_run = runs.agg(
         recipe=("recipe", "first"),
         step=("step", "max"),
         steps_planned=("steps_planned", "first"),
         validated=("validated", "any"),
         finished=("finished", "any"),
     )
-    return told.reset_index()
+    return per_run.reset_index()
 
 
 def validation(training: pd.DataFrame) -> pd.DataFrame:
@@ -120,6 +120,6 @@ def _named(training: pd.DataFrame) -> pd.DataFrame:
 
 def _validated(training: pd.DataFrame, *, finished: bool) -> pd.DataFrame:
     """Rows with a validation loss, of the runs that are finished or of the others."""
-    told, rows = progress(training), _named(training)
-    models = told["model"][told["finished"].eq(finished)]
+    runs, rows = progress(training), _named(training)
+    models = runs["model"][runs["finished"].eq(finished)]
     return rows[rows["val_loss"].notna() & rows["model"].isin(models)]
