@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loopscope.names import MAIN_LOOP
 from loopscope.report.numbers import count, effect, estimate, interval, probability, signed
 from loopscope.report.words import WORDS, meaning_of, values_in_force, word
 
@@ -153,7 +154,7 @@ def _facts(checkpoint: Entry) -> list[str]:
     facts = [checkpoint["layout"], loops]
     if checkpoint["variant"] and checkpoint["variant"] != checkpoint["label"]:
         facts.insert(0, f"variant {checkpoint['variant']}")
-    if checkpoint["loop"] != "core":
+    if checkpoint["loop"] != MAIN_LOOP:
         facts.append(f"loop {checkpoint['loop']}")
     if checkpoint["step"] is not None:
         facts.append(f"step {count(checkpoint['step'])}")
@@ -295,7 +296,7 @@ def runs(summary: Entry) -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": run["model"],
-                "loop": "" if run["loop"] == "core" else run["loop"],
+                "loop": "" if run["loop"] == MAIN_LOOP else run["loop"],
                 "steps": [count(step) for step in run["steps"]],
                 "missing": [count(step) for step in run["missing"]],
                 "onset": _onset(run["onset"]),

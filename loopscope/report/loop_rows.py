@@ -1,7 +1,7 @@
 """What each loop does, in numbers: the loss at h(t) beside the geometry, row by row."""
 
 import math
-import re
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.courses import trained_loops
 from loopscope.figures.panels import Panel, choose, loops_of
 from loopscope.figures.ticks import every
+from loopscope.names import block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 
 ROWS = 17
@@ -90,7 +91,7 @@ def _update(tables: Tables) -> pd.DataFrame | None:
     if tables.update is None:
         return None
     stats = aggregate.update(tables.update)
-    return _numbered(stats, stats["block"], r"core(\d+)", first=1)
+    return _numbered(stats, stats["block"], block_number)
 
 
 def _cka(tables: Tables) -> pd.DataFrame | None:
@@ -99,8 +100,8 @@ def _cka(tables: Tables) -> pd.DataFrame | None:
     frame = tables.cka
     debiased = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
     stats = aggregate.cka(frame[debiased])
-    stats = _numbered(stats, stats["state_a"], r"h(\d+)")
-    after = _numbered(stats, stats["state_b"], r"h(\d+)")
+    stats = _numbered(stats, stats["state_a"], state_number)
+    after = _numbered(stats, stats["state_b"], state_number)
     return after[after["t"].eq(stats["t"].reindex(after.index) + 1)].assign(
         t=lambda rows: rows["t"] - 1
     )
@@ -110,16 +111,16 @@ def _rank(tables: Tables) -> pd.DataFrame | None:
     if tables.rank is None:
         return None
     stats = aggregate.rank(tables.rank[tables.rank["measure"].eq("effective")])
-    return _numbered(stats, stats["state"], r"h(\d+)")
+    return _numbered(stats, stats["state"], state_number)
 
 
 def _numbered(
-    stats: pd.DataFrame, names: pd.Series, pattern: str, *, first: int = 0
+    stats: pd.DataFrame, names: pd.Series, number: Callable[[str], int | None]
 ) -> pd.DataFrame:
     """The rows whose name has a number, which becomes t."""
-    matches = names.astype(str).map(lambda name: re.fullmatch(pattern, name))
-    numbered = matches.notna()
-    return stats[numbered].assign(t=[int(match[1]) - first for match in matches[numbered]])
+    numbers = [number(str(name)) for name in names]
+    rows = stats[[t is not None for t in numbers]]
+    return rows.assign(t=[t for t in numbers if t is not None])
 
 
 _MEANS = {

@@ -8,8 +8,7 @@ from typing import Any
 
 from loopscope.analysis.options import option, takes
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.configuration import LoopConfig, parse_variant
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig, parse_variant
 
 DTYPES = ("float32", "bfloat16")
 

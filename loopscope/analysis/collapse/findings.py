@@ -26,6 +26,7 @@ from loopscope.analysis.collapse.statistics import paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import label, onset
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.model_records import model_record, model_records
+from loopscope.names import block_number
 
 FORMAT, VERSION = "loopscope-summary", 1
 
@@ -140,7 +141,7 @@ class Findings:
         run = {} if delta is None else {k: int(v["t"].max()) + 1 for k, v in by_key(delta).items()}
         depth = {}
         for key, rows in by_key(update).items():
-            K = sum(str(block).startswith("core") for block in rows["block"].unique())
+            K = sum(block_number(str(block)) is not None for block in rows["block"].unique())
             depth[key] = (K, max(K, run.get(key, K)))
         return depth
 

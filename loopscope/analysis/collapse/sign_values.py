@@ -1,5 +1,6 @@
 """The signs of every sample: tables → one row per checkpoint, loop and sample."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,9 @@ from loopscope.analysis.collapse.signs import SIGNS
 from loopscope.analysis.tables.aggregate import sound
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
+from loopscope.names import KEYS, block_number, block_order, state_name, state_names
 
 NEEDED = ("update", "cka", "rank")
-KEYS = ["model", "step", "loop"]
-"""What a checkpoint and loop is called in the tables."""
-
 NAMES = [sign.name for sign in SIGNS]
 
 
@@ -151,7 +150,7 @@ def _fill_shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, i
     if update is None:
         return 0, 0
     wide = _wide(update, ["block"])
-    cores = sorted((c for c in wide.columns if str(c).startswith("core")), key=lambda c: int(c[4:]))
+    cores = [c for c in block_order(map(str, wide.columns)) if block_number(c) is not None]
     K = len(cores)
     if not K:
         return 0, 0
@@ -170,7 +169,7 @@ def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
     if cka is None:
         return
     rbf = cka[cka["kernel"].eq("rbf")]
-    pairs = [(f"h{t}", f"h{t + 1}") for t in range(K)]
+    pairs = list(pairwise(state_names(K)))
     for estimator in ("biased", "debiased"):
         part = rbf[rbf["estimator"].eq(estimator)]
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
@@ -181,11 +180,11 @@ def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
 def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int) -> None:
     """Effective ranks of h(0) and h(K), their ratio, and the slope in between."""
     erank = _wide(rank[rank["measure"].eq("effective")], ["state"])
-    out["erank_0"], out["erank_K"] = erank["h0"], erank[f"h{K}"]
+    out["erank_0"], out["erank_K"] = erank[state_name(0)], erank[state_name(K)]
     if not K:
         return
     out["erank_ratio"] = out["erank_K"] / out["erank_0"]
-    states = [f"h{t}" for t in range(K + 1)]
+    states = state_names(K)
     if all(state in erank.columns for state in states):
         t = np.arange(K + 1) - K / 2
         out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)

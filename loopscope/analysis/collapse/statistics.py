@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from loopscope.analysis.collapse.sign_values import KEYS, Key, by_key, per_sample
+from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
 from loopscope.analysis.collapse.signs import SIGNS, Sign
 from loopscope.analysis.tables.frames import Tables
+from loopscope.names import KEYS
 
 RESAMPLES = 2000
 LEVEL = 0.95

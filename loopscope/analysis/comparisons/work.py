@@ -25,14 +25,14 @@ from loopscope.analysis.comparisons.stamps import (
 )
 from loopscope.analysis.comparisons.store import Shelf, Store, StoreError, cuts, key_of
 from loopscope.analysis.measuring.streaming import Measuring
-from loopscope.analysis.options import Settings, made, takes
+from loopscope.analysis.options import Settings, build_options, takes
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import BY_NAME, SCHEMAS
 from loopscope.devices import check_seed, parse_dtype
 from loopscope.errors import InputError
 from loopscope.files import claimed
 from loopscope.models.hooked import Hooked
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 from loopscope.models.opening.loading import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
@@ -175,7 +175,7 @@ def compare(
 def _checked(settings: Mapping[str, Any]) -> Settings:
     """The settings, as far as they can be checked without looking at a target."""
     besides = ("targets", "progress", "out", "twins", "series", "write")
-    how: Settings = made(Settings, settings, "compare", besides)
+    how: Settings = build_options(Settings, settings, "compare", besides)
     check_seed(how.seed)
     if how.dtype is not None:
         parse_dtype(how.dtype)

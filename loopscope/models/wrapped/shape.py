@@ -10,7 +10,7 @@ from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import LoopMap
 from loopscope.models.loops.plain_stack import regroup
 from loopscope.models.loops.tracing import Trace
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
