@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from loopscope.analysis.comparisons.plan import Checkpoint
-    from loopscope.analysis.comparisons.work import Comparison, Watch
+    from loopscope.analysis.comparisons.result import Comparison
+    from loopscope.analysis.comparisons.work import Watch
     from loopscope.analysis.tables.frames import Tables
     from loopscope.figures import DrawReport
     from loopscope.models.hooked import Branch, Hooked

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from loopscope.analysis.comparisons.work import Comparison
+    from loopscope.analysis.comparisons.result import Comparison
     from loopscope.analysis.tables.frames import Tables
 
 
