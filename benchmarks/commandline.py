@@ -16,14 +16,21 @@ from pathlib import Path
 MEASURE = """
 import json, resource, sys
 import loopscope as ls
-found = ls.compare(["base", "residual", "anchor", "mesh"], samples=int(sys.argv[1]))
-size = sum(int(f.memory_usage(deep=True).sum()) for f in found.tables.frames().values())
+comparison = ls.compare(["base", "residual", "anchor", "mesh"], samples=int(sys.argv[1]))
+size = sum(int(f.memory_usage(deep=True).sum()) for f in comparison.tables.frames().values())
 print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, size]))
 """
 
 
 def timed(command: list[str]) -> float:
-    """Wall seconds of a command, start-up included."""
+    """Time a command, start-up included.
+
+    Args:
+        command: Its words.
+
+    Returns:
+        Wall seconds.
+    """
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began

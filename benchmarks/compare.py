@@ -65,6 +65,16 @@ PARTS = {
 
 
 def make(size: Size, variant: str, device: str) -> LoopModel:
+    """Make a model of random weights.
+
+    Args:
+        size: Its widths and layout.
+        variant: Its variant.
+        device: Where to.
+
+    Returns:
+        The model, in evaluation mode.
+    """
     config = LoopConfig(
         variant=variant, layout=size.layout, d_model=size.width, n_heads=size.heads,
         d_vocab=size.vocabulary, n_ctx=size.pos,
@@ -73,12 +83,26 @@ def make(size: Size, variant: str, device: str) -> LoopModel:
 
 
 def synchronise(device: str) -> None:
+    """Wait until a GPU has done what it was options.
+
+    Args:
+        device: The device; nothing happens on the CPU.
+    """
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def rate(device: str, dtype: torch.dtype, n: int) -> float:
-    """Operations per second of a large matrix product."""
+    """Time a large matrix product.
+
+    Args:
+        device: Where.
+        dtype: Its floating type.
+        n: Rows and columns of both factors.
+
+    Returns:
+        Operations per second of the fastest of four.
+    """
     a = torch.randn(n, n, dtype=dtype, device=device)
     times = []
     for _ in range(4):
@@ -91,7 +115,15 @@ def rate(device: str, dtype: torch.dtype, n: int) -> float:
 
 
 def operations(size: Size, variant: str) -> dict[str, float]:
-    """Operations of the matrix products of one sample, by part."""
+    """Count the operations of the matrix products of one sample.
+
+    Args:
+        size: Widths and layout.
+        variant: The variant.
+
+    Returns:
+        Floating-point operations, by part.
+    """
     config = LoopConfig(
         variant=variant, layout=size.layout, d_model=size.width, n_heads=size.heads,
         d_vocab=size.vocabulary,
@@ -111,7 +143,17 @@ def operations(size: Size, variant: str) -> dict[str, float]:
 
 
 def measured(model: LoopModel, tokens: torch.Tensor, device: str, batch: int) -> dict[str, float]:
-    """Seconds of a sample, by part."""
+    """Time the measuring of one sample.
+
+    Args:
+        model: The model.
+        tokens: Ids, (sample, pos); the first batch warms up.
+        device: Where the model is.
+        batch: Samples per forward pass.
+
+    Returns:
+        Seconds, by part.
+    """
     spent: dict[str, float] = defaultdict(float)
 
     def timed(part: str, function):
@@ -145,11 +187,19 @@ def measured(model: LoopModel, tokens: torch.Tensor, device: str, batch: int) ->
         spent["I/O"] = time.perf_counter() - start
     count = len(tokens) - batch
     parts = {name: seconds / count for name, seconds in spent.items()}
-    known = sum(value for name, value in parts.items() if name != "I/O")
-    return {**parts, "rest": total / count - known}
+    timed_parts = sum(value for name, value in parts.items() if name != "I/O")
+    return {**parts, "rest": total / count - timed_parts}
 
 
 def table(size: Size, device: str, samples: int, batch: int) -> None:
+    """Print a row for each variant.
+
+    Args:
+        size: Widths and layout.
+        device: Where to measure.
+        samples: How many are timed.
+        batch: Samples per forward pass.
+    """
     fast, exact = rate(device, torch.float32, 2048), rate(device, torch.float64, 1024)
     print(f"{size}, {device}, {torch.get_num_threads()} threads, batches of {batch}")
     print(f"float32 {fast / 1e9:,.0f} GFLOP/s, float64 {exact / 1e9:,.0f} GFLOP/s\n")
@@ -161,12 +211,12 @@ def table(size: Size, device: str, samples: int, batch: int) -> None:
     )
     over = {}
     for variant in VARIANTS:
-        found = measured(make(size, variant, device), tokens, device, batch)
-        total = sum(found.values())
+        seconds = measured(make(size, variant, device), tokens, device, batch)
+        total = sum(seconds.values())
         work = operations(size, variant)
         floor = sum(v / (exact if part == "spectra" else fast) for part, v in work.items())
         over[variant] = total / floor
-        shares = " | ".join(f"{found[name] / total:.0%}" for name in names)
+        shares = " | ".join(f"{seconds[name] / total:.0%}" for name in names)
         ends = f"{1000 * floor:.1f} | {total / floor:.2f}"
         print(f"| {variant} | {1000 * total:.1f} | {shares} | {ends} |")
     if size != SIZES["410m"]:
@@ -174,7 +224,11 @@ def table(size: Size, device: str, samples: int, batch: int) -> None:
 
 
 def project(over: dict[str, float]) -> None:
-    """What four variants of 410M would take, from the operations alone."""
+    """Print what four variants of 410M would take, from the operations alone.
+
+    Args:
+        over: Time over the floor, by variant.
+    """
     big = SIZES["410m"]
     for single, double in ((50e12, 50e12), (15e12, 0.5e12)):
         seconds = 0.0
@@ -192,16 +246,17 @@ import json, resource, sys
 import loopscope as ls
 samples, models = int(sys.argv[1]), int(sys.argv[2])
 targets = [ls.load("base").untrained(seed) for seed in range(models)]
-for i, one in enumerate(targets):
-    one.name = f"m{i}"
-found = ls.compare(targets, samples=samples, tokens=64, twins=False)
+for i, model in enumerate(targets):
+    model.name = f"m{i}"
+comparison = ls.compare(targets, samples=samples, tokens=64, twins=False)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-size = sum(int(f.memory_usage(deep=True).sum()) for f in found.tables.frames().values())
+size = sum(int(f.memory_usage(deep=True).sum()) for f in comparison.tables.frames().values())
 print(json.dumps([peak / 1e6, size / 1e6]))
 """
 
 
 def memory() -> None:
+    """Print the peak memory with more samples and with more checkpoints."""
     print("| samples | checkpoints | peak, MB | of it tables, MB |\n|---|---|---|---|")
     for samples, models in ((64, 2), (256, 2), (448, 2), (64, 8)):
         command = [sys.executable, "-c", MEMORY, str(samples), str(models)]
@@ -211,6 +266,7 @@ def memory() -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=SIZES, default="zoo")
@@ -218,12 +274,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.memory:
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory:
         memory()
     else:
-        table(SIZES[given.size], given.device, given.samples, given.batch_size)
+        table(SIZES[options.size], options.device, options.samples, options.batch_size)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,15 @@ Call = Callable[[], object]
 
 
 def race(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns so that drift hits all alike."""
+    """Time calls that take turns, so that drift hits all alike.
+
+    Args:
+        calls: By name.
+        rounds: How often each is timed.
+
+    Returns:
+        Median seconds of each.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(), call()
@@ -37,6 +45,18 @@ def race(calls: dict[str, Call], *, rounds: int) -> dict[str, float]:
 
 
 def against_hugging_face(rounds: int, width: int, layers: int, batch: int, pos: int) -> list[str]:
+    """Compare the bare forward with Hugging Face's at equal weights.
+
+    Args:
+        rounds: How often each is timed.
+        width: D.
+        layers: Depth.
+        batch: Samples per forward pass.
+        pos: Tokens per sample.
+
+    Returns:
+        Two rows of the table.
+    """
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
     hf = GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -51,7 +71,7 @@ def against_hugging_face(rounds: int, width: int, layers: int, batch: int, pos: 
     tokens = torch.randint(2048, (batch, pos))
     with torch.no_grad():
         error = (ours(tokens) - hf(tokens).logits).abs().max() / hf(tokens).logits.abs().max()
-        found = race(
+        seconds = race(
             {
                 "hf": lambda: hf(tokens, use_cache=False).logits,
                 "ours": lambda: ours(tokens),
@@ -60,13 +80,25 @@ def against_hugging_face(rounds: int, width: int, layers: int, batch: int, pos: 
         )
     shape = f"{batch}×{pos} tokens, D {width}, {layers} layers"
     return [
-        f"| forward / Hugging Face sdpa | {shape} | {found['hf'] * 1e3:.1f} ms "
-        f"| {found['ours'] * 1e3:.1f} ms | **{found['ours'] / found['hf']:.3f}** | ≤ 1.05 |",
+        f"| forward / Hugging Face sdpa | {shape} | {seconds['hf'] * 1e3:.1f} ms "
+        f"| {seconds['ours'] * 1e3:.1f} ms | **{seconds['ours'] / seconds['hf']:.3f}** | ≤ 1.05 |",
         f"| largest logit difference, relative | {shape} | | {error:.1e} | | ≤ 1e-5 |",
     ]
 
 
 def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> list[str]:
+    """Compare capture with the bare forward, and MeSH's forward with base's.
+
+    Args:
+        rounds: How often each is timed.
+        width: D.
+        layout: Of both models.
+        batch: Samples per forward pass.
+        pos: Tokens per sample.
+
+    Returns:
+        Three rows of the table.
+    """
     config = LoopConfig(
         variant="mesh", layout=Layout.parse(layout), d_model=width, n_heads=width // 32,
         d_vocab=2048,
@@ -80,7 +112,7 @@ def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> lis
     for model in (base, mesh):
         names = model.state_hooks(memory=False)
         with torch.no_grad():
-            found = race(
+            seconds = race(
                 {
                     "bare": lambda m=model: m(tokens),
                     "capture": lambda m=model: capture(m, tokens, memory=False, logits=True),
@@ -90,11 +122,11 @@ def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> lis
             )
         rows.append(
             f"| {model.name}: capture of all loop states / bare forward | {shape} "
-            f"| {found['bare'] * 1e3:.1f} ms | {found['capture'] * 1e3:.1f} ms "
-            f"| **{found['capture'] / found['bare']:.3f}** | ≤ 1.05 |"
+            f"| {seconds['bare'] * 1e3:.1f} ms | {seconds['capture'] * 1e3:.1f} ms "
+            f"| **{seconds['capture'] / seconds['bare']:.3f}** | ≤ 1.05 |"
         )
     with torch.no_grad():
-        found = race(
+        seconds = race(
             {
                 "base": lambda: base(tokens, stop_at_layer=h_out),
                 "mesh": lambda: mesh(tokens, stop_at_layer=h_out),
@@ -102,8 +134,8 @@ def capturing(rounds: int, width: int, layout: str, batch: int, pos: int) -> lis
             rounds=rounds,
         )
     rows.append(
-        f"| mesh / base, without unembedding | {shape} | {found['base'] * 1e3:.1f} ms "
-        f"| {found['mesh'] * 1e3:.1f} ms | **{found['mesh'] / found['base']:.3f}** | |"
+        f"| mesh / base, without unembedding | {shape} | {seconds['base'] * 1e3:.1f} ms "
+        f"| {seconds['mesh'] * 1e3:.1f} ms | **{seconds['mesh'] / seconds['base']:.3f}** | |"
     )
     return rows
 
@@ -113,17 +145,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=31)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {given.threads} thread(s), float32, median of "
-          f"{given.rounds} interleaved rounds\n")  # fmt: skip
+    print(f"torch {torch.__version__}, {options.threads} thread(s), float32, median of "
+          f"{options.rounds} interleaved rounds\n")  # fmt: skip
     print("| what | shape | reference | ours | ratio | target |\n|---|---|---|---|---|---|")
-    for row in against_hugging_face(given.rounds, 256, 6, 4, 256):
+    for row in against_hugging_face(options.rounds, 256, 6, 4, 256):
         print(row)
-    for row in against_hugging_face(given.rounds, 160, 8, 8, 256):
+    for row in against_hugging_face(options.rounds, 160, 8, 8, 256):
         print(row)
-    for row in capturing(given.rounds, 256, "1+2R3+1", 4, 256):
+    for row in capturing(options.rounds, 256, "1+2R3+1", 4, 256):
         print(row)
 
 

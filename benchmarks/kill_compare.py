@@ -22,25 +22,40 @@ from killing import Process, different, in_a_folder, kill
 COMMAND = ["compare", "base", "mesh", "--samples", "256", "--tokens", "32", "--batch-size", "16"]
 
 
-def run(place: Path, given: argparse.Namespace) -> int:
-    """Compare once in peace, then under kills."""
+def run(place: Path, arguments: argparse.Namespace) -> int:
+    """Compare once in peace, then under kills.
+
+    Args:
+        place: Where the folders go.
+        arguments: From `killing.options`.
+
+    Returns:
+        The exit code.
+    """
     began = time.monotonic()
     if start(place / "peace").wait():
         print("the uninterrupted comparison failed")
         return 1
     whole = time.monotonic() - began
-    wanted = results(place / "peace")
-    print(f"uninterrupted: {whole:.1f} s, {len(wanted)} tables compared", flush=True)
+    expected = results(place / "peace")
+    print(f"uninterrupted: {whole:.1f} s, {len(expected)} tables compared", flush=True)
 
     def wrong_in(out: Path) -> list[str]:
         left = [".shards"] if (out / ".shards").exists() else []
-        return different(wanted, results(out), pd.DataFrame.equals) + left
+        return different(expected, results(out), pd.DataFrame.equals) + left
 
-    return kill(place, given, whole=whole, start=start, progress=progress, wrong_in=wrong_in)
+    return kill(place, arguments, whole=whole, start=start, progress=progress, wrong_in=wrong_in)
 
 
 def start(out: Path) -> Process:
-    """Give the command."""
+    """Give the command.
+
+    Args:
+        out: The output folder.
+
+    Returns:
+        Its process.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "loopscope.cli", *COMMAND, "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -49,7 +64,14 @@ def start(out: Path) -> Process:
 
 
 def progress(out: Path) -> str:
-    """How far it came."""
+    """Look how far it came.
+
+    Args:
+        out: The output folder.
+
+    Returns:
+        How far, in words.
+    """
     shards = len(list(out.glob(".shards/*/*.shard")))
     tables = len(list(out.glob("tables/*.parquet")))
     figures = len(list(out.glob("figures/*.png")))
@@ -57,7 +79,14 @@ def progress(out: Path) -> str:
 
 
 def results(out: Path) -> dict[str, pd.DataFrame]:
-    """The content of each table."""
+    """Read the tables.
+
+    Args:
+        out: The output folder.
+
+    Returns:
+        The content of each, by file name.
+    """
     tables = {path.name: pd.read_parquet(path) for path in sorted(out.glob("tables/*.parquet"))}
     return tables | {"signs.csv": pd.read_csv(out / "tables" / "signs.csv")}
 

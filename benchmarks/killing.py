@@ -13,7 +13,14 @@ Process = subprocess.Popen[bytes]
 
 
 def options(doc: str) -> argparse.Namespace:
-    """--kills and --seed."""
+    """Read --kills and --seed.
+
+    Args:
+        doc: The benchmark's docstring.
+
+    Returns:
+        What was typed.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -22,7 +29,7 @@ def options(doc: str) -> argparse.Namespace:
 
 def kill(
     place: Path,
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     *,
     whole: float,
     start: Callable[[Path], Process],
@@ -33,7 +40,7 @@ def kill(
 
     Args:
         place: Where the folders go.
-        given: From `options`.
+        arguments: From `options`.
         whole: Seconds that an uninterrupted run takes from when `start` returns.
         start: Gives the command for a folder; returns when it may be killed.
         progress: How far a folder came, in words.
@@ -42,42 +49,65 @@ def kill(
     Returns:
         The exit code: 0 where every folder ended as it should.
     """
-    moments = random.Random(given.seed)
+    moments = random.Random(arguments.seed)
     done = wrong = runs = 0
-    while done < given.kills:
+    while done < arguments.kills:
         out = place / f"killed-{runs}"
         runs += 1
-        told: list[str] = []
+        progresses: list[str] = []
         while True:
             process = start(out)
             try:
-                end = moments.uniform(0, whole) if done < given.kills else None
+                end = moments.uniform(0, whole) if done < arguments.kills else None
                 process.wait(timeout=end)
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 done += 1
-                told.append(progress(out))
+                progresses.append(progress(out))
         if process.returncode:
             print(f"given again, the command failed with exit code {process.returncode}")
             return 1
         differ = wrong_in(out)
         wrong += bool(differ)
         verdict = f"DIFFERS in {', '.join(differ)}" if differ else "equal"
-        print(f"killed at {', '.join(told) or 'no moment'}: {verdict}", flush=True)
+        print(f"killed at {', '.join(progresses) or 'no moment'}: {verdict}", flush=True)
     print(f"{done} kills, {wrong} of {runs} runs ended differently")
     return 1 if wrong else 0
 
 
 def in_a_folder(run: Callable[[Path, argparse.Namespace], int], doc: str) -> int:
-    """Run a benchmark in a temporary folder; its exit code."""
-    given = options(doc)
+    """Run a benchmark in a temporary folder.
+
+    Args:
+        run: The benchmark: of the folder and what was typed, to an exit code.
+        doc: Its docstring.
+
+    Returns:
+        The exit code.
+    """
+    arguments = options(doc)
     with tempfile.TemporaryDirectory() as place:
-        return run(Path(place), given)
+        return run(Path(place), arguments)
 
 
-def different(wanted: Mapping[str, Any], found: Mapping[str, Any], same: Callable) -> list[str]:
-    """Names whose contents differ, or that only one of both has."""
-    names = sorted({*wanted, *found})
-    return [n for n in names if n not in wanted or n not in found or not same(wanted[n], found[n])]
+def different(
+    expected: Mapping[str, Any], actual: Mapping[str, Any], same: Callable[[Any, Any], bool]
+) -> list[str]:
+    """Compare contents by name.
+
+    Args:
+        expected: The contents as they should be.
+        actual: As they are.
+        same: Whether two contents are equal.
+
+    Returns:
+        Names whose contents differ, or that only one of both has.
+    """
+    both = expected.keys() & actual.keys()
+    return [
+        name
+        for name in sorted({*expected, *actual})
+        if name not in both or not same(expected[name], actual[name])
+    ]

@@ -43,13 +43,30 @@ SHAPES = ((256, 160), (512, 256), (1024, 1024))
 
 
 def make_states(pos: int, d_model: int, seed: int) -> torch.Tensor:
-    """Six states that drift apart, as those of a loop do: (state, pos, d_model)."""
+    """Make six states that drift apart, as those of a loop do.
+
+    Args:
+        pos: Tokens.
+        d_model: Width.
+        seed: Of the random numbers.
+
+    Returns:
+        The states, (state, pos, d_model), float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randn(STATES, pos, d_model, generator=generator)
     return (steps * torch.tensor([1.0] + [0.5] * (STATES - 1))[:, None, None]).cumsum(0)
 
 
 def ours(states: torch.Tensor) -> tuple:
+    """Measure as `measure` does.
+
+    Args:
+        states: (state, pos, d_model).
+
+    Returns:
+        Updates, CKA, spectra and ranks.
+    """
     updates = [relative_update(a[None], b[None]) for a, b in pairwise(states)]
     products = [gram(state) for state in states]
     shared = products if states.shape[1] <= states.shape[2] else None
@@ -59,6 +76,12 @@ def ours(states: torch.Tensor) -> tuple:
 
 
 def floor(states: torch.Tensor, kernels: torch.Tensor) -> None:
+    """Multiply what any way of measuring multiplies.
+
+    Args:
+        states: (state, pos, d_model).
+        kernels: (state, pos, pos).
+    """
     torch.bmm(states, states.mT)
     exact = states.double() if states.shape[1] <= states.shape[2] else states.double().mT
     torch.bmm(exact, exact.mT)
@@ -67,15 +90,39 @@ def floor(states: torch.Tensor, kernels: torch.Tensor) -> None:
 
 
 def kernel(x: np.ndarray) -> np.ndarray:
+    """Evaluate the RBF kernel with scikit-learn.
+
+    Args:
+        x: A state, (pos, d_model).
+
+    Returns:
+        Its kernel matrix, (pos, pos).
+    """
     return rbf_kernel(x, gamma=1 / (2 * np.median(euclidean_distances(x, squared=True))))
 
 
 def updates_in_numpy(states: np.ndarray) -> list[float]:
+    """Measure the relative updates.
+
+    Args:
+        states: (state, pos, d_model).
+
+    Returns:
+        Those of consecutive states.
+    """
     norm = np.linalg.norm
     return [2 * norm(b - a) / (norm(b) + norm(a)) for a, b in pairwise(states)]
 
 
 def careful(states: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Measure with scikit-learn's kernels, each centred once, and singular values alone.
+
+    Args:
+        states: (state, pos, d_model).
+
+    Returns:
+        Biased CKA (state, state) and each state's singular values.
+    """
     updates_in_numpy(states)
     centred = []
     for x in states:
@@ -85,11 +132,16 @@ def careful(states: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     for a in range(STATES):
         for b in range(a, STATES):
             hsic[a, b] = hsic[b, a] = (centred[a] * centred[b]).sum()
-    own = np.sqrt(np.diag(hsic))
-    return hsic / np.outer(own, own), [np.linalg.svd(x, compute_uv=False) for x in states]
+    norms = np.sqrt(np.diag(hsic))
+    return hsic / np.outer(norms, norms), [np.linalg.svd(x, compute_uv=False) for x in states]
 
 
 def textbook(states: np.ndarray) -> None:
+    """Measure as the formulas stand there.
+
+    Args:
+        states: (state, pos, d_model).
+    """
     updates_in_numpy(states)
     n = states.shape[1]
     h = np.eye(n) - 1 / n
@@ -104,21 +156,36 @@ def textbook(states: np.ndarray) -> None:
 
 
 def debiased(states: np.ndarray) -> np.ndarray:
-    """Song et al. 2007 in float64."""
+    """Evaluate the debiased CKA of Song et al. 2007 in float64.
+
+    Args:
+        states: (state, pos, d_model).
+
+    Returns:
+        CKA of all pairs, (state, state).
+    """
     kernels = [kernel(x) for x in states]
     for k in kernels:
         np.fill_diagonal(k, 0)
-    n, one = states.shape[1], np.ones(states.shape[1])
+    n, ones = states.shape[1], np.ones(states.shape[1])
     hsic = np.empty((STATES, STATES))
     for a, k in enumerate(kernels):
         for b, m in enumerate(kernels):
             total = k.sum() * m.sum() / ((n - 1) * (n - 2))
-            hsic[a, b] = (k * m).sum() + total - 2 / (n - 2) * ((one @ k) @ (m @ one))
-    own = np.sqrt(np.diag(hsic))
-    return hsic / np.outer(own, own)
+            hsic[a, b] = (k * m).sum() + total - 2 / (n - 2) * ((ones @ k) @ (m @ ones))
+    norms = np.sqrt(np.diag(hsic))
+    return hsic / np.outer(norms, norms)
 
 
 def errors(states: torch.Tensor) -> tuple[float, float, float]:
+    """Compare `ours` with float64.
+
+    Args:
+        states: (state, pos, d_model).
+
+    Returns:
+        The largest errors of CKA and σ_i/σ_0 (absolute) and of the effective rank (relative).
+    """
     exact = states.double().numpy()
     expected, sigmas = careful(exact)
     _, pairs, spectra, found_ranks = ours(states)
@@ -139,7 +206,15 @@ clock = time.perf_counter
 
 
 def smallest(function: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of the fastest call."""
+    """Time a function.
+
+    Args:
+        function: What is called.
+        repeats: How often.
+
+    Returns:
+        Milliseconds of the fastest call.
+    """
     times = []
     for _ in range(repeats):
         start = clock()
@@ -149,6 +224,17 @@ def smallest(function: Callable[[], object], repeats: int) -> float:
 
 
 def measured(shape: tuple[int, int], threads: int, repeats: int, each: Each) -> dict[str, float]:
+    """Time all ways of measuring.
+
+    Args:
+        shape: Tokens and width.
+        threads: Samples at a time.
+        repeats: Rounds that take turns.
+        each: Applies a function to each sample's number.
+
+    Returns:
+        Milliseconds per sample, by way.
+    """
     pos, d_model = shape
     samples = [make_states(pos, d_model, seed) for seed in range(threads)]
     kernels = torch.rand(STATES, pos, pos)
@@ -189,6 +275,11 @@ print(json.dumps([peak / 1e6, size / 1e6]))
 
 
 def memory(threads: int) -> None:
+    """Print the peak memory with 50 and with 500 samples.
+
+    Args:
+        threads: Samples at a time.
+    """
     print("| samples | peak, MB | tables, MB |\n|---|---|---|")
     for samples in (50, 500):
         command = [sys.executable, "-c", MEMORY, str(samples), str(threads)]
@@ -197,6 +288,7 @@ def memory(threads: int) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)

@@ -47,7 +47,15 @@ Train = Callable[[int, Monitor | None], float]
 
 
 def tokens(count: int, seed: int = 0) -> torch.Tensor:
-    """Random ids: what they are does not change what they cost."""
+    """Make random ids: what they are does not change what they cost.
+
+    Args:
+        count: Windows.
+        seed: Of the random numbers.
+
+    Returns:
+        Ids, (count, pos).
+    """
     return torch.randint(
         VOCABULARY, (count, POS), generator=torch.Generator().manual_seed(seed)
     )  # fmt: skip
@@ -69,7 +77,15 @@ class Native:
         self.windows, self.dtype = tokens(batch).to(device), dtype
 
     def train(self, steps: int, monitor: Monitor | None) -> float:
-        """Seconds of so many steps."""
+        """Train.
+
+        Args:
+            steps: How many.
+            monitor: Watches, where there is one.
+
+        Returns:
+            Seconds.
+        """
         began = time.perf_counter()
         for step in range(steps):
             self.model.train()
@@ -104,7 +120,15 @@ class Neo:
         self.model.config.num_hidden_layers = 8
 
     def train(self, steps: int, monitor: Monitor | None) -> float:
-        """Seconds of so many steps, the Trainer's own preparations left out."""
+        """Train.
+
+        Args:
+            steps: How many.
+            monitor: Watches, where there is one.
+
+        Returns:
+            Seconds, the Trainer's own preparations left out.
+        """
         rows = [{"input_ids": row, "labels": row} for row in tokens(self.batch * steps)]
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
@@ -121,8 +145,18 @@ class Neo:
 
 
 def watched(make: Callable[[], Any], steps: int, n: int, rounds: int) -> tuple[float, float]:
-    """Share of time by the monitor's clock, and by the wall beside a training without it."""
-    own, ratios = [], []
+    """Train with a monitor and without, in rounds that take turns.
+
+    Args:
+        make: Makes the model.
+        steps: Steps of a training.
+        n: Steps between measurements.
+        rounds: How often.
+
+    Returns:
+        Share of time by the monitor's clock, and by the wall beside a training without it.
+    """
+    shares, ratios = [], []
     for _ in range(rounds):
         plain = make().train(steps, None)
         model = make()
@@ -131,13 +165,17 @@ def watched(make: Callable[[], Any], steps: int, n: int, rounds: int) -> tuple[f
         monitor.seconds = 0.0
         taken = model.train(steps, monitor)
         each = monitor.seconds / sum(row["step"] >= 0 for row in monitor.rows)
-        own.append(each / (n * (taken - monitor.seconds) / steps + each))
+        shares.append(each / (n * (taken - monitor.seconds) / steps + each))
         ratios.append(taken / plain - 1)
-    return median(own), median(ratios)
+    return median(shares), median(ratios)
 
 
 def parts(net: Any) -> None:
-    """Where the time of a measurement goes."""
+    """Print where the time of a measurement goes.
+
+    Args:
+        net: A `Native` or `Neo`.
+    """
     probe, model = tokens(net.probe, seed=1), net.model
     monitor = Monitor(probe)
     monitor.measure(model, 0)
@@ -153,7 +191,15 @@ def parts(net: Any) -> None:
 
 
 def timed(call: Callable[[], Any], rounds: int = 7) -> float:
-    """Median seconds of a call."""
+    """Time a call.
+
+    Args:
+        call: What is called.
+        rounds: How often, the first call aside.
+
+    Returns:
+        Median seconds.
+    """
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
@@ -172,17 +218,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(given.threads)
-    settings = (given.batch, given.device, given.dtype)
+    torch.set_num_threads(options.threads)
+    settings = (options.batch, options.device, options.dtype)
     print(
-        f"torch {torch.__version__}, {given.device}, {given.threads} thread(s), {given.dtype}, "
-        f"{given.batch} × {POS} tokens a step\n"
+        f"torch {torch.__version__}, {options.device}, {options.threads} thread(s), "
+        f"{options.dtype}, {options.batch} × {POS} tokens a step\n"
     )
     for kind in (Native, Neo):
         print(f"**{kind.name}, probe {kind.probe} × {POS}**\n")
-        if given.parts:
+        if options.parts:
             parts(kind(*settings))
             continue
         model = kind(*settings)
@@ -191,7 +237,7 @@ def main() -> None:
         monitor.measure(model.model, 0)
         first = time.perf_counter() - began
         model.train(3, None)
-        step = median(model.train(10, None) / 10 for _ in range(given.rounds))
+        step = median(model.train(10, None) / 10 for _ in range(options.rounds))
         measure = timed(lambda m=monitor, x=model: m.measure(x.model, 0))
         print("| | |\n|---|---|")
         print(f"| a training step | {1e3 * step:.0f} ms |")
@@ -199,9 +245,9 @@ def main() -> None:
         print(f"| the first one | {first:.1f} s |")
         for n in EVERY:
             text = f"{100 * measure / (n * step + measure):.2f} % projected"
-            if n <= given.steps:
-                own, wall = watched(lambda k=kind: k(*settings), given.steps, n, given.rounds)
-                text += f", **{100 * own:.2f} %** by its clock, {100 * wall:+.1f} % of wall clock"
+            if n <= options.steps:
+                share, wall = watched(lambda k=kind: k(*settings), options.steps, n, options.rounds)
+                text += f", **{100 * share:.2f} %** by its clock, {100 * wall:+.1f} % of wall clock"
             print(f"| every {n} steps | {text} |", flush=True)
         print()
 

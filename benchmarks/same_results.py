@@ -72,15 +72,22 @@ TRAINING = [
 
 
 def commands(samples: int) -> dict[str, list[str]]:
-    """Name of a folder to the command that writes into it; others only print."""
-    some, ids = ["--samples", str(samples)], ["--data", "ids.npy", "--tokens", "32"]
+    """List the commands.
+
+    Args:
+        samples: How many they measure.
+
+    Returns:
+        Name of a folder to the command that writes into it; others only print.
+    """
+    small, ids = ["--samples", str(samples)], ["--data", "ids.npy", "--tokens", "32"]
     return {
-        "figures": ["figures", *some],
-        "twins": ["figures", "mesh", "mesh@init", "vanilla", *some, "--tokens", "64", "--center"],
+        "figures": ["figures", *small],
+        "twins": ["figures", "mesh", "mesh@init", "vanilla", *small, "--tokens", "64", "--center"],
         "logs": ["figures", "--paper-extra"],
-        "zoo": ["compare", "base", "mesh", "residual", "vanilla", *some, "--tokens", "64"],
-        "series": ["compare", "runs/base", "mesh", *some, "--tokens", "64"],
-        "wrapped": ["compare", "albert", "own.py:make", *some, *ids],
+        "zoo": ["compare", "base", "mesh", "residual", "vanilla", *small, "--tokens", "64"],
+        "series": ["compare", "runs/base", "mesh", *small, "--tokens", "64"],
+        "wrapped": ["compare", "albert", "own.py:make", *small, *ids],
         "inspect-mesh": ["inspect", "mesh", "--hooks"],
         "inspect-albert": ["inspect", "albert", "--json"],
         "inspect-own": ["inspect", "own.py:make", "--hooks", "--write-spec", "own.toml"],
@@ -95,20 +102,20 @@ def main() -> int:
     parser.add_argument("revision")
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--keep", type=Path, help="folder for what the commands leave")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(given.keep or temporary).resolve()
+        place = Path(options.keep or temporary).resolve()
         before, now = place / "before", place / "now"
         if not before.exists():
-            with checkout(given.revision) as code:
+            with checkout(options.revision) as code:
                 inputs(before, code)
-                run_all(before, code, given.samples)
+                run_all(before, code, options.samples)
         now.mkdir(parents=True, exist_ok=True)
         for path in before.iterdir():  # the same inputs: times of files are part of a stamp
             if path.name in INPUTS and not (now / path.name).exists():
                 (now / path.name).symlink_to(path)
-        run_all(now, ROOT, given.samples)
-        return report(before, now, list(commands(given.samples)))
+        run_all(now, ROOT, options.samples)
+        return report(before, now, list(commands(options.samples)))
 
 
 INPUTS = ("ids.npy", "own.py", "albert", "runs", "text.txt")
@@ -116,7 +123,14 @@ INPUTS = ("ids.npy", "own.py", "albert", "runs", "text.txt")
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """The files of a revision, while the context lasts."""
+    """Have the files of a revision while the context lasts.
+
+    Args:
+        revision: As git names it.
+
+    Yields:
+        Their folder.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         git, folder = ["git", "-C", str(ROOT), "worktree"], str(Path(temporary) / "code")
         subprocess.run([*git, "add", "-q", "--detach", folder, revision], check=True)
@@ -127,7 +141,12 @@ def checkout(revision: str) -> Iterator[Path]:
 
 
 def inputs(place: Path, code: Path) -> None:
-    """A text, token ids, a wrapped family, a module, and a series that the revision trains."""
+    """Make a text, token ids, a wrapped family, a module, and a series that the revision trains.
+
+    Args:
+        place: Folder to be made.
+        code: Of the revision.
+    """
     import numpy as np
 
     place.mkdir(parents=True)
@@ -145,17 +164,32 @@ def inputs(place: Path, code: Path) -> None:
 
 
 def run_all(place: Path, code: Path, samples: int) -> None:
-    """Every command, its output beside its folder."""
+    """Run every command, its output beside its folder.
+
+    Args:
+        place: Where the inputs are.
+        code: Of the revision.
+        samples: How many are measured.
+    """
     for name, words in commands(samples).items():
         print(f"{place.name}: {' '.join(words)}", flush=True)
         writes = words[0] in ("figures", "compare")
         (place / "own.toml").unlink(missing_ok=True)
-        said = call(place, code, [*words, *(["--out", name] if writes else [])])
-        (place / f"{name}.txt").write_text(said)
+        printed = call(place, code, [*words, *(["--out", name] if writes else [])])
+        (place / f"{name}.txt").write_text(printed)
 
 
 def call(place: Path, code: Path, words: list[str]) -> str:
-    """A command in a folder; what it says."""
+    """Run a command in a folder.
+
+    Args:
+        place: The folder.
+        code: Of the revision.
+        words: The command.
+
+    Returns:
+        What it prints.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "loopscope.cli", *words], cwd=place, text=True, capture_output=True,
         env={**os.environ, "PYTHONPATH": str(code), "COLUMNS": "100"},
@@ -166,7 +200,16 @@ def call(place: Path, code: Path, words: list[str]) -> str:
 
 
 def report(before: Path, now: Path, names: list[str]) -> int:
-    """Compare all files; the exit code."""
+    """Compare all files, and print which differ.
+
+    Args:
+        before: Folder of the revision.
+        now: Folder of the working tree.
+        names: Folders of the commands.
+
+    Returns:
+        The exit code.
+    """
     files = {side: dict(results(side, names)) for side in (before, now)}
     differ = [
         name
@@ -181,7 +224,15 @@ def report(before: Path, now: Path, names: list[str]) -> int:
 
 
 def results(side: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Files by name, rid of what tells when, where and from which commit they are."""
+    """Read files, rid of what tells when, where and from which commit they are.
+
+    Args:
+        side: Folder of one revision.
+        names: Folders of the commands.
+
+    Yields:
+        Name and content.
+    """
     for name in names:
         yield f"{name}.txt", (side / f"{name}.txt").read_bytes()
         for path in sorted((side / name).rglob("*")) if (side / name).is_dir() else ():
@@ -191,12 +242,26 @@ def results(side: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def clean_json(content: bytes) -> bytes:
-    """JSON without commits, stamps and folders."""
+    """Take commits, stamps and folders out of JSON.
+
+    Args:
+        content: Of a file.
+
+    Returns:
+        The rest.
+    """
     return json.dumps(without(json.loads(content)), ensure_ascii=False, indent=1).encode()
 
 
 def clean_parquet(content: bytes) -> bytes:
-    """A table written anew, commits, stamps and folders gone from its provenance."""
+    """Write a table anew, commits, stamps and folders gone from its provenance.
+
+    Args:
+        content: Of a file.
+
+    Returns:
+        The rest.
+    """
     table = pq.read_table(BytesIO(content))
     metadata = dict(table.schema.metadata)
     metadata[METADATA] = clean_json(metadata[METADATA])
@@ -206,7 +271,14 @@ def clean_parquet(content: bytes) -> bytes:
 
 
 def clean_html(content: bytes) -> bytes:
-    """A report without commits, its provenance (JSON in <pre>) without stamps and folders."""
+    """Take commits out of a report, and stamps and folders out of its provenance, JSON in <pre>.
+
+    Args:
+        content: Of a file.
+
+    Returns:
+        The rest.
+    """
 
     def cleaned(block: re.Match[str]) -> str:
         return json.dumps(without(json.loads(unescape(block[1]))), ensure_ascii=False)
@@ -223,7 +295,14 @@ CLEAN: dict[str, Callable[[bytes], bytes]] = {
 
 
 def without(value: Any) -> Any:
-    """A JSON value without commits, stamps and folders."""
+    """Take commits, stamps and folders out of a JSON value.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The rest.
+    """
     if isinstance(value, dict):
         return {k: without(v) for k, v in value.items() if k not in ("commit", "stamp", "folder")}
     if isinstance(value, list):

@@ -42,7 +42,16 @@ def albert() -> nn.Module:
 
 
 def finding(name: str, module: nn.Module, tokens: torch.Tensor) -> str:
-    """How many forward passes finding takes, and how long on a small example."""
+    """Count the forward passes that finding the loop takes, on a small example.
+
+    Args:
+        name: Of the model.
+        module: The model.
+        tokens: Ids, (batch, pos).
+
+    Returns:
+        A row of the table, with the seconds.
+    """
     count = [0]
     handle = module.register_forward_pre_hook(lambda *_: count.__setitem__(0, count[0] + 1))
     began = time.perf_counter()
@@ -53,7 +62,15 @@ def finding(name: str, module: nn.Module, tokens: torch.Tensor) -> str:
 
 
 def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], object] | None:
-    """The output of the fast stack in all its six iterations, by nnsight."""
+    """Read the output of the fast stack in all its six iterations, by nnsight.
+
+    Args:
+        module: HRM-Text.
+        tokens: Ids, (batch, pos).
+
+    Returns:
+        The call; None where nnsight is not installed or cannot.
+    """
     try:
         from nnsight import NNsight
     except ImportError:
@@ -62,10 +79,10 @@ def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], obje
 
     def run() -> list[torch.Tensor]:
         with traced.trace(tokens, use_cache=False) as tracer:
-            found = list().save()
+            outputs = list().save()
             for _ in tracer.iter[0:6]:
-                found.append(traced.model.L_module.output)
-        return found
+                outputs.append(traced.model.L_module.output)
+        return outputs
 
     try:
         assert len(run()) == 6
@@ -76,7 +93,15 @@ def nnsight_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], obje
 
 
 def bridge_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], object] | None:
-    """What TransformerLens's bridge caches of the stacks' layers: the last iteration."""
+    """Cache what TransformerLens's bridge sees of the stacks' layers: the last iteration.
+
+    Args:
+        module: HRM-Text.
+        tokens: Ids, (batch, pos).
+
+    Returns:
+        The call; None where the bridge cannot.
+    """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     try:
@@ -104,8 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokens = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(0))
-    told = f"float32, D {WIDTH}, 4×256 tokens"
-    print(f"{options.threads} threads, torch {torch.__version__}, {told}\n")
+    shape = f"float32, D {WIDTH}, 4×256 tokens"
+    print(f"{options.threads} threads, torch {torch.__version__}, {shape}\n")
     print("| what | model | bare | with | ratio | target |")
     print("|---|---|---|---|---|---|")
     for name, module in (("HRM-Text", hrm()), ("ALBERT", albert())):
@@ -120,12 +145,12 @@ def main() -> None:
             "capture": lambda w=model: ls.capture(w, tokens),
         }
         if name == "HRM-Text":
-            for other, made in (
+            for tool, states in (
                 ("nnsight", nnsight_states(module, tokens)),
                 ("bridge, last iteration only", bridge_states(module, tokens)),
             ):
-                if made is not None:
-                    calls[other] = made
+                if states is not None:
+                    calls[tool] = states
         with torch.no_grad():
             took = race(calls, rounds=options.rounds)
         for what, seconds in list(took.items())[1:]:

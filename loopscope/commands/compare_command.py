@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import Models, Out, with_settings
 from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import end, fail, write_results
+from loopscope.commands.signatures import Models, Out, with_settings
 
 
 @with_settings()

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loopscope.analysis.tables.registry import DEFAULT
-from loopscope.commands.options import Models, Out, with_settings
 from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import draw, end, fail, save_tables
+from loopscope.commands.signatures import Models, Out, with_settings
 
 if TYPE_CHECKING:
     from loopscope.analysis.comparisons.result import Comparison
@@ -34,27 +34,14 @@ def figures(
     Without models: the paper's four panels (base, residual, anchor, mesh) from the shipped zoo;
     with --paper-extra its training logs. MODEL may then be a folder that is searched for runs.
     """
-    from loopscope.files import claimed
-
     if from_tables is not None or paper_extra:
-        from loopscope.analysis.tables.frames import Tables
-        from loopscope.training.runs import read_runs
-
         unused = {
             **{f"--{name}": settings[name] for name in ("layout", "data", "loops", "spec")},
             "--paper-extra": from_tables and paper_extra,
         }
         if flags := [name for name, value in unused.items() if value not in (None, False)]:
             fail(f"tables or training logs are read, no model runs; leave out {', '.join(flags)}.")
-        if from_tables is None:
-            tables, models = read_runs(models or ()), None
-            print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
-        else:
-            inner = from_tables / "tables"
-            tables = Tables.load(inner if inner.is_dir() else from_tables)
-        with claimed(out):
-            save_tables(tables, out)
-            draw(tables, out, models or None)
+        _redraw(models, out, from_tables)
         return
 
     def write(comparison: "Comparison", out: Path) -> None:
@@ -68,3 +55,20 @@ def figures(
         **settings,
     )  # fmt: skip
     end(comparison)
+
+
+def _redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
+    """Draw from the tables in a folder; without a folder from training logs."""
+    from loopscope.analysis.tables.frames import Tables
+    from loopscope.files import claimed
+    from loopscope.training.runs import read_runs
+
+    if folder is None:
+        tables, models = read_runs(models or ()), None
+        print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
+    else:
+        inner = folder / "tables"
+        tables = Tables.load(inner if inner.is_dir() else folder)
+    with claimed(out):
+        save_tables(tables, out)
+        draw(tables, out, models or None)

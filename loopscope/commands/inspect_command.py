@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from loopscope.commands.options import Json, with_settings
 from loopscope.commands.results import fail
+from loopscope.commands.signatures import Json, with_settings
 
 
 @with_settings(["layout", "loops", "spec", "trust_remote_code", "device", "device_map", "dtype"])

@@ -8,15 +8,23 @@ if TYPE_CHECKING:
     from loopscope.training.batches import TrainingData
     from loopscope.training.callback import LoopCallback
     from loopscope.training.monitor import Monitor
-    from loopscope.training.recipe import TrainConfig, plan_training, variant_config
+    from loopscope.training.recipe import (
+        PlanOptions,
+        TrainConfig,
+        TrainOptions,
+        plan_training,
+        variant_config,
+    )
     from loopscope.training.trainer import StepReport, evaluate, train_model
     from loopscope.training.variants import train_variants
 
 _HOMES = {
     "LoopCallback": "callback",
     "Monitor": "monitor",
+    "PlanOptions": "recipe",
     "StepReport": "trainer",
     "TrainConfig": "recipe",
+    "TrainOptions": "recipe",
     "TrainingData": "batches",
     "evaluate": "trainer",
     "plan_training": "recipe",
@@ -28,8 +36,10 @@ _HOMES = {
 __all__ = [
     "LoopCallback",
     "Monitor",
+    "PlanOptions",
     "StepReport",
     "TrainConfig",
+    "TrainOptions",
     "TrainingData",
     "evaluate",
     "plan_training",

@@ -1,29 +1,27 @@
 """Train several variants on identical batches: what `loopscope train` does."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from loopscope.analysis.options import takes
 from loopscope.processes import is_main
 from loopscope.text.corpus import load_corpus
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
-from loopscope.training.recipe import plan_training
+from loopscope.training.recipe import PlanOptions, TrainOptions, plan_training
 from loopscope.training.trainer import StepReport, train_model
 
 
+@takes(TrainOptions)
 def train_variants(
     out: str | Path,
     *,
     variants: Sequence[str] | str,
-    data: str | Path | None = None,
-    half: bool = False,
-    keep_every: int | None = None,
-    monitor_every: int = 0,
-    save_seconds: float = 60.0,
     progress: Callable[[str, StepReport], Any] | None = None,
     tell: Callable[[str], Any] = print,
-    **recipe: Any,
+    **settings: Any,
 ) -> list[tuple[Path, float]]:
     """Train each variant on the same batches and write `out/<variant>/`.
 
@@ -32,15 +30,10 @@ def train_variants(
     Args:
         out: Folder of the checkpoints.
         variants: Names of variants.
-        data: `.txt`, `.jsonl` or `.parquet` to train on; the running Python's standard library
-            when not given.
-        half: Store the weights in float16.
-        keep_every: Keep a step checkpoint every so many steps.
-        monitor_every: Write the measures of loop collapse every so many steps; 0 for never.
-        save_seconds: Save the state for resuming when so many seconds have passed.
         progress: Called with the variant and each step's report.
         tell: Given a sentence when a training is resumed or found finished.
-        **recipe: As in `plan_training`.
+        **settings: As `TrainOptions` describes them: `data`, `half`, `keep_every`,
+            `monitor_every`, `save_seconds`, and those of `plan_training`.
 
     Returns:
         Each checkpoint folder with its validation loss in nats per token.
@@ -50,16 +43,20 @@ def train_variants(
             training (all looked at before the first variant is trained), a full disk, or a loss
             that is not finite.
     """
+    recipe = {name: value for name, value in settings.items() if name not in _OF_A_RUN}
+    how = TrainOptions(**{name: settings[name] for name in settings.keys() - recipe})
     configs = plan_training(variants, **recipe)
     first = next(iter(configs.values()))
-    text = TrainingData.from_corpus(load_corpus(data), vocab=first.model.d_vocab)
+    text = TrainingData.from_corpus(load_corpus(how.data), vocab=first.model.d_vocab)
     folders = {name: Path(out).expanduser() / name for name in configs}
-    runs = {n: RunFolder(folders[n], config, text.fingerprint) for n, config in configs.items()}
+    runs = {
+        name: RunFolder(folders[name], config, text.fingerprint) for name, config in configs.items()
+    }
     if is_main():
         for run in runs.values():
             run.check()
-    options = {"data": data, **recipe, "keep_every": keep_every, "monitor_every": monitor_every}
-    command = _command(list(configs), options, half)
+    stored = {"keep_every": how.keep_every, "monitor_every": how.monitor_every}
+    command = _command(list(configs), {"data": how.data, **recipe, **stored}, how.half)
     written = []
     for name, config in configs.items():
 
@@ -70,12 +67,17 @@ def train_variants(
         if is_main() and runs[name].finished:
             tell(f"{folders[name]} is trained already.")
         trained = train_model(
-            config, text, folders[name], progress=report_step, tell=tell, half=half,
-            provenance={"command": command, "seed": config.seed}, keep_every=keep_every,
-            monitor_every=monitor_every, save_seconds=save_seconds,
+            config, text, folders[name], progress=report_step, tell=tell, half=how.half,
+            provenance={"command": command, "seed": config.seed}, keep_every=how.keep_every,
+            monitor_every=how.monitor_every, save_seconds=how.save_seconds,
         )  # fmt: skip
         written.append((folders[name], trained.provenance["val_loss"]))
     return written
+
+
+_OF_A_RUN = {entry.name for entry in fields(TrainOptions)} - {
+    entry.name for entry in fields(PlanOptions)
+}
 
 
 def _command(variants: Sequence[str], options: dict[str, Any], half: bool) -> str:

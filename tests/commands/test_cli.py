@@ -1,6 +1,7 @@
 """The command line as a user has it: what it writes, what it says, how it fails."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ import torch
 from safetensors import safe_open
 
 from loopscope.analysis.collapse import SIGNS
+from loopscope.commands.train_command import FLAGS
 from loopscope.models.native.checkpoint import read_tokenizer, save
 from loopscope.models.opening.loading import load, zoo_folder
 from loopscope.text.windows import heldout_documents
+from loopscope.training import TrainOptions
 from tests.conftest import make_model
 from tests.program import called, without_figures
 
@@ -249,6 +252,11 @@ def test_train_writes_checkpoints_that_load(run, tmp_path):
     assert told.count("validation loss") == 3
     code, told, _ = run("inspect", tmp_path / "runs" / "vanilla")
     assert code == 0 and "1+1+1+1" in told and "512 tokens" in told
+
+
+def test_every_declared_option_of_training_has_its_flag():
+    declared = [entry.name for entry in fields(TrainOptions) if entry.metadata["flag"]]
+    assert sorted(FLAGS) == sorted(declared)
 
 
 def test_help_names_every_command(run):
