@@ -39,6 +39,11 @@ class WrappedConfig:
     architecture: str
     bos_token_id: int | None = None
 
+    @property
+    def slots(self) -> None:
+        """Memory slots, which only native models have."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """The values, for provenance."""
         return dict(self.__dict__)
