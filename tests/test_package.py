@@ -58,8 +58,3 @@ def imports_of(path: Path) -> set[str]:
 def test_the_direction_capture_measure_table_figure_is_kept(part, foreign):
     for path in sorted((ROOT / part).rglob("*.py")):
         assert not imports_of(path) & foreign, path
-
-
-def test_no_file_is_longer_than_700_lines():
-    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 700}
-    assert not long

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from loopscope.commands.options import Models, Out, with_settings
+from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import end, fail, write_results
 
 

@@ -7,6 +7,7 @@ import typer
 
 from loopscope.analysis.tables.registry import DEFAULT
 from loopscope.commands.options import Models, Out, with_settings
+from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import draw, end, fail, save_tables
 
 if TYPE_CHECKING:
