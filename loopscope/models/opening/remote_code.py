@@ -30,6 +30,9 @@ def named_failures(folder: Path, *, remote: bool) -> Iterator[None]:
         folder: Holds the checkpoint.
         remote: Whether Python code that came with it runs.
 
+    Returns:
+        The context.
+
     Raises:
         InputError: for whatever is raised within this context.
     """
@@ -68,6 +71,9 @@ def repaired(
         values: Its `config.json`.
         references: Auto class → `file.Class`; empty where no remote code runs.
         untrained: Whether fresh weights are made, by the code's own initialisation.
+
+    Returns:
+        The context.
     """
     if not references:
         yield
