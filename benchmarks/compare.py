@@ -32,14 +32,14 @@ from unittest.mock import patch
 
 import torch
 
-from loopscope.analysis.measuring import course
-from loopscope.analysis.measuring import recorder as record
-from loopscope.analysis.measuring import streaming as measure
+from loopscope.analysis.measures import cka_estimators, filling, readout_losses
+from loopscope.analysis.measuring import streaming
+from loopscope.analysis.options import Options
+from loopscope.analysis.tables.registry import MEASURES
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.loop_model import LoopModel
 
 VARIANTS = ("base", "residual", "anchor", "mesh")
-KINDS = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ SIZES = {
     "410m": Size("3+6R3+3", 1024, 16, 50304, 2048),
 }
 PARTS = {
-    "forward": [(measure, "capture"), (measure, "shortened"), (course, "capture")],
-    "readout": [(course, "read_out_losses")],
-    "CKA": [(record, "cka")],
-    "spectra": [(record, "gram"), (record, "singular_values_of_grams")],
+    "forward": [(streaming, "capture"), (LoopModel, "shortened")],
+    "readout": [(readout_losses, "read_out_losses")],
+    "CKA": [(cka_estimators, "cka")],
+    "spectra": [(filling, "gram"), (filling, "singular_values_of_grams")],
 }
 
 
@@ -127,7 +127,8 @@ def measured(model: LoopModel, tokens: torch.Tensor, device: str, batch: int) ->
         return call
 
     more = None if model.config.variant == "mesh" else 2 * model.config.K
-    whole = measure.Measuring(model, tokens, KINDS, batch_size=batch, more_loops=more)
+    options = Options(measures=MEASURES, more_loops=more)
+    whole = streaming.Measuring(model, tokens, options, batch_size=batch)
     whole.part(0, batch)
     with ExitStack() as stack:
         for part, places in PARTS.items():

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.loading import load
 from loopscope.probes.state_capture import capture

@@ -36,7 +36,7 @@ from loopscope.analysis.measures.effective_ranks import ranks
 from loopscope.analysis.measures.gram_matrices import gram, singular_values_of_grams
 from loopscope.analysis.measures.spectrum_decay import spectrum
 from loopscope.analysis.measures.update_norm import relative_update
-from loopscope.analysis.measuring.threads import Each, one_thread_per_sample
+from loopscope.analysis.measuring.recorder import Each, one_thread_per_sample
 
 STATES = 6
 SHAPES = ((256, 160), (512, 256), (1024, 1024))

@@ -34,6 +34,7 @@ from transformers import (
 
 from loopscope.analysis.collapse import per_sample
 from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.analysis.options import Options
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.wrapped.wrapping import wrap
 from loopscope.training import LoopCallback, Monitor, TrainConfig, variant_config
@@ -144,9 +145,9 @@ def parts(net: Any) -> None:
         model = wrap(model.eval(), probe)
     print("| part | ms |\n|---|---|")
     for name in ("update", "cka", "rank", "delta", "loss", "readout"):
-        measuring = Measuring(model, probe, (name,))
+        measuring = Measuring(model, probe, Options(measures=(name,)))
         print(f"| forward and {name} | {1e3 * timed(lambda m=measuring: m.part(0, len(m))):.0f} |")
-    tables = Measuring(model, probe, MEASURES).part(0, net.probe)
+    tables = Measuring(model, probe, Options(measures=MEASURES)).part(0, net.probe)
     print(f"| rows to signs | {1e3 * timed(lambda: per_sample(tables)):.0f} |")
     print(f"| a whole measurement | {1e3 * timed(lambda: monitor.measure(net.model, 0)):.0f} |\n")
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,13 @@ def clean_parquet(content: bytes) -> bytes:
 
 
 def clean_html(content: bytes) -> bytes:
-    """A report without commits."""
-    return re.sub(rb"\b[0-9a-f]{40}\b", b"COMMIT", content)
+    """A report without commits, its provenance (JSON in <pre>) without stamps and folders."""
+
+    def cleaned(block: re.Match[str]) -> str:
+        return json.dumps(without(json.loads(unescape(block[1]))), ensure_ascii=False)
+
+    text = re.sub(r"\b[0-9a-f]{40}\b", "COMMIT", content.decode())
+    return re.sub(r"<pre>(\{.*?\})</pre>", cleaned, text, flags=re.S).encode()
 
 
 CLEAN: dict[str, Callable[[bytes], bytes]] = {

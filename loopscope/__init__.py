@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from loopscope.analysis.comparisons.work import compare
     from loopscope.analysis.measuring.streaming import measure
     from loopscope.analysis.tables.frames import Tables
-    from loopscope.models.native.configuration import LoopConfig
-    from loopscope.models.native.layout import Layout
+    from loopscope.models.native.configuration import Layout, LoopConfig
     from loopscope.models.native.loop_model import LoopModel
     from loopscope.models.opening.loading import load
     from loopscope.models.opening.targets import zoo
@@ -38,7 +37,7 @@ _HOMES = {
     "Monitor": "loopscope.training.monitor",
     "LoopCallback": "loopscope.training.callback",
     "plot": "loopscope.figures",
-    "Layout": "loopscope.models.native.layout",
+    "Layout": "loopscope.models.native.configuration",
     "LoopConfig": "loopscope.models.native.configuration",
     "LoopModel": "loopscope.models.native.loop_model",
     "WrappedModel": "loopscope.models.wrapped.wrapped_model",

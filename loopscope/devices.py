@@ -66,7 +66,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
         parsed = torch.device("cpu" if device is None else device)
     except RuntimeError as err:
         raise InputError(f"unknown device {device!r}; present here: {', '.join(present)}.") from err
-    known = [*present, *({"cuda"} if torch.cuda.is_available() else ())]
-    if str(parsed) not in known:
+    accepted = [*present, *({"cuda"} if torch.cuda.is_available() else ())]
+    if str(parsed) not in accepted:
         raise InputError(f"device {str(device)!r} is absent; present here: {', '.join(present)}.")
     return parsed

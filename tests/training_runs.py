@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from loopscope.analysis.tables.frames import Tables
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.training import TrainConfig
 from loopscope.training.runs import read_runs
 

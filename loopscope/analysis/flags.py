@@ -32,14 +32,19 @@ FLAG_NAMES: tuple[str, ...] = tuple(flag.name.lower() for flag in Flag if flag >
 
 
 class Flagged(NamedTuple):
-    """Values with one flag each: `flag` has the shape of `value` and the codes of `Flag`."""
+    """Values with one flag each.
+
+    Attributes:
+        value: Float64, NaN where there is no sound value.
+        flag: Codes of `Flag`, of the same shape.
+    """
 
     value: np.ndarray
     flag: np.ndarray
 
 
 def flagged(value: np.ndarray) -> Flagged:
-    """Values in float64 without flags, except that what is not finite is flagged as such.
+    """Give values in float64 without flags, except that what is not finite is flagged as such.
 
     Args:
         value: Any array.

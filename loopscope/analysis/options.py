@@ -28,8 +28,8 @@ def option(
 
     Args:
         default: Its value where nothing is said.
-        flag: What it is called on the command line, such as `--batch-size`; empty for one that
-            only Python has.
+        flag: Its name on the command line, such as `--batch-size`; empty for an option that only
+            Python has.
         words: What it does, as `--help` says it.
         typed: Its type on the command line, where that differs from the field's.
         read: Turns what was typed into the value.
@@ -37,8 +37,8 @@ def option(
     Returns:
         The field.
     """
-    told = {"flag": flag, "words": words, "typed": typed, "read": read}
-    return field(default=default, metadata=told)
+    flags = {"flag": flag, "words": words, "typed": typed, "read": read}
+    return field(default=default, metadata=flags)
 
 
 def read_loops(text: str | None) -> int | dict[str, int] | None:
@@ -76,6 +76,10 @@ class Options:
         normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
         more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
             models that do not allow it are measured up to K (`notes` says so).
+
+    Raises:
+        UnknownNameError: for a measure that does not exist, with near matches.
+        InputError: for no measures, no kernels, or a negative `drop_first`.
     """
 
     measures: Sequence[str] = option(DEFAULT)
@@ -95,8 +99,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("measures", "kernels"):
-            given = getattr(self, name)
-            names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+            chosen = getattr(self, name)
+            names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
             object.__setattr__(self, name, names)
         for name in self.measures:
             if name not in MEASURES:
@@ -133,6 +137,10 @@ class Settings(Options):
         seed: Chooses the windows, and the weights of untrained twins.
         more_loops: Iterations to run besides a model's own, for `delta` and `readout` where the
             model allows it; twice its own when not given, 0 for none.
+
+    Raises:
+        InputError: for a value that cannot be, as of `Options`; fewer than 1 sample, 4 tokens or 1
+            sample per batch; `more_loops` below 0.
     """
 
     measures: Sequence[str] = option(MEASURES)
@@ -220,27 +228,29 @@ def _names(kind: type) -> list[str]:
     return [entry.name for entry in fields(kind)]
 
 
-def made(kind: type, options: Mapping[str, Any], what: str, besides: Sequence[str] = ()) -> Any:
-    """Make options from keywords.
+def build_options(
+    kind: type, keywords: Mapping[str, Any], caller: str, besides: Sequence[str] = ()
+) -> Any:
+    """Build options from the keywords of a call.
 
     Args:
         kind: `Options` or `Settings`.
-        options: The keywords.
-        what: Who takes them, for the message.
-        besides: Its other keywords.
+        keywords: The keywords.
+        caller: The function that takes them, for the message.
+        besides: Further keywords of it, for near matches.
 
     Returns:
         An instance of `kind`.
 
     Raises:
-        UnknownNameError: for one that does not exist, with near matches.
+        UnknownNameError: for a keyword that does not exist, with near matches.
         InputError: for a value that cannot be.
     """
-    known = _names(kind)
-    for name in options:
-        if name not in known:
-            raise unknown_name(f"option of {what}", name, [*besides, *known])
-    return kind(**options)
+    names = _names(kind)
+    for name in keywords:
+        if name not in names:
+            raise unknown_name(f"option of {caller}", name, [*besides, *names])
+    return kind(**keywords)
 
 
 def takes(kind: type, *, but: Sequence[str] = ()) -> Callable[[F], F]:
@@ -272,5 +282,5 @@ def takes(kind: type, *, but: Sequence[str] = ()) -> Callable[[F], F]:
 
 
 __all__ = [
-    "Options", "Settings", "check_batch_size", "made", "option", "read_loops", "takes",
+    "Options", "Settings", "build_options", "check_batch_size", "option", "read_loops", "takes",
 ]  # fmt: skip

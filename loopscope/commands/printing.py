@@ -1,18 +1,30 @@
 """What the commands show in a terminal: progress on stderr, tables on stdout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from loopscope.analysis.comparisons.plan import Checkpoint
+    from loopscope.analysis.comparisons.work import Comparison, Watch
+    from loopscope.analysis.tables.frames import Tables
+    from loopscope.figures import DrawReport
     from loopscope.models.hooked import Branch, Hooked
+    from loopscope.training import StepReport
 
 
-def progress_bar(*, shown: bool = True, period: float = 30.0) -> Any:
-    """A rich progress display on stderr, with time elapsed and left.
+def progress_bar(*, shown: bool = True, period: float = 30.0) -> "Progress":
+    """Make a progress display on stderr, with time elapsed and left.
 
     Args:
         shown: Whether it is shown at all.
         period: Seconds that the time left is estimated from.
+
+    Returns:
+        The display; use it as a context.
     """
     from rich.console import Console
     from rich.progress import (
@@ -35,20 +47,25 @@ def progress_bar(*, shown: bool = True, period: float = 30.0) -> Any:
     )
 
 
-def compare_shown(models: list[str], *, write: Any, **options: Any) -> Any:
+def compare_shown(
+    models: list[str], *, write: Callable[["Comparison", Path], None], **options: Any
+) -> "Comparison":
     """`compare` with one bar for all checkpoints; then what a reader should know, then `write`.
 
     Args:
         models: What to compare.
         write: Called with the comparison and the output folder, when the bar is gone.
         **options: As in `compare`.
+
+    Returns:
+        What `compare` gives.
     """
     from loopscope.analysis.comparisons.work import compare
     from loopscope.processes import is_main
 
     with progress_bar(shown=is_main(), period=3600.0) as bar:
 
-        def finish(comparison: Any, out: Any) -> None:
+        def finish(comparison: "Comparison", out: Path) -> None:
             bar.stop()
             for note in comparison.notes:
                 print(f"note: {note}")
@@ -57,44 +74,57 @@ def compare_shown(models: list[str], *, write: Any, **options: Any) -> Any:
         return compare(models, progress=_watch(bar), write=finish, **options)
 
 
-def _watch(bar: Any) -> Any:
+def _watch(bar: "Progress") -> "Watch":
     """Shows a comparison as one bar; what an earlier run did counts as done, not as fast."""
     from loopscope.analysis.comparisons.work import Watch
 
     class Shown(Watch):
-        def __init__(self) -> None:
-            self.task: Any = None
+        task: "TaskID"
 
         def planned(self, samples: int, done: int) -> None:
             self.task = bar.add_task("measure", total=samples, completed=done)
 
-        def measured(self, checkpoint: Any, samples: int, total: int) -> None:
+        def measured(self, checkpoint: "Checkpoint", samples: int, total: int) -> None:
             bar.update(self.task, advance=samples, description=f"measure {checkpoint.label}")
 
         def late(self, samples: int) -> None:
             self.dropped(samples)
 
         def dropped(self, samples: int) -> None:
-            bar.update(self.task, total=bar.tasks[self.task].total - samples)
+            total = bar.tasks[self.task].total
+            assert total is not None
+            bar.update(self.task, total=total - samples)
 
     return Shown()
 
 
-def training_bars(bar: Any) -> Any:
-    """A callback for `train_variants` that shows one bar per variant."""
-    tasks: dict[str, Any] = {}
+def training_bars(bar: "Progress") -> Callable[[str, "StepReport"], None]:
+    """Show one bar per variant.
 
-    def told(variant: str, report: Any) -> None:
+    Args:
+        bar: The display.
+
+    Returns:
+        A callback for `train_variants`.
+    """
+    tasks: dict[str, TaskID] = {}
+
+    def show(variant: str, report: "StepReport") -> None:
         if variant not in tasks:
             tasks[variant] = bar.add_task(variant, total=report.steps, completed=report.step - 1)
         text = f"{variant}  loss {report.loss:.3f}  {report.tokens_per_s:,.0f} tokens/s"
         bar.update(tasks[variant], completed=report.step, description=text)
 
-    return told
+    return show
 
 
-def print_drawn(report: Any, folder: Any) -> None:
-    """What `figures.draw_all` removed, could not draw, and wrote into a folder."""
+def print_drawn(report: "DrawReport", folder: Path) -> None:
+    """Print what was removed, could not be drawn, and was written into a folder.
+
+    Args:
+        report: What `figures.draw_all` gave.
+        folder: The folder.
+    """
     if report.removed:
         print(f"removed, of an earlier run: {', '.join(path.name for path in report.removed)}")
     for item in report.not_drawn:
@@ -104,8 +134,14 @@ def print_drawn(report: Any, folder: Any) -> None:
     print("  " + "  ".join(path.stem for path in pngs))
 
 
-def report_shown(summary: Mapping[str, Any], tables: Any, path: Any) -> None:
-    """`write_report`, with a bar for its figures."""
+def report_shown(summary: Mapping[str, Any], tables: "Tables", path: Path) -> None:
+    """`write_report`, with a bar for its figures.
+
+    Args:
+        summary: The contents of `summary.json`.
+        tables: What was measured.
+        path: The file.
+    """
     from loopscope.report import write_report
 
     with progress_bar() as bar:
@@ -117,56 +153,78 @@ def report_shown(summary: Mapping[str, Any], tables: Any, path: Any) -> None:
 
 
 def print_verdicts(summary: Mapping[str, Any]) -> None:
-    """The verdict on each checkpoint of a summary, its evidence and a few numbers.
+    """Print the verdict on each checkpoint of a summary, its evidence and a few numbers.
 
     A word tells the verdict, colour only repeats it; text wraps at the terminal's width and not at
     all in a pipe. Of a run over training the last step stands for all.
+
+    Args:
+        summary: The contents of `summary.json`.
     """
-    from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
     from loopscope.report.contents import cards, difference_line, runs
-    from loopscope.report.words import word
+
+    console = _console()
+    for card in cards(summary):
+        _print_card(console, card, difference_line(summary, card["label"]))
+    for run in runs(summary):
+        console.print(Text(_run_in_words(run)))
+    for failure in summary["failed"]:
+        text = f"not measured: {failure['target']}: {failure['reason']}"
+        console.print(Text(text, style="red"))
+
+
+def _console() -> "Console":
+    from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
-
-    def told(text: str, style: str = "") -> None:
-        line = Text(text, style=style)
-        console.print(Padding(line, (0, 0, 0, 2), expand=False), soft_wrap=False)
-
-    for card in cards(summary):
-        name, look = word(card["verdict"])
-        head = Text.assemble((f"{look.shape} {name}", look.ansi), "  ", (card["label"], "bold"))
-        if card["between"]:
-            head.append(f"  between {' and '.join(one['word'] for one in card['between'])}")
-        console.print(head)
-        for sentence in card["evidence"]:
-            told(sentence)
-        numbers = [
-            f"{one['title']} {one['mean']} {one['interval']} {one['unit']}".rstrip()
-            for one in card["numbers"]
-        ]
-        told("; ".join(numbers), "dim")
-        if line := difference_line(summary, card["label"]):
-            told(line, "dim")
-    for run in runs(summary):
-        name = run["model"] + (f", loop {run['loop']}" if run["loop"] else "")
-        began = run["onset"]
-        text = f"{name}: {len(run['steps'])} checkpoints"
-        text += f", missing {', '.join(run['missing'])}" if run["missing"] else ""
-        if began:
-            text += f"; {began['badge']['word']} from step {began['step']} on"
-            text += f", not yet at {began['after']}" if began["after"] else ""
-        console.print(Text(text))
-    for one in summary["failed"]:
-        console.print(Text(f"not measured: {one['target']}: {one['reason']}", style="red"))
+    return console
 
 
-def print_facts(facts: dict[str, Any]) -> None:
-    """Facts about a model, one a line."""
+def _print_card(console: "Console", card: Mapping[str, Any], difference: str) -> None:
+    """A verdict; below it, indented, its evidence, numbers and difference to the reference."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from loopscope.report.words import word
+
+    name, look = word(card["verdict"])
+    head = Text.assemble((f"{look.shape} {name}", look.ansi), "  ", (card["label"], "bold"))
+    if card["between"]:
+        head.append(f"  between {' and '.join(verdict['word'] for verdict in card['between'])}")
+    console.print(head)
+    numbers = [
+        f"{number['title']} {number['mean']} {number['interval']} {number['unit']}".rstrip()
+        for number in card["numbers"]
+    ]
+    lines = [(sentence, "") for sentence in card["evidence"]] + [("; ".join(numbers), "dim")]
+    if difference:
+        lines.append((difference, "dim"))
+    for line, style in lines:
+        padded = Padding(Text(line, style=style), (0, 0, 0, 2), expand=False)
+        console.print(padded, soft_wrap=False)
+
+
+def _run_in_words(run: Mapping[str, Any]) -> str:
+    """How many checkpoints a run has, and from which step on it is collapsed."""
+    name = run["model"] + (f", loop {run['loop']}" if run["loop"] else "")
+    text = f"{name}: {len(run['steps'])} checkpoints"
+    text += f", missing {', '.join(run['missing'])}" if run["missing"] else ""
+    if onset := run["onset"]:
+        text += f"; {onset['badge']['word']} from step {onset['step']} on"
+        text += f", not yet at {onset['after']}" if onset["after"] else ""
+    return text
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print facts about a model, each on a line.
+
+    Args:
+        facts: What `describe` gives.
+    """
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")
@@ -179,28 +237,28 @@ def print_structure(model: "Hooked", *, every: bool) -> None:
         model: A native or wrapped model.
         every: Whether each hook name is printed, or patterns.
     """
-    from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
-    def grow(tree: Tree, branches: "list[Branch]") -> Tree:
+    def grow(tree: Tree, branches: "Sequence[Branch]") -> Tree:
         for branch in branches:
             grow(tree.add(Text(branch.text)), branch.below)
         return tree
 
     if (root := model.outline()) is not None:
         print()
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=1000)  # a pipe has no width to wrap at
-        console.print(grow(Tree(Text(root.text)), root.below))
+        _console().print(grow(Tree(Text(root.text)), root.below))
     print()
     for line in model.hook_listing(every=every):
         print(line)
 
 
-def print_counts(rows: list[dict[str, Any]]) -> None:
-    """Parameter counts, one model a line."""
+def print_counts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print parameter counts, a model on each line.
+
+    Args:
+        rows: What `model_counts` and the like give.
+    """
     shared = any("shared" in row for row in rows)
     head = f"{'model':<22}{'total':>16}{'non-embedding':>16}{'router':>10}"
     print(head + (f"{'shared':>16}" if shared else ""))

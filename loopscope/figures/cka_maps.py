@@ -13,7 +13,7 @@ from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
-from loopscope.figures.panels import choose, need, page, say_unsound
+from loopscope.figures.panels import Page, choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 from loopscope.figures.ticks import labelled, spread_ends
 
@@ -67,10 +67,7 @@ def cka(
         if alike:
             for ax in axes:
                 ax.tick_params(labelleft=ax in sheet.leftmost)
-        # Height for square maps in the width that labels and colour bar leave.
-        beside = 0.55 + 0.32 * (1 if alike else sheet.columns // min(units))
-        side = (fig.get_figwidth() - beside) / sheet.columns - 0.06
-        fig.set_figheight(sheet.rows * (side + 0.47) + 0.35)
+        fig.set_figheight(_height(sheet, 1 if alike else sheet.columns // min(units)))
         meshes = [
             draw_cka(ax, matrix, size=cell_size(len(matrix)), flagged=flagged_pairs(part))
             for ax, matrix, part in zip(axes, matrices, parts, strict=True)
@@ -90,6 +87,13 @@ def cka(
     return fig
 
 
+def _height(sheet: Page, labelled_columns: int) -> float:
+    """Inches for square maps in the width that labels and colour bar leave."""
+    beside = 0.55 + 0.32 * labelled_columns
+    side = (sheet.fig.get_figwidth() - beside) / sheet.columns - 0.06
+    return sheet.rows * (side + 0.47) + 0.35
+
+
 def select_cka(frame: pd.DataFrame, kernel: str, estimator: str) -> pd.DataFrame:
     """Select one kernel and estimator of the table.
 
@@ -104,13 +108,27 @@ def select_cka(frame: pd.DataFrame, kernel: str, estimator: str) -> pd.DataFrame
     Raises:
         UnknownNameError: if it was not measured.
     """
-    for column, given in (("kernel", kernel), ("estimator", estimator)):
-        there = [str(v) for v in frame[column].unique()]
-        if given not in there:
+    for column, name in (("kernel", kernel), ("estimator", estimator)):
+        measured = [str(v) for v in frame[column].unique()]
+        if name not in measured:
             raise unknown_name(
-                column, given, there, hint=f"The table 'cka' holds: {', '.join(there)}."
+                column, name, measured, hint=f"The table 'cka' holds: {', '.join(measured)}."
             )
     return frame[frame["kernel"].eq(kernel) & frame["estimator"].eq(estimator)]
+
+
+def why_no_rbf(frame: pd.DataFrame, estimator: str) -> str:
+    """Say why a figure of CKA with the RBF kernel cannot be drawn.
+
+    Args:
+        frame: `tables.cka`, or the rows of it that are asked for.
+        estimator: `biased` or `debiased`.
+
+    Returns:
+        The reason; empty where it can.
+    """
+    pairs = frame["kernel"].eq("rbf") & frame["estimator"].eq(estimator)
+    return "" if pairs.any() else f"no {estimator} CKA with the RBF kernel was measured"
 
 
 def cka_matrix(part: pd.DataFrame) -> pd.DataFrame:

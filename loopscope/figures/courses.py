@@ -66,15 +66,15 @@ def courses(tables: Tables, frame: pd.DataFrame, panels: Sequence[Panel]) -> lis
         The lines, in the order of the panels.
     """
     stats = with_interval(aggregate.summarise(frame, ["t"]))
-    found = []
+    lines = []
     for panel, look in zip(panels, line_looks(tables.provenance, panels), strict=True):
         rows = panel.rows(stats).sort_values("t")
         title = shortened(panel.title, _LETTERS)
         if not rows["n"].any():
             title += f":\n{unsound_text(int(rows['n_flagged'].sum()))}"
         K = trained_loops(tables, panel) or int(frame["t"].max())
-        found.append(Course(panel=panel, title=title, look=look, K=K, rows=rows))
-    return found
+        lines.append(Course(panel=panel, title=title, look=look, K=K, rows=rows))
+    return lines
 
 
 def with_interval(stats: pd.DataFrame) -> pd.DataFrame:
@@ -89,8 +89,8 @@ def with_interval(stats: pd.DataFrame) -> pd.DataFrame:
     n = stats["n"].to_numpy(dtype=np.float64)
     several = n > 1
     half = np.zeros(len(stats))
-    own = stats["std"].to_numpy(dtype=np.float64)[several] / np.sqrt(n[several])
-    half[several] = student.ppf(0.975, n[several] - 1) * own
+    error = stats["std"].to_numpy(dtype=np.float64)[several] / np.sqrt(n[several])
+    half[several] = student.ppf(0.975, n[several] - 1) * error
     mean = stats["mean"].to_numpy(dtype=np.float64)
     low = np.maximum(mean - half, np.minimum(_LEAST * mean, mean))
     return stats.assign(low=low, high=mean + half)
@@ -106,12 +106,13 @@ def trained_loops(tables: Tables, panel: Panel) -> int | None:
     Returns:
         K, or None where neither `update` nor a table of states tells.
     """
-    for name, column in (("update", "block"), ("cka", "state_b"), ("rank", "state")):
-        frame = getattr(tables, name)
+    for table, column in (("update", "block"), ("cka", "state_b"), ("rank", "state")):
+        frame = getattr(tables, table)
         if frame is None:
             continue
         names = panel.rows(frame)[column].astype(str).unique()
-        numbers = [int(m[1]) for one in names if (m := re.fullmatch(r"(?:core|h)(\d+)", one))]
+        matches = [re.fullmatch(r"(?:core|h)(\d+)", name) for name in names]
+        numbers = [int(match[1]) for match in matches if match]
         if numbers:
             return max(numbers)
     return None
@@ -130,30 +131,40 @@ def line_looks(provenance: Mapping[str, Any], panels: Sequence[Panel]) -> list[L
     Returns:
         Keywords of `Axes.plot`, one each.
     """
-    known = variants(provenance, [p.model for p in panels])
     stems = {p.model: untrained_stem(provenance, p.model) for p in panels}
-    order = list(dict.fromkeys(stem or model for model, stem in stems.items()))
-    owners = {variant: {stems[m] or m for m in known if known[m] == variant} for variant in
-              known.values()}  # fmt: skip
-    apart = all(variant and len(own) == 1 for variant, own in owners.items())
+    roots = {model: stem or model for model, stem in stems.items()}
+    order = list(dict.fromkeys(roots.values()))
+    variant_of = variants(provenance, roots)
+    by_variant = _apart_by_variant(variant_of, roots)
     used: dict[tuple[str, bool], int] = {}
     looks = []
     for panel in reversed(panels):  # of several steps, the last has the whole line
-        untrained = stems[panel.model] is not None
-        stem = stems[panel.model] or panel.model
-        place = order.index(stem)
-        if apart and (variant := known[panel.model]):
-            look = {key: variant_look(variant)[key] for key in ("color", "marker")}
-            again = 0
-        else:
-            look = {"color": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)]}
-            again = place // len(LINES)
-        number = used.get((stem, untrained), 0) + again
-        used[stem, untrained] = number + 1
+        untrained, root = stems[panel.model] is not None, roots[panel.model]
+        variant = variant_of[panel.model] if by_variant else None
+        look, again = _color_and_marker(variant, order.index(root))
+        number = used.get((root, untrained), 0) + again
+        used[root, untrained] = number + 1
         look["linestyle"] = "--" if untrained else _PATTERNS[number % len(_PATTERNS)]
         look["markerfacecolor"] = "white" if untrained or number % 2 else look["color"]
         looks.append(look)
     return looks[::-1]
+
+
+def _apart_by_variant(variant_of: Mapping[str, str | None], roots: Mapping[str, str]) -> bool:
+    """Whether each model has a variant that no other has, its untrained twin aside."""
+    owners: dict[str | None, set[str]] = {}
+    for model, variant in variant_of.items():
+        owners.setdefault(variant, set()).add(roots[model])
+    return all(variant and len(models) == 1 for variant, models in owners.items())
+
+
+def _color_and_marker(variant: str | None, place: int) -> tuple[Look, int]:
+    """Colour and marker of a variant, or of a place; and how often that place's came before."""
+    if variant:
+        look = variant_look(variant)
+        return {"color": look["color"], "marker": look["marker"]}, 0
+    look = {"color": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)]}
+    return look, place // len(LINES)
 
 
 def draw_course(ax: Axes, course: Course, last: int) -> None:
@@ -169,18 +180,18 @@ def draw_course(ax: Axes, course: Course, last: int) -> None:
     ax.fill_between(
         t, rows["low"], rows["high"], color=course.look["color"], alpha=0.13, linewidth=0
     )
-    own = t <= last
-    step = max(1, -(-int(own.sum()) // MARKED))
+    trained = t <= last
+    step = max(1, -(-int(trained.sum()) // MARKED))
     dotted = course.look | {"linestyle": ":", "marker": "none"}
-    ax.plot(t[~own | (t == last)], mean[~own | (t == last)], label="_more", **dotted)
+    ax.plot(t[~trained | (t == last)], mean[~trained | (t == last)], label="_more", **dotted)
     ax.plot(
-        t[own], mean[own], label=course.title, markersize=3.0, markevery=step,
+        t[trained], mean[trained], label=course.title, markersize=3.0, markevery=step,
         markeredgewidth=0.7, **course.look,
     )  # fmt: skip
-    if own.any() and t[own][-1] == last:
+    if trained.any() and t[trained][-1] == last:
         end = course.look | {"linestyle": "none"}
         ax.plot(
-            t[own][-1:], mean[own][-1:], label="_end", markersize=5.5, markeredgewidth=0.9,
+            t[trained][-1:], mean[trained][-1:], label="_end", markersize=5.5, markeredgewidth=0.9,
             zorder=3, **end,
         )  # fmt: skip
 
@@ -205,48 +216,55 @@ def line_page(titles: Sequence[str], height: float = 2.1) -> tuple[Figure, Axes,
     return fig, fig.subplots(), columns
 
 
-def finish_page(fig: Figure, ax: Axes, found: Sequence[Course], columns: int) -> None:
+def finish_page(fig: Figure, ax: Axes, lines: Sequence[Course], columns: int) -> None:
     """Add the legend, and whole numbers of t to the axis.
 
     Args:
         fig: The figure.
         ax: Its axes.
-        found: The lines, drawn or without a sound value.
+        lines: The lines, drawn or without a sound value.
         columns: Columns of the legend.
     """
     # matplotlib fills a legend by columns; order it so that it reads by rows
-    ordered = [course for column in range(columns) for course in found[column::columns]]
+    ordered = [course for column in range(columns) for course in lines[column::columns]]
     fig.legend(
         [legend_line(course.look) for course in ordered], [course.title for course in ordered],
         loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=2.4,
     )  # fmt: skip
-    first = min(int(c.rows["t"].min()) for c in found)
-    last = max(int(c.rows["t"].max()) for c in found)
+    first = min(int(c.rows["t"].min()) for c in lines)
+    last = max(int(c.rows["t"].max()) for c in lines)
     ax.set_xticks(every(first, last, 14))
     ax.set_xlim(first - 0.03 * max(last - first, 1), last + 0.03 * max(last - first, 1))
     ax.grid(axis="y")
 
 
 def legend_line(look: Look) -> Line2D:
-    """A line for a legend, of any model, whether it has a value or not."""
+    """Make a line for a legend, of any model, whether it has a value or not.
+
+    Args:
+        look: Keywords of `Axes.plot`.
+
+    Returns:
+        The line, with no points.
+    """
     return Line2D([], [], markersize=3.0, markeredgewidth=0.7, **look)
 
 
-def course_note(found: Sequence[Course], ends: Sequence[int]) -> str:
+def course_note(lines: Sequence[Course], ends: Sequence[int]) -> str:
     """Say what the large markers and the dotted and dashed lines are.
 
     Args:
-        found: The lines.
+        lines: The lines.
         ends: The last t of each that belongs to the trained loops.
 
     Returns:
         The sentences.
     """
-    told = ["Lines: mean over samples, bands: its 95 % interval."]
-    more = [c.rows["t"].max() > end for c, end in zip(found, ends, strict=True)]
-    told.append("Large markers: the last of the loops that the model runs by itself.")
+    sentences = ["Lines: mean over samples, bands: its 95 % interval."]
+    more = [c.rows["t"].max() > end for c, end in zip(lines, ends, strict=True)]
+    sentences.append("Large markers: the last of the loops that the model runs by itself.")
     if any(more):
-        told.append("Dotted: more loops than that.")
-    if any(c.look["linestyle"] == "--" for c in found):
-        told.append("Dashed: untrained.")
-    return " ".join(told)
+        sentences.append("Dotted: more loops than that.")
+    if any(c.look["linestyle"] == "--" for c in lines):
+        sentences.append("Dashed: untrained.")
+    return " ".join(sentences)

@@ -129,10 +129,10 @@ def _recorded(record: Path) -> list[str]:
         names = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # none yet, or not ours: then nothing is removed
-    return [n for n in names if _ours(n)] if isinstance(names, list) else []
+    return [n for n in names if _is_ours(n)] if isinstance(names, list) else []
 
 
-def _ours(name: object) -> bool:
+def _is_ours(name: object) -> bool:
     if not isinstance(name, str) or Path(name).name != name:
         return False
     stem, dot, kind = name.rpartition(".")

@@ -1,5 +1,7 @@
 """Figure 1 of the MeSH paper: the three diagnostics of one model side by side."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 
 from loopscope.analysis.tables import aggregate
@@ -68,19 +70,7 @@ def fig1(tables: Tables, model: str, loop: str | None = None) -> Figure:
         draw_spectrum(right, lines, looks)
         right.set_xlabel("index $i$")
         right.set_ylabel(SPECTRUM_LABEL)
-        if handles := {line.get_label(): line for line in right.get_lines()}:
-            shown = [x for s in labelled(states, LISTED) if (x := state_label(s)) in handles]
-            right.legend(
-                [handles[label] for label in shown],
-                shown,
-                loc="center left",
-                bbox_to_anchor=(1.0, 0.5),
-                ncols=1 if len(shown) <= WIDE else 2,
-                fontsize=SMALL,
-                borderpad=0,
-                handlelength=2.2,
-                columnspacing=1.0,
-            )
+        _add_legend(right, states)
         for ax, title in zip(
             (left, middle, right), ("(a) relative update", "(b) CKA", "(c) spectrum"), strict=True
         ):
@@ -103,6 +93,26 @@ def fig1(tables: Tables, model: str, loop: str | None = None) -> Figure:
             options_note(tables, [panel], "update", "cka", "spectrum"),
         )
     return fig
+
+
+def _add_legend(ax: Axes, states: Sequence[str]) -> None:
+    """List the drawn states to the right of the spectrum."""
+    handles = {line.get_label(): line for line in ax.get_lines()}
+    labels = [state_label(state) for state in labelled(states, LISTED)]
+    labels = [label for label in labels if label in handles]
+    if not handles:
+        return
+    ax.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        ncols=1 if len(labels) <= WIDE else 2,
+        fontsize=SMALL,
+        borderpad=0,
+        handlelength=2.2,
+        columnspacing=1.0,
+    )
 
 
 def _page(states: int) -> tuple[Figure, tuple[Axes, Axes, Axes]]:

@@ -66,28 +66,38 @@ def gate_rows(stats: pd.DataFrame, tokens: pd.DataFrame | None, panel: Panel) ->
     part = stats[stats["kind"].eq("gate")].astype({"target": str})
     if part.empty:
         return None
-    own = None if tokens is None else shown_tokens(tokens, panel).astype({"target": str})
-    own = None if own is None else own[own["kind"].eq("gate")]
+    shown = _gate_tokens(tokens, panel)
     gates = []
     for name, rows in part.groupby("target", sort=False):
         rows = rows.sort_values("t")
-        seen = None
-        if own is not None and not own.empty:
-            wide = own[own["target"].eq(name)].pivot(index="t", columns="pos", values="value")
-            seen = wide.reindex(rows["t"]).to_numpy(np.float64)
         gate = Gate(
             name=str(name),
             steps=tuple(step_label(int(t), panel.paths) for t in rows["t"]),
             mean=rows["mean"].to_numpy(np.float64),
             entropy=rows["entropy"].to_numpy(np.float64),
             flagged=int(rows["n_flagged"].sum()),
-            tokens=seen,
+            tokens=_by_token(shown, str(name), rows["t"]),
         )
         gates.append(gate)
     texts: tuple[str, ...] = ()
-    if own is not None:
-        texts = tuple(own.drop_duplicates("pos").sort_values("pos")["token"].astype(str))
+    if shown is not None:
+        texts = tuple(shown.drop_duplicates("pos").sort_values("pos")["token"].astype(str))
     return GateRows(gates=tuple(gates), texts=texts)
+
+
+def _gate_tokens(tokens: pd.DataFrame | None, panel: Panel) -> pd.DataFrame | None:
+    if tokens is None:
+        return None
+    shown = shown_tokens(tokens, panel).astype({"target": str})
+    return shown[shown["kind"].eq("gate")]
+
+
+def _by_token(shown: pd.DataFrame | None, gate: str, t: pd.Series) -> np.ndarray | None:
+    """Iteration × token of one gate; None where no token was measured."""
+    if shown is None or shown.empty:
+        return None
+    rows = shown[shown["target"].eq(gate)]
+    return rows.pivot(index="t", columns="pos", values="value").reindex(t).to_numpy(np.float64)
 
 
 def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
@@ -106,22 +116,7 @@ def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
         if several:
             ax.text(0, offset + _NAME - 0.2, _short(gate.name), fontsize=SMALL, va="bottom")
             offset += _NAME
-        mean = gate.mean[:, None]
-        heat_map(ax, np.ma.masked_invalid(mean), norm, top=offset)
-        cell_text(ax, mean, norm, top=offset)
-        for row, value in enumerate(gate.entropy):
-            ax.text(
-                1.15,
-                offset + row + 0.5,
-                f"{value:.2f}" if np.isfinite(value) else "n/a",
-                fontsize=TINY,
-                color=GREY,
-                va="center",
-            )
-        if gate.tokens is not None:
-            thin = 0.25 if rows.height <= 40 else 0.0
-            seen = np.ma.masked_invalid(gate.tokens)
-            heat_map(ax, seen, norm, top=offset, left=_TOKENS, lines=thin)
+        _draw_gate(ax, gate, norm, top=offset, lines=0.25 if rows.height <= 40 else 0.0)
         labels += gate.steps
         places += [offset + row + 0.5 for row in range(len(gate.steps))]
         offset += len(gate.steps)
@@ -134,6 +129,24 @@ def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
     what = "gates:" if several else f"gate {_short(rows.gates[0].name)}:"
     shown = " mean probability, entropy H, token by token"
     ax.set_title(what + (shown if rows.texts else "\nmean probability, entropy H"), loc="left")
+
+
+def _draw_gate(ax: Axes, gate: Gate, norm: Normalize, *, top: float, lines: float) -> None:
+    mean = gate.mean[:, None]
+    heat_map(ax, np.ma.masked_invalid(mean), norm, top=top)
+    cell_text(ax, mean, norm, top=top)
+    for row, value in enumerate(gate.entropy):
+        ax.text(
+            1.15,
+            top + row + 0.5,
+            f"{value:.2f}" if np.isfinite(value) else "n/a",
+            fontsize=TINY,
+            color=GREY,
+            va="center",
+        )
+    if gate.tokens is not None:
+        tokens = np.ma.masked_invalid(gate.tokens)
+        heat_map(ax, tokens, norm, top=top, left=_TOKENS, lines=lines)
 
 
 def _short(name: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from loopscope.analysis.tables import training_curves as curves
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
-from loopscope.figures.cka_maps import cka
+from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
@@ -26,17 +26,61 @@ from loopscope.figures.style import Figure
 from loopscope.figures.training_lines import training
 from loopscope.figures.update_bars import update
 
-_LOSS, _LAYERS = "fig6_training", "fig8_layers"
-STEMS = (
-    "fig3_update", "fig4_cka", "fig4_cka_debiased", "fig5_spectrum", "rank", "loss_per_loop",
-    "steps", "series", _LOSS, _LAYERS,
+
+@dataclass(frozen=True, kw_only=True)
+class PanelFigure:
+    """A figure of one table, with a panel or a line for each model.
+
+    Attributes:
+        stem: Its file name.
+        table: The table that it shows.
+        draw: Makes it from the tables and the names of the models.
+        optional: Whether nothing is said where the table was not measured: the command that
+            draws the paper's figures does not measure it.
+        why_not: Says why a table that has rows does not allow it, or nothing.
+    """
+
+    stem: str
+    table: str
+    draw: Callable[[Tables, Sequence[str]], Figure]
+    optional: bool = False
+    why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
+
+
+# A new measure's figure: a file that draws it, a record here, its name in `__init__.py`.
+PANEL_FIGURES = (
+    PanelFigure(stem="fig3_update", table="update", draw=update),
+    PanelFigure(
+        stem="fig4_cka", table="cka", draw=cka, why_not=partial(why_no_rbf, estimator="biased")
+    ),
+    PanelFigure(
+        stem="fig4_cka_debiased", table="cka", draw=partial(cka, estimator="debiased"),
+        why_not=partial(why_no_rbf, estimator="debiased"),
+    ),
+    PanelFigure(stem="fig5_spectrum", table="spectrum", draw=spectrum),
+    PanelFigure(stem="rank", table="rank", draw=rank),
+    PanelFigure(stem="loss_per_loop", table="readout", draw=loss_per_loop, optional=True),
+    PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
 )  # fmt: skip
-PREFIXES = ("fig1_", "routers_")
+
+_LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
+STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)
+"""File names of the figures that show all models."""
+
+_FIG1, _ROUTERS = "fig1_", "routers_"
+PREFIXES = (_FIG1, _ROUTERS)
+"""How the file names of the figures of one model begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotDrawn:
-    """A figure, or one model's part of it, that does not exist, and why."""
+    """A figure, or one model's part of it, that does not exist, and why.
+
+    Attributes:
+        figure: File name of the figure.
+        model: Whose part of it; None where it is all of it.
+        reason: Why it does not exist.
+    """
 
     figure: str
     model: str | None
@@ -48,7 +92,12 @@ class NotDrawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One figure to draw: its file name and how to make it."""
+    """One figure to draw.
+
+    Attributes:
+        name: Its file name, without an ending.
+        make: Draws it.
+    """
 
     name: str
     make: Callable[[], Figure]
@@ -78,123 +127,126 @@ def plan(
         UnknownNameError: if no table holds a model asked for.
     """
     measured = all_models(tables)
-    runs = [] if _no_table(tables, "training") else sorted(_models_of(tables, "training"))
-    there = list(dict.fromkeys([*measured, *runs]))
-    wanted = there if models is None else list(dict.fromkeys(models))
-    for model in wanted:
-        if model not in there:
+    runs = [] if _why_no_table(tables, "training") else sorted(_models_of(tables, "training"))
+    held = list(dict.fromkeys([*measured, *runs]))
+    models = held if models is None else list(dict.fromkeys(models))
+    for model in models:
+        if model not in held:
             raise unknown_name(
-                "model", model, there, hint=f"The tables hold: {', '.join(there) or 'none'}."
+                "model", model, held, hint=f"The tables hold: {', '.join(held) or 'none'}."
             )
     jobs: list[Job] = []
     missing: list[NotDrawn] = []
-    if (some := [m for m in wanted if m in measured]) or not runs:
-        _plan_measured(tables, some, jobs, missing, summary)
-    if some := [m for m in wanted if m in runs]:
-        _plan_training(tables, some, jobs, missing)
+    if (shown := [m for m in models if m in measured]) or not runs:
+        _plan_measured(tables, shown, jobs, missing, summary)
+    if shown := [m for m in models if m in runs]:
+        _plan_training(tables, shown, jobs, missing)
     return tuple(jobs), tuple(missing)
 
 
 def _plan_training(
-    tables: Tables, wanted: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+    tables: Tables, models: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
 ) -> None:
     frame = need(tables, "training")
-    frame = frame[frame["model"].isin(wanted)]
-    told = curves.progress(frame)
-    for run in told[~told["validated"]].itertuples():
+    frame = frame[frame["model"].isin(models)]
+    progress = curves.progress(frame)
+    for run in progress[~progress["validated"]].itertuples():
         text = f"it has no validation loss yet (step {run.step:,} of {run.steps_planned:,})"
         missing.append(NotDrawn(figure=_LOSS, model=str(run.model), reason=text))
-    if told["validated"].any():
-        jobs.append(Job(name=_LOSS, make=partial(training, tables, wanted)))
-    for run in told[~told["finished"]].itertuples():
+    if progress["validated"].any():
+        jobs.append(Job(name=_LOSS, make=partial(training, tables, models)))
+    for run in progress[~progress["finished"]].itertuples():
         text = f"its training is unfinished (step {run.step:,} of {run.steps_planned:,})"
         missing.append(NotDrawn(figure=_LAYERS, model=str(run.model), reason=text))
     if reason := why_no_layers(frame):
         missing.append(NotDrawn(figure=_LAYERS, model=None, reason=reason))
     else:
-        jobs.append(Job(name=_LAYERS, make=partial(layers, tables, wanted)))
+        jobs.append(Job(name=_LAYERS, make=partial(layers, tables, models)))
 
 
 def _plan_measured(
     tables: Tables,
-    wanted: Sequence[str],
+    models: Sequence[str],
     jobs: list[Job],
     missing: list[NotDrawn],
     summary: Mapping[str, Any] | None,
 ) -> None:
-    taken = {model: steps_of(tables, model) for model in wanted}
-    for model, own in taken.items():
-        if len(own) > 2:
+    series_steps = {model: steps_of(tables, model) for model in models}
+    for model, taken in series_steps.items():
+        if len(taken) > 2:
             text = (
-                f"{len(own) - 2} of its {len(own)} steps; figures of states show the first and "
+                f"{len(taken) - 2} of its {len(taken)} steps; figures of states show the first and "
                 "the last, those of one state the last, the tables hold all"
             )
             missing.append(NotDrawn(figure="steps between", model=model, reason=text))
-    runs = [model for model, own in taken.items() if len(own) > 1]
-    ends = of_steps(tables, {m: {taken[m][0], taken[m][-1]} for m in runs})
-    _plan_panels(ends, wanted, jobs, missing)
-    if runs and (reason := _no_series(tables, runs, summary)):
-        missing.append(NotDrawn(figure="series", model=None, reason=reason))
-    elif runs:
-        jobs.append(Job(name="series", make=partial(_series, tables, runs, summary)))
-    _plan_single(of_steps(ends, {m: {taken[m][-1]} for m in runs}), wanted, jobs, missing)
+    runs = {model: taken for model, taken in series_steps.items() if len(taken) > 1}
+    ends = of_steps(tables, {model: {taken[0], taken[-1]} for model, taken in runs.items()})
+    _plan_panels(ends, models, jobs, missing)
+    if runs:
+        _plan_series(tables, list(runs), jobs, missing, summary)
+    last = of_steps(ends, {model: {taken[-1]} for model, taken in runs.items()})
+    _plan_single(last, models, jobs, missing)
 
 
 def _plan_panels(
-    tables: Tables, wanted: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+    tables: Tables, models: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
 ) -> None:
-    for name, table, draw in (
-        ("fig3_update", "update", update),
-        ("fig4_cka", "cka", cka),
-        ("fig4_cka_debiased", "cka", partial(cka, estimator="debiased")),
-        ("fig5_spectrum", "spectrum", spectrum),
-        ("rank", "rank", rank),
-        ("loss_per_loop", "readout", loss_per_loop),
-        ("steps", "delta", steps),
-    ):
-        reason = _no_table(tables, table)
-        if reason and getattr(tables, table) is None and table in ("readout", "delta"):
-            continue  # a command that draws the paper's figures does not measure them
-        if not reason and table == "cka":
-            reason = _no_rbf(tables, "debiased" if name.endswith("debiased") else "biased")
-        if reason:
-            missing.append(NotDrawn(figure=name, model=None, reason=reason))
+    for figure in PANEL_FIGURES:
+        if figure.optional and getattr(tables, figure.table) is None:
             continue
-        held = _models_of(tables, table)
-        for model in wanted:
+        reason = _why_no_table(tables, figure.table)
+        if reason := reason or figure.why_not(getattr(tables, figure.table)):
+            missing.append(NotDrawn(figure=figure.stem, model=None, reason=reason))
+            continue
+        held = _models_of(tables, figure.table)
+        for model in models:
             if model not in held:
-                text = f"the table {table!r} has no rows of it"
-                missing.append(NotDrawn(figure=name, model=model, reason=text))
-        if some := [m for m in wanted if m in held]:
-            jobs.append(Job(name=name, make=partial(draw, tables, some)))
+                text = f"the table {figure.table!r} has no rows of it"
+                missing.append(NotDrawn(figure=figure.stem, model=model, reason=text))
+        if shown := [m for m in models if m in held]:
+            jobs.append(Job(name=figure.stem, make=partial(figure.draw, tables, shown)))
+
+
+def _plan_series(
+    tables: Tables,
+    runs: Sequence[str],
+    jobs: list[Job],
+    missing: list[NotDrawn],
+    summary: Mapping[str, Any] | None,
+) -> None:
+    if reason := _why_no_series(tables, runs, summary):
+        missing.append(NotDrawn(figure=_SERIES, model=None, reason=reason))
+    else:
+        jobs.append(Job(name=_SERIES, make=partial(_series, tables, runs, summary)))
 
 
 def _plan_single(
-    tables: Tables, wanted: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+    tables: Tables, models: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
 ) -> None:
-    loops = {model: _loops(tables, model) for model in wanted}
+    loops = {model: _loops(tables, model) for model in models}
     # what no loop of a model has is said of the model
-    routed = {model: loops[model] if _routes(tables, model) else [None] for model in wanted}
-    cases = [(m, loop) for found in (loops, routed) for m in wanted for loop in found[m]]
-    part = loop_file_names(cases)
-    for stem, found, why_not, draw_one in (
-        ("fig1", loops, _no_fig1, fig1),
-        ("routers", routed, _no_routers, routers),
+    routed = {model: loops[model] if _routes(tables, model) else [None] for model in models}
+    cases = [(m, loop) for each in (loops, routed) for m in models for loop in each[m]]
+    names = loop_file_names(cases)
+    for prefix, loops_drawn, why_not, draw in (
+        (_FIG1, loops, _why_no_fig1, fig1),
+        (_ROUTERS, routed, _why_no_routers, routers),
     ):
-        for model, loop in ((m, loop) for m in wanted for loop in found[m]):
-            name = f"{stem}_{part[model, loop]}"
-            one = () if loop is None else (loop,)
-            if reason := why_not(tables, model, *one):
+        for model, loop in ((m, loop) for m in models for loop in loops_drawn[m]):
+            name = prefix + names[model, loop]
+            place = () if loop is None else (loop,)
+            if reason := why_not(tables, model, *place):
                 missing.append(NotDrawn(figure=name, model=model, reason=reason))
             else:
-                jobs.append(Job(name=name, make=partial(draw_one, tables, model, *one)))
+                jobs.append(Job(name=name, make=partial(draw, tables, model, *place)))
 
 
-def _no_series(tables: Tables, runs: Sequence[str], summary: Mapping[str, Any] | None) -> str:
+def _why_no_series(tables: Tables, runs: Sequence[str], summary: Mapping[str, Any] | None) -> str:
     if summary is not None:
-        told = {c["model"] for c in summary["checkpoints"] if c["step"] is not None}
-        return "" if told & {*runs} else "the summary holds no checkpoint of a series"
-    return next((r for name in ("update", "cka", "rank") if (r := _no_table(tables, name))), "")
+        models = {c["model"] for c in summary["checkpoints"] if c["step"] is not None}
+        return "" if models & {*runs} else "the summary holds no checkpoint of a series"
+    reasons = (_why_no_table(tables, name) for name in ("update", "cka", "rank"))
+    return next(filter(None, reasons), "")
 
 
 def _series(tables: Tables, runs: Sequence[str], summary: Mapping[str, Any] | None) -> Figure:
@@ -209,7 +261,7 @@ def _series(tables: Tables, runs: Sequence[str], summary: Mapping[str, Any] | No
     return series(frame[frame["model"].isin(runs)], measures=titles)
 
 
-def _no_table(tables: Tables, table: str) -> str:
+def _why_no_table(tables: Tables, table: str) -> str:
     frame = getattr(tables, table)
     return "" if frame is not None and len(frame) else f"the table {table!r} was not measured"
 
@@ -224,44 +276,37 @@ def _loops(tables: Tables, model: str) -> list[str] | list[None]:
     return loops if len(loops) > 1 else [None]
 
 
-def _own(frame: pd.DataFrame, model: str, loop: str | None) -> pd.Series:
+def _belongs(frame: pd.DataFrame, model: str, loop: str | None) -> pd.Series:
     """Which rows are those of a model, or of one of its loops."""
-    here = frame["model"].eq(model)
-    return here if loop is None else here & frame["loop"].eq(loop)
+    belongs = frame["model"].eq(model)
+    return belongs if loop is None else belongs & frame["loop"].eq(loop)
 
 
 def _reasons(tables: Tables, model: str, loop: str | None, names: Sequence[str]) -> Iterator[str]:
     for table in names:
-        if reason := _no_table(tables, table):
+        if reason := _why_no_table(tables, table):
             yield reason
             continue
         frame = getattr(tables, table)
-        own = frame[_own(frame, model, loop)]
-        if own.empty:
+        rows = frame[_belongs(frame, model, loop)]
+        if rows.empty:
             yield f"the table {table!r} has no rows of it"
-        elif len(panels := choose(tables, own, model, table)) > 1:
+        elif len(panels := choose(tables, rows, model, table)) > 1:
             yield f"the table {table!r} holds {len(panels)} steps or loops of it"
 
 
-def _no_fig1(tables: Tables, model: str, loop: str | None = None) -> str:
+def _why_no_fig1(tables: Tables, model: str, loop: str | None = None) -> str:
     if reason := next(_reasons(tables, model, loop, ("update", "cka", "spectrum")), ""):
         return reason
     frame = need(tables, "update")
-    blocks = frame["block"][_own(frame, model, loop)].astype(str)
+    blocks = frame["block"][_belongs(frame, model, loop)].astype(str)
     if not blocks.str.startswith("core").any():
         return "it has no loop (a plain stack; --layout groups its layers into blocks)"
-    return _no_rbf(tables, "biased", model)
+    pairs = need(tables, "cka")
+    return why_no_rbf(pairs[pairs["model"].eq(model)], "biased")
 
 
-def _no_rbf(tables: Tables, estimator: str, model: str | None = None) -> str:
-    frame = need(tables, "cka")
-    here = frame["kernel"].eq("rbf") & frame["estimator"].eq(estimator)
-    if model is not None:
-        here &= frame["model"].eq(model)
-    return "" if here.any() else f"no {estimator} CKA with the RBF kernel was measured"
-
-
-def _no_routers(tables: Tables, model: str, loop: str | None = None) -> str:
+def _why_no_routers(tables: Tables, model: str, loop: str | None = None) -> str:
     if tables.routing is not None and not _routes(tables, model, loop):
         what = "it" if loop is None else f"its loop {loop}"
         return f"{what} has no memory slots and no gates"
@@ -272,4 +317,5 @@ def _routes(tables: Tables, model: str, loop: str | None = None) -> bool:
     frame = tables.routing
     if frame is None:
         return False
-    return bool(frame["kind"][_own(frame, model, loop)].isin(["write", "read", "gate"]).any())
+    kinds = frame["kind"][_belongs(frame, model, loop)]
+    return bool(kinds.isin(["write", "read", "gate"]).any())

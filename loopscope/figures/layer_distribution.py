@@ -1,6 +1,7 @@
 """Figure 8 of the MeSH paper: perplexity against parameters, by variant and layout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -56,27 +57,13 @@ def layers(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         ax = fig.subplots()
         tags = []
         for number, label in enumerate(look):
-            own = [g for g in groups if labels[g.recipe] == label]
+            members = [g for g in groups if labels[g.recipe] == label]
             # equal counts (layouts of as many layers): by layout, so that the line is one line
-            own.sort(key=lambda g: (ends["params"][g.recipe], g.layout, g.d_model))
-            rows = ends.loc[[g.recipe for g in own]]
-            several = (rows["n"] > 1).any()
+            members.sort(key=lambda g: (ends["params"][g.recipe], g.layout, g.d_model))
+            rows = ends.loc[[g.recipe for g in members]]
             shift = step * (number - (len(look) - 1) / 2)
-            ax.errorbar(
-                rows["params"],
-                rows["mean"],
-                yerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]] if several else None,
-                label=label,
-                markersize=4,
-                linewidth=0.8,
-                elinewidth=0.8,
-                capsize=2.0,
-                capthick=0.8,
-                markeredgewidth=0.7,
-                transform=ax.transData + ScaledTranslation(shift / 72, 0, fig.dpi_scale_trans),
-                **(look[label] if len(own) > 1 else look[label] | {"linestyle": "none"}),
-            )
-            for g in own:
+            _draw_line(fig, ax, rows, label, look[label], shift)
+            for g in members:
                 x, mean, low, high = map(float, points.loc[g.recipe])
                 text = f"{g.layout}, $D={g.d_model}$" if widths else g.layout
                 tags.append(Tag(text=text, x=x, y=mean, low=low, high=high, shift=shift))
@@ -111,6 +98,32 @@ def why_no_layers(frame: pd.DataFrame) -> str:
     return ""
 
 
+def _draw_line(
+    fig: Figure,
+    ax: Axes,
+    rows: pd.DataFrame,
+    label: str,
+    look: Mapping[str, Any],
+    shift: float,
+) -> None:
+    """One variant: a marker per recipe, whiskers where there are several seeds."""
+    several = (rows["n"] > 1).any()
+    ax.errorbar(
+        rows["params"],
+        rows["mean"],
+        yerr=[rows["mean"] - rows["low"], rows["high"] - rows["mean"]] if several else None,
+        label=label,
+        markersize=4,
+        linewidth=0.8,
+        elinewidth=0.8,
+        capsize=2.0,
+        capthick=0.8,
+        markeredgewidth=0.7,
+        transform=ax.transData + ScaledTranslation(shift / 72, 0, fig.dpi_scale_trans),
+        **(look if len(rows) > 1 else {**look, "linestyle": "none"}),
+    )
+
+
 def _frame(ax: Axes, ends: pd.DataFrame) -> None:
     """Fit the axes to the points, with room for their names."""
     left, right = ends["params"].min(), ends["params"].max()
@@ -131,16 +144,16 @@ def _frame(ax: Axes, ends: pd.DataFrame) -> None:
 def _sentences(
     frame: pd.DataFrame, groups: Sequence[Group], ends: pd.DataFrame, labels: dict[str, str]
 ) -> list[str]:
-    told = ["exp(validation loss)"]
+    sentences = ["exp(validation loss)"]
     ns = sorted(set(ends["n"]))
     if ns == [1]:
-        told[0] += "; one seed per point: differences may be chance."
+        sentences[0] += "; one seed per point: differences may be chance."
     else:
         seeds = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
-        told[0] += f": markers mean, whiskers least to greatest; {seeds} seeds per point."
+        sentences[0] += f": markers mean, whiskers least to greatest; {seeds} seeds per point."
     if len(set(labels.values())) < len(groups):
-        told.append("Lines join the layouts of a variant.")
+        sentences.append("Lines join the layouts of a variant.")
     runs = curves.progress(frame)
     if left := int((~runs["finished"]).sum()):
-        told.append(f"Left out: {left} unfinished run{'' if left == 1 else 's'}.")
-    return told
+        sentences.append(f"Left out: {left} unfinished run{'' if left == 1 else 's'}.")
+    return sentences

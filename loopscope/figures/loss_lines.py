@@ -1,9 +1,10 @@
 """What each loop is worth: the loss when the coda reads the state before it is finished."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
@@ -45,48 +46,48 @@ def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> 
     """
     frame = need(tables, "readout")
     panels = choose(tables, frame, models, "readout")
-    found = courses(tables, frame, panels)
+    lines = courses(tables, frame, panels)
     with style():
-        fig, ax, columns = line_page([c.title for c in found])
-        for course in found:
+        fig, ax, columns = line_page([c.title for c in lines])
+        for course in lines:
             if course.sound:
                 draw_course(ax, course, course.K)
-        cut = fit_losses(ax, found, [c.K for c in found])
-        finish_page(fig, ax, found, columns)
+        cut = fit_losses(ax, lines, [c.K for c in lines])
+        finish_page(fig, ax, lines, columns)
         ax.set_xlabel("the coda reads $h(t)$, after $t$ loops")
         ax.set_ylabel("loss (nats per token)")
         note(
             fig,
-            course_note(found, [c.K for c in found]),
+            course_note(lines, [c.K for c in lines]),
             "Above the grey line the axis is logarithmic." if cut else "",
             samples_note(frame, panels),
         )
     return fig
 
 
-def fit_losses(ax: Axes, found: Sequence[Course], ends: Sequence[int]) -> float | None:
+def fit_losses(ax: Axes, lines: Sequence[Course], ends: Sequence[int]) -> float | None:
     """Fit the y-axis to the losses at the end; what lies far above gets a part of its own.
 
     Args:
         ax: The axes, lines drawn.
-        found: The lines.
+        lines: The lines.
         ends: The t of each at which its loss ends.
 
     Returns:
         Where the upper, logarithmic part begins; None where it is not needed.
     """
-    rows = [c.rows[c.rows["n"] > 0] for c in found]
-    if not any(len(own) for own in rows):
-        say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in found))
+    parts = [c.rows[c.rows["n"] > 0] for c in lines]
+    if not any(len(rows) for rows in parts):
+        say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in lines))
         ax.set_ylim(0, 1)
         return None
-    low = min(float(own["low"].min()) for own in rows if len(own))
-    high = max(float(own["high"].max()) for own in rows if len(own))
-    trained = [c.look.get("linestyle") != "--" for c in found]
+    low = min(float(rows["low"].min()) for rows in parts if len(rows))
+    high = max(float(rows["high"].max()) for rows in parts if len(rows))
+    trained = [c.look.get("linestyle") != "--" for c in lines]
     cut = _cut(
         [
-            own[own["t"] <= end]
-            for own, end, fits in zip(rows, ends, trained, strict=True)
+            rows[rows["t"] <= end]
+            for rows, end, fits in zip(parts, ends, trained, strict=True)
             if fits or not any(trained)
         ],
         low,
@@ -95,8 +96,12 @@ def fit_losses(ax: Axes, found: Sequence[Course], ends: Sequence[int]) -> float 
         room = 0.05 * (high - low) or 0.1
         ax.set_ylim(low - room, high + room)
         return None
-    low -= 0.05 * (cut - low)
-    high *= (high / cut) ** 0.08
+    _break_axis(ax, low - 0.05 * (cut - low), cut, high * (high / cut) ** 0.08)
+    return cut
+
+
+def _break_axis(ax: Axes, low: float, cut: float, high: float) -> None:
+    """Make the y-axis linear up to the cut and logarithmic from there, its ticks to fit."""
     share = _UPPER / (1 - _UPPER) * (cut - low) / math.log(high / cut)
 
     def forward(y: np.ndarray) -> np.ndarray:
@@ -120,12 +125,11 @@ def fit_losses(ax: Axes, found: Sequence[Course], ends: Sequence[int]) -> float 
     ax.yaxis.set_minor_locator(NullLocator())
     ax.axhspan(cut, high, color="#F3F3F3", linewidth=0, zorder=-2)
     ax.axhline(cut, color=GREY, linewidth=0.7, zorder=-1)
-    return cut
 
 
-def _cut(rows: Sequence, low: float) -> float:
+def _cut(parts: Sequence[pd.DataFrame], low: float) -> float:
     """The highest loss that the linear part shows."""
-    ends = [own.iloc[-1] for own in rows if len(own)]
+    ends = [rows.iloc[-1] for rows in parts if len(rows)]
     if not ends:
         return math.inf
     least = min(end["mean"] for end in ends)
@@ -133,13 +137,13 @@ def _cut(rows: Sequence, low: float) -> float:
     return top + _ROOM * max(top - low, 0.1 * top)
 
 
-def _upper_ticks(cut: float, high: float, place) -> list[float]:
+def _upper_ticks(cut: float, high: float, place: Callable[[float], float]) -> list[float]:
     """A few round losses in the logarithmic part, apart enough to be read."""
     first, last = math.floor(math.log10(cut)), math.ceil(math.log10(high))
     powers = range(first, last + 1, max(1, (last - first) // 3))
-    found: list[float] = []
+    ticks: list[float] = []
     for y in sorted(base * 10.0**p for p in powers for base in (1, 2, 5)):
-        edge = place(found[-1]) if found else place(cut)
+        edge = place(ticks[-1]) if ticks else place(cut)
         if cut < y <= high and place(y) - edge >= 0.065:
-            found.append(y)
-    return found
+            ticks.append(y)
+    return ticks

@@ -60,10 +60,10 @@ def token_label(text: str, width: int = 10) -> str:
         lambda m: _WHITESPACE[m[1]] + str(len(m[0])).translate(_RAISED),
         text,
     )
-    seen = "".join(_WHITESPACE.get(c, c) for c in runs)
-    if len(seen) > width:
-        seen = seen[: width - 1] + "…"
-    return printable(seen) or "∅"
+    visible = "".join(_WHITESPACE.get(c, c) for c in runs)
+    if len(visible) > width:
+        visible = visible[: width - 1] + "…"
+    return printable(visible) or "∅"
 
 
 def model_label(name: str) -> str:
@@ -95,8 +95,8 @@ def untrained_stem(provenance: Mapping[str, Any], model: str) -> str | None:
     stem, _, suffix = model.rpartition("@")
     if stem and suffix == "init":
         return stem
-    known = (provenance.get("models") or {}).get(model) or {}
-    return model if (known.get("training") or {}).get("untrained") is True else None
+    record = (provenance.get("models") or {}).get(model) or {}
+    return model if (record.get("training") or {}).get("untrained") is True else None
 
 
 def variants(provenance: Mapping[str, Any], models: Iterable[str]) -> dict[str, str | None]:
@@ -109,14 +109,15 @@ def variants(provenance: Mapping[str, Any], models: Iterable[str]) -> dict[str, 
     Returns:
         model → variant id; None where it is a foreign model, or nothing tells.
     """
-    found: dict[str, str | None] = {}
+    variant_of: dict[str, str | None] = {}
     for model in models:
-        known = (provenance.get("models") or {}).get(model) or {}
-        config = known.get("config")
-        told = config.get("variant") if isinstance(config, Mapping) else None
+        record = (provenance.get("models") or {}).get(model) or {}
+        config = record.get("config")
+        variant = config.get("variant") if isinstance(config, Mapping) else None
         stem = model.removesuffix("@init")
-        found[model] = str(told) if told else stem if not known and stem in _MODELS else None
-    return found
+        by_name = stem if not record and stem in _MODELS else None
+        variant_of[model] = str(variant) if variant else by_name
+    return variant_of
 
 
 def variant_label(variant: str, *, shared: bool = True) -> str:
@@ -275,10 +276,10 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     Returns:
         name → part of a file name.
     """
-    wanted = list(dict.fromkeys(names))
-    folded = [name.casefold() for name in wanted]
+    unique = list(dict.fromkeys(names))
+    folded = [name.casefold() for name in unique]
     safe = {}
-    for name in wanted:
+    for name in unique:
         plain = re.sub(f"[^{re.escape(SAFE)}]+", "-", name)[:60].strip("-")
         if plain != name or folded.count(name.casefold()) > 1:
             plain = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
@@ -296,10 +297,10 @@ def loop_file_names(cases: Iterable[tuple[str, str | None]]) -> dict[tuple[str, 
         (model, loop) → `file_names` of the model, with `_` and the loop's name after it where
         there are several; with six digits of a SHA-256 where that is another's name.
     """
-    wanted = list(dict.fromkeys(cases))
-    models = file_names(model for model, _ in wanted)
-    loops = file_names(loop for _, loop in wanted if loop is not None)
-    named = {(m, p): models[m] if p is None else f"{models[m]}_{loops[p]}" for m, p in wanted}
+    unique = list(dict.fromkeys(cases))
+    models = file_names(model for model, _ in unique)
+    loops = file_names(loop for _, loop in unique if loop is not None)
+    named = {(m, p): models[m] if p is None else f"{models[m]}_{loops[p]}" for m, p in unique}
     folded = [name.casefold() for name in named.values()]
     for (model, loop), name in named.items():
         if loop is not None and folded.count(name.casefold()) > 1:

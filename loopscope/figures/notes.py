@@ -44,15 +44,15 @@ def samples_note(frame: pd.DataFrame, panels: Sequence[Panel], column: str = "va
         Sentences such as 'n = 500 samples. Left out as flagged: mesh 3 values in 2 samples (zero).'
     """
     counts = aggregate.left_out(frame, column)
-    found = [(shortened(p.title, _NAME), _Left.of(p, counts)) for p in panels]
-    ns = {title: left.samples for title, left in found}
+    parts = [(shortened(p.title, _NAME), _LeftOut.of(p, counts)) for p in panels]
+    ns = {title: left_out.samples for title, left_out in parts}
     if len(set(ns.values())) == 1:
         text = f"n = {next(iter(ns.values()))} samples{' each' if len(ns) > 1 else ''}."
     elif len(ns) > _LISTED:
         text = f"n = {min(ns.values())} to {max(ns.values())} samples."
     else:
         text = f"n samples: {', '.join(f'{title} {n}' for title, n in ns.items())}."
-    return text + _flagged_text(found)
+    return text + _flagged_text(parts)
 
 
 def combined_note(panel: Panel, parts: dict[str, tuple[pd.DataFrame, str]]) -> str:
@@ -65,16 +65,16 @@ def combined_note(panel: Panel, parts: dict[str, tuple[pd.DataFrame, str]]) -> s
     Returns:
         Sentences such as 'n = 500 samples. Left out as flagged: (b) 3 values in 2 samples (zero).'
     """
-    found = [
-        (name, _Left.of(panel, aggregate.left_out(panel.rows(frame), column)))
+    counted = [
+        (name, _LeftOut.of(panel, aggregate.left_out(panel.rows(frame), column)))
         for name, (frame, column) in parts.items()
     ]
-    ns = {name: left.samples for name, left in found}
+    ns = {name: left_out.samples for name, left_out in counted}
     if len(set(ns.values())) == 1:
         text = f"n = {next(iter(ns.values()))} samples."
     else:
         text = f"n samples: {', '.join(f'{name} {n}' for name, n in ns.items())}."
-    return text + _flagged_text(found)
+    return text + _flagged_text(counted)
 
 
 def options_note(tables: Tables, panels: Sequence[Panel], *names: str) -> str:
@@ -89,17 +89,17 @@ def options_note(tables: Tables, panels: Sequence[Panel], *names: str) -> str:
         A sentence such as 'Measured with: first 2 tokens left out.', empty for the defaults.
     """
     models = dict.fromkeys(panel.model for panel in panels)
-    told = {model: _options(tables, model, set(names)) for model in models}
-    if len(set(told.values())) == 1:
-        text = next(iter(told.values()))
+    texts = {model: _options(tables, model, set(names)) for model in models}
+    if len(set(texts.values())) == 1:
+        text = next(iter(texts.values()))
     else:
-        text = "; ".join(f"{model_label(m)}: {t}" for m, t in told.items() if t)
+        text = "; ".join(f"{model_label(m)}: {t}" for m, t in texts.items() if t)
     return f"Measured with: {text}." if text else ""
 
 
 def _options(tables: Tables, model: str, names: set[str]) -> str:
-    known = (tables.provenance.get("models") or {}).get(model) or {}
-    options = known.get("options") or {}
+    record = (tables.provenance.get("models") or {}).get(model) or {}
+    options = record.get("options") or {}
     parts = []
     if drop := options.get("drop_first"):
         parts.append(f"first {'token' if drop == 1 else f'{drop} tokens'} left out")
@@ -158,14 +158,16 @@ def paths_note(panels: Sequence[Panel]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Left:
+class _LeftOut:
+    """How many samples a panel has, and what of them was left out as flagged."""
+
     samples: int
     flagged_values: int
     flagged_samples: int
     reasons: str
 
     @classmethod
-    def of(cls, panel: Panel, counts: pd.DataFrame) -> "_Left":
+    def of(cls, panel: Panel, counts: pd.DataFrame) -> "_LeftOut":
         rows = panel.rows(counts)
         return cls(
             samples=int(rows["samples"].sum()),
@@ -175,12 +177,12 @@ class _Left:
         )
 
 
-def _flagged_text(found: Sequence[tuple[str, _Left]]) -> str:
+def _flagged_text(parts: Sequence[tuple[str, _LeftOut]]) -> str:
     flagged = [
-        f"{name} {_count(left.flagged_values, 'value')} in {_count(left.flagged_samples, 'sample')}"
-        f" ({left.reasons.replace('_', ' ')})"
-        for name, left in found
-        if left.flagged_values > 0
+        f"{name} {_count(left_out.flagged_values, 'value')} in "
+        f"{_count(left_out.flagged_samples, 'sample')} ({left_out.reasons.replace('_', ' ')})"
+        for name, left_out in parts
+        if left_out.flagged_values > 0
     ]
     return f" Left out as flagged: {', '.join(flagged)}." if flagged else ""
 

@@ -36,10 +36,17 @@ class Panel:
     paths: tuple[str, ...] = ()
 
     def rows(self, stats: pd.DataFrame) -> pd.DataFrame:
-        """Select this panel's rows of an aggregated (or measured) table."""
+        """Select this panel's rows of an aggregated (or measured) table.
+
+        Args:
+            stats: With the columns model, step and loop.
+
+        Returns:
+            The rows of its model, step and loop.
+        """
         step = stats["step"].isna() if self.step is None else stats["step"].eq(self.step)
-        here = stats["model"].eq(self.model) & stats["loop"].eq(self.loop) & step.fillna(False)
-        return stats[here.astype(bool)]
+        belongs = stats["model"].eq(self.model) & stats["loop"].eq(self.loop) & step.fillna(False)
+        return stats[belongs.astype(bool)]
 
 
 def need(tables: Tables, name: str) -> pd.DataFrame:
@@ -57,10 +64,10 @@ def need(tables: Tables, name: str) -> pd.DataFrame:
     """
     frame = getattr(tables, name)
     if frame is None or len(frame) == 0:
-        there = [n for n in TABLES if (t := getattr(tables, n)) is not None and len(t) > 0]
+        held = [n for n in TABLES if (t := getattr(tables, n)) is not None and len(t) > 0]
         raise InputError(
             f"this figure needs the table {name!r}, which was not measured; there "
-            f"{'is' if len(there) == 1 else 'are'}: {', '.join(there) or 'none'}. "
+            f"{'is' if len(held) == 1 else 'are'}: {', '.join(held) or 'none'}. "
             f"Measure again with {name!r} among the measures."
         )
     return frame
@@ -90,8 +97,8 @@ def loops_of(tables: Tables, model: str) -> list[str]:
         Their names, in order of first appearance.
     """
     frames = [f for n in SCHEMAS if (f := getattr(tables, n)) is not None and "loop" in f]
-    own = [f.loc[f["model"].eq(model), "loop"].unique() for f in frames]
-    return list(dict.fromkeys(str(loop) for loops in own for loop in loops))
+    columns = [f.loc[f["model"].eq(model), "loop"].unique() for f in frames]
+    return list(dict.fromkeys(str(loop) for column in columns for loop in column))
 
 
 def choose(
@@ -113,33 +120,39 @@ def choose(
         InputError: if no model is asked for.
     """
     cases = frame[aggregate.KEYS].drop_duplicates()
-    there = [str(m) for m in cases["model"].unique()]
-    wanted = there if models is None else [models] if isinstance(models, str) else list(models)
-    if not wanted:
-        raise InputError(f"no model was asked for; the table {table!r} holds: {', '.join(there)}.")
+    held = [str(m) for m in cases["model"].unique()]
+    names = held if models is None else [models] if isinstance(models, str) else list(models)
+    if not names:
+        raise InputError(f"no model was asked for; the table {table!r} holds: {', '.join(held)}.")
     panels = []
-    for model in dict.fromkeys(wanted):
-        if model not in there:
+    for model in dict.fromkeys(names):
+        if model not in held:
             raise unknown_name(
-                "model", model, there, hint=f"The table {table!r} holds: {', '.join(there)}."
+                "model", model, held, hint=f"The table {table!r} holds: {', '.join(held)}."
             )
-        own = cases[cases["model"].eq(model)]
-        several = len(loops_of(tables, model)) > 1
-        for step, loop in zip(own["step"], own["loop"], strict=True):
-            title = model_label(model)
-            if several:
-                title += f", {printable(str(loop))}"
-            if not pd.isna(step):
-                title += f", step {step:,}"
-            panels.append(
-                Panel(
-                    model=model,
-                    step=None if pd.isna(step) else int(step),
-                    loop=str(loop),
-                    title=title,
-                    paths=_paths(tables, model, str(loop)),
-                )
+        panels += _panels_of(tables, model, cases[cases["model"].eq(model)])
+    return panels
+
+
+def _panels_of(tables: Tables, model: str, cases: pd.DataFrame) -> list[Panel]:
+    """The panels of one model; those of several loops or steps say which in their titles."""
+    several = len(loops_of(tables, model)) > 1
+    panels = []
+    for step, loop in zip(cases["step"], cases["loop"], strict=True):
+        title = model_label(model)
+        if several:
+            title += f", {printable(str(loop))}"
+        if not pd.isna(step):
+            title += f", step {step:,}"
+        panels.append(
+            Panel(
+                model=model,
+                step=None if pd.isna(step) else int(step),
+                loop=str(loop),
+                title=title,
+                paths=_paths(tables, model, str(loop)),
             )
+        )
     return panels
 
 
@@ -163,17 +176,17 @@ def choose_one(
         InputError: if the table holds several steps, or several loops and none is given.
     """
     panels = choose(tables, frame, model, table)
-    there = list(dict.fromkeys(p.loop for p in panels))
+    loops = list(dict.fromkeys(p.loop for p in panels))
     if loop is not None:
-        if loop not in there:
+        if loop not in loops:
             raise unknown_name(
-                "loop", loop, there, hint=f"The table {table!r} holds: {', '.join(there)}."
+                "loop", loop, loops, hint=f"The table {table!r} holds: {', '.join(loops)}."
             )
         panels = [p for p in panels if p.loop == loop]
-    elif len(there) > 1:
+    elif len(loops) > 1:
         raise InputError(
-            f"{model!r} has {len(there)} loops in the table {table!r}: {', '.join(there)}; this "
-            f"figure shows one. Give loop={there[0]!r} or another."
+            f"{model!r} has {len(loops)} loops in the table {table!r}: {', '.join(loops)}; this "
+            f"figure shows one. Give loop={loops[0]!r} or another."
         )
     if len(panels) > 1:
         raise InputError(
@@ -186,10 +199,10 @@ def choose_one(
 
 def _paths(tables: Tables, model: str, loop: str) -> tuple[str, ...]:
     """Where a loop's iterations stand; empty where that is their number or nobody told."""
-    known = (tables.provenance.get("models") or {}).get(model) or {}
-    loops = (known.get("map") or {}).get("loops") or []
-    found = next((one.get("paths") or [] for one in loops if one.get("name") == loop), [])
-    return () if all(path.isdigit() for path in found) else tuple(found)
+    record = (tables.provenance.get("models") or {}).get(model) or {}
+    loops = (record.get("map") or {}).get("loops") or []
+    paths = next((entry.get("paths") or [] for entry in loops if entry.get("name") == loop), [])
+    return () if all(path.isdigit() for path in paths) else tuple(paths)
 
 
 class Page(NamedTuple):
@@ -227,11 +240,7 @@ def page(
         The page; call inside `style()`.
     """
     sizes = list(units or [1] * len(panels))
-    columns = max(1, min(widest, int(PAGE_WIDTH // width)))
-    if len(set(sizes)) == 1:  # rows of equal length
-        columns = max(1, columns // sizes[0])
-        columns = math.ceil(len(panels) / math.ceil(len(panels) / columns)) * sizes[0]
-    places = pack(sizes, columns)
+    places = pack(sizes, _columns(sizes, max(1, min(widest, int(PAGE_WIDTH // width)))))
     rows = max(row + size for (row, _), size in zip(places, sizes, strict=True))
     columns = max(column + size for (_, column), size in zip(places, sizes, strict=True))
     total = min(PAGE_WIDTH, max(3.3, width * columns * 1.15 + 0.5))
@@ -239,7 +248,7 @@ def page(
     grid = fig.add_gridspec(rows, columns)
     axes: list[Axes] = []
     for panel, (row, column), size in zip(panels, places, sizes, strict=True):
-        like = {key: axes[0] for key, wanted in share.items() if wanted and axes}
+        like = {key: axes[0] for key, shared in share.items() if shared and axes}
         ax = fig.add_subplot(grid[row : row + size, column : column + size], **like)
         if like and column:
             ax.tick_params(labelleft=False)
@@ -248,6 +257,15 @@ def page(
         axes.append(ax)
     left = [ax for ax, (_, column) in zip(axes, places, strict=True) if column == 0]
     return Page(fig, axes, left, rows, columns)
+
+
+def _columns(sizes: Sequence[int], most: int) -> int:
+    """Units per row: as many as fit, or fewer where panels of one size then fill all rows."""
+    if len(set(sizes)) != 1:
+        return most
+    panels = len(sizes)
+    beside = max(1, most // sizes[0])
+    return math.ceil(panels / math.ceil(panels / beside)) * sizes[0]
 
 
 def pack(sizes: Sequence[int], columns: int) -> list[tuple[int, int]]:

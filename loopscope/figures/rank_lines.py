@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 
 from loopscope.analysis.tables import aggregate
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
-from loopscope.figures.courses import line_looks
+from loopscope.figures.courses import Look, line_looks
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
-from loopscope.figures.panels import choose, need, say_unsound, unsound_text, wrapped
+from loopscope.figures.panels import Panel, choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import Figure, new_figure, style
 from loopscope.figures.ticks import labelled, spread_ends
 
@@ -19,7 +21,6 @@ _MEASURES = {
     "stable": "stable rank",
     "participation": "participation ratio",
 }
-
 
 _WIDEST = 6.0  # inches; in more states than fit there, some have a label
 
@@ -43,9 +44,9 @@ def rank(
         InputError: if the table is missing, or a model or measure is not in it.
     """
     frame = need(tables, "rank")
-    there = [str(m) for m in frame["measure"].unique()]
-    if measure not in there:
-        raise unknown_name("measure", measure, there)
+    measured = [str(m) for m in frame["measure"].unique()]
+    if measure not in measured:
+        raise unknown_name("measure", measure, measured)
     frame = frame[frame["measure"].eq(measure)]
     panels = choose(tables, frame, models, "rank")
     stats = aggregate.rank(frame)
@@ -53,37 +54,13 @@ def rank(
     order = state_order(str(s) for p in parts for s in p["state"])
     looks = line_looks(tables.provenance, panels)
     with style():
-        titles = [wrapped(p.title, 26) for p in panels]
-        for number, part in enumerate(parts):
-            if not part["n"].any():
-                titles[number] += f":\n{unsound_text(int(part['n_flagged'].sum()))}"
-        letters = max(len(line) for title in titles for line in title.split("\n"))
-        beside = 0.9 + 0.06 * letters
-        lines = sum(title.count("\n") + 1 for title in titles)
-        fig = new_figure(
-            max(3.4, min(0.34 * len(order), _WIDEST) + beside), max(2.5, 0.9 + 0.125 * lines)
-        )
+        titles = [_title(p, part) for p, part in zip(panels, parts, strict=True)]
+        fig = _page(len(order), titles)
         ax = fig.subplots()
         for number, part in enumerate(parts):
-            # States that a model lacks stay NaN: no line runs across them.
-            own = part.set_index(part["state"].astype(str)).reindex(order)
             dodge = 0.0 if len(panels) == 1 else 0.4 * (number / (len(panels) - 1) - 0.5)
-            ax.errorbar(
-                np.arange(len(order)) + dodge,
-                own["mean"].to_numpy(),
-                yerr=own["std"].to_numpy(),
-                label=titles[number],
-                **looks[number],
-                markersize=3.2,
-                elinewidth=0.7,
-                capsize=1.5,
-                capthick=0.7,
-            )
-        shown = labelled(order, int(_WIDEST / 0.34) - 2)
-        ax.set_xticks([order.index(s) for s in shown], [state_label(s) for s in shown])
-        if len(shown) < len(order):
-            spread_ends(ax.get_xticklabels(), ha=("right", "left"))
-        ax.set_xlim(-0.5, len(order) - 0.5)
+            _draw_line(ax, part, order, dodge, label=titles[number], look=looks[number])
+        _name_states(ax, order)
         if not any(p["n"].any() for p in parts):
             say_unsound(ax, sum(int(p["n_flagged"].sum()) for p in parts))
             ax.set_ylim(0, 1)
@@ -99,3 +76,42 @@ def rank(
             options_note(tables, panels, "rank"),
         )
     return fig
+
+
+def _title(panel: Panel, part: pd.DataFrame) -> str:
+    title = wrapped(panel.title, 26)
+    return title if part["n"].any() else f"{title}:\n{unsound_text(int(part['n_flagged'].sum()))}"
+
+
+def _page(states: int, titles: Sequence[str]) -> Figure:
+    """An empty figure with room for a legend of the titles beside the axes."""
+    letters = max(len(line) for title in titles for line in title.split("\n"))
+    beside = 0.9 + 0.06 * letters
+    lines = sum(title.count("\n") + 1 for title in titles)
+    return new_figure(max(3.4, min(0.34 * states, _WIDEST) + beside), max(2.5, 0.9 + 0.125 * lines))
+
+
+def _draw_line(
+    ax: Axes, part: pd.DataFrame, order: list[str], dodge: float, *, label: str, look: Look
+) -> None:
+    # States that a model lacks stay NaN: no line runs across them.
+    rows = part.set_index(part["state"].astype(str)).reindex(order)
+    ax.errorbar(
+        np.arange(len(order)) + dodge,
+        rows["mean"].to_numpy(),
+        yerr=rows["std"].to_numpy(),
+        label=label,
+        **look,
+        markersize=3.2,
+        elinewidth=0.7,
+        capsize=1.5,
+        capthick=0.7,
+    )
+
+
+def _name_states(ax: Axes, order: Sequence[str]) -> None:
+    shown = labelled(order, int(_WIDEST / 0.34) - 2)
+    ax.set_xticks([order.index(s) for s in shown], [state_label(s) for s in shown])
+    if len(shown) < len(order):
+        spread_ends(ax.get_xticklabels(), ha=("right", "left"))
+    ax.set_xlim(-0.5, len(order) - 0.5)

@@ -86,45 +86,47 @@ def routers(tables: Tables, model: str, loop: str | None = None) -> Figure:
             "no gates. Router figures exist for models with write and read routers, or gates."
         )
     rows = token_rows(tables.tokens, panel)
-    seen = bool(rows) or (gates is not None and bool(gates.texts))
+    by_token = bool(rows) or (gates is not None and bool(gates.texts))
     with style():
         fig = _draw(panel, maps, rows, gates)
         note(
             fig,
-            *_explained(maps, gates),
+            *_sentences(maps, gates),
             paths_note([panel]),
             samples_note(frame, [panel], "mean"),
             options_note(tables, [panel], "routing"),
-            _where_tokens(maps, rows, gates) if seen else "No token-by-token table was measured.",
+            _token_sentence(maps, rows, gates)
+            if by_token
+            else "No token-by-token table was measured.",
         )
     return fig
 
 
-def _explained(maps: list[Map], gates: GateRows | None) -> list[str]:
-    told = []
+def _sentences(maps: list[Map], gates: GateRows | None) -> list[str]:
+    sentences = []
     if slots := _slots(maps):
         if _readable(maps):
             percent = " in %" if slots > WIDE else ""
-            told.append(f"Numbers: mean weight over tokens and samples{percent};")
+            sentences.append(f"Numbers: mean weight over tokens and samples{percent};")
         else:
-            told.append("Maps: mean weight over tokens and samples;")
-        told.append(
+            sentences.append("Maps: mean weight over tokens and samples;")
+        sentences.append(
             f"H: entropy of the weights in nats, uniform over {slots} slots would be "
             f"{np.log(slots):.2f}."
         )
     if gates is not None:
-        told.append(
+        sentences.append(
             "Gates: mean probability over tokens and samples; H: its binary entropy in nats, "
             f"at most {np.log(2):.2f}."
         )
-    return told
+    return sentences
 
 
-def _where_tokens(maps: list[Map], rows: list[TokenRow], gates: GateRows | None) -> str:
+def _token_sentence(maps: list[Map], rows: list[TokenRow], gates: GateRows | None) -> str:
     what = " and ".join(["weights"] * bool(rows) + ["probabilities"] * (gates is not None))
     steps = max(len(m.values) for m in maps[:2])
-    some = ", at some of the steps" if rows and len(rows[0].steps) < steps else ""
-    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token{some}."
+    left_out = ", at some of the steps" if rows and len(rows[0].steps) < steps else ""
+    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token{left_out}."
 
 
 def router_map(stats: pd.DataFrame, kind: str) -> Map:
@@ -147,8 +149,8 @@ def router_map(stats: pd.DataFrame, kind: str) -> Map:
 
 def _target_order(targets: pd.Index) -> list[str]:
     slots = [t for t in targets if t[:1] == "m" and t[1:].isdigit()]
-    others = block_order(t for t in targets if t not in slots)
-    return [*sorted(slots, key=lambda t: int(t[1:])), *others]
+    blocks = block_order(t for t in targets if t not in slots)
+    return [*sorted(slots, key=lambda t: int(t[1:])), *blocks]
 
 
 def _slots(maps: list[Map]) -> int:
@@ -163,14 +165,7 @@ def _readable(maps: list[Map]) -> bool:
 
 def _draw(panel: Panel, maps: list[Map], rows: list[TokenRow], gates: GateRows | None) -> Figure:
     drawn = [m for m in maps if not m.values.empty]
-    heights = []
-    if drawn:
-        heights.append(_CELL * max(len(m.values) for m in drawn) + 0.75)
-    if rows:
-        lines = sum(len(step.weights) for step in rows[0].steps)
-        heights += [min(0.075 * lines, 4.2) + 0.2] * len(rows)
-    if gates is not None:
-        heights.append(max(0.8, min(_CELL * gates.height, 4.2)) + 0.2)
+    heights = _heights(drawn, rows, gates)
     under = 1.2 if rows or (gates is not None and gates.texts) else 0.55
     alone = not drawn and gates is not None and not gates.texts
     fig = new_figure(3.4 if alone else PAGE_WIDTH, sum(heights) + under)
@@ -178,18 +173,17 @@ def _draw(panel: Panel, maps: list[Map], rows: list[TokenRow], gates: GateRows |
     grid = fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
     norm = Normalize(0.0, 1.0)
     axes: list[Axes] = []
-    for column, one in enumerate(drawn):
+    for column, weights in enumerate(drawn):
         axes.append(fig.add_subplot(grid[0, column]))
-        _draw_map(axes[-1], one, norm, panel, _slots(maps), printed=_readable(maps))
+        _draw_map(axes[-1], weights, norm, panel, _slots(maps), printed=_readable(maps))
     for place, row in enumerate(rows, start=int(bool(drawn))):
         axes.append(fig.add_subplot(grid[place, :]))
         draw_tokens(axes[-1], row, norm, show_tokens=row is rows[-1])
     if gates is not None:
         axes.append(fig.add_subplot(grid[-1, :]))
         draw_gates(axes[-1], gates, norm)
-    mesh = axes[0].collections[0]
     bar = fig.colorbar(
-        mesh,
+        axes[0].collections[0],
         ax=axes,
         aspect=30 if len(heights) > 1 else 15,
         pad=0.01,
@@ -202,6 +196,19 @@ def _draw(panel: Panel, maps: list[Map], rows: list[TokenRow], gates: GateRows |
     bar.ax.tick_params(length=2)
     fig.suptitle(panel.title, fontsize=8.5)
     return fig
+
+
+def _heights(drawn: list[Map], rows: list[TokenRow], gates: GateRows | None) -> list[float]:
+    """Inches of each row of the page: the maps beside each other, each text, the gates."""
+    heights = []
+    if drawn:
+        heights.append(_CELL * max(len(m.values) for m in drawn) + 0.75)
+    if rows:
+        lines = sum(len(step.weights) for step in rows[0].steps)
+        heights += [min(0.075 * lines, 4.2) + 0.2] * len(rows)
+    if gates is not None:
+        heights.append(max(0.8, min(_CELL * gates.height, 4.2)) + 0.2)
+    return heights
 
 
 def _draw_map(
@@ -225,17 +232,7 @@ def _draw_map(
     else:
         rows = [step_label(t, panel.paths) for t in steps]
         targets = shown
-        edge = values.shape[1] + 0.15
-        ax.text(edge, -0.12, "H", fontsize=SMALL, color=GREY, va="bottom")
-        for row, t in enumerate(steps):
-            ax.text(
-                edge,
-                row + 0.5,
-                f"{drawn.entropy[t]:.2f}" if np.isfinite(drawn.entropy[t]) else "n/a",
-                fontsize=TINY,
-                color=GREY,
-                va="center",
-            )
+        _print_entropy(ax, drawn.entropy.loc[steps], values.shape[1] + 0.15)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
     ax.set_xticks(
         [columns.index(s) + 0.5 for s in shown],
@@ -247,3 +244,17 @@ def _draw_map(
         names[0].set_horizontalalignment("right")
         names[shown.index("core1")].set_horizontalalignment("left")
     ax.set_title(_TITLES[drawn.kind])
+
+
+def _print_entropy(ax: Axes, entropy: pd.Series, edge: float) -> None:
+    """Write each row's entropy at its end, under an H."""
+    ax.text(edge, -0.12, "H", fontsize=SMALL, color=GREY, va="bottom")
+    for row, value in enumerate(entropy):
+        ax.text(
+            edge,
+            row + 0.5,
+            f"{value:.2f}" if np.isfinite(value) else "n/a",
+            fontsize=TINY,
+            color=GREY,
+            va="center",
+        )

@@ -51,10 +51,10 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
     """
     if tokens is None:
         return []
-    own = shown_tokens(tokens, panel)
-    found = []
+    shown = shown_tokens(tokens, panel)
+    rows = []
     for kind in ("write", "read"):
-        part = own[own["kind"].eq(kind)]
+        part = shown[shown["kind"].eq(kind)]
         if part.empty:
             continue
         part = part.assign(slot=part["target"].astype(str).str[1:].astype(int))
@@ -66,15 +66,15 @@ def token_rows(tokens: pd.DataFrame | None, panel: Panel) -> list[TokenRow]:
                 .pivot(index="slot", columns="pos", values="value")
                 .to_numpy(np.float64),
             )
-            for t in _some(sorted(part["t"].unique().tolist()), LINES_SHOWN // slots)
+            for t in _fitting(sorted(part["t"].unique().tolist()), LINES_SHOWN // slots)
         ]
         texts = part.drop_duplicates("pos").sort_values("pos")["token"].astype(str)
         row = TokenRow(kind=kind, steps=tuple(steps), tokens=tuple(texts), paths=panel.paths)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def _some(steps: list[int], most: int) -> list[int]:
+def _fitting(steps: list[int], most: int) -> list[int]:
     """The transition and some of the iterations, if all are more than fit."""
     if len(steps) <= most:
         return steps
@@ -93,9 +93,9 @@ def shown_tokens(tokens: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     Returns:
         Its rows.
     """
-    own = panel.rows(tokens)
-    own = own[own["pos"] < TOKENS_SHOWN]
-    return own.assign(value=own["value"].where(aggregate.sound(own)))
+    rows = panel.rows(tokens)
+    rows = rows[rows["pos"] < TOKENS_SHOWN]
+    return rows.assign(value=rows["value"].where(aggregate.sound(rows)))
 
 
 def draw_tokens(ax: Axes, row: TokenRow, norm: Normalize, *, show_tokens: bool) -> None:

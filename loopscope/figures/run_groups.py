@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.training_curves import recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import variant_label
 from loopscope.figures.panels import need
 from loopscope.figures.style import variant_look, variant_rank
-from loopscope.training.runs import recipe
 
 _NAMES = {
     "model.d_model": "D",
@@ -77,30 +77,30 @@ def run_groups(
         InputError: if the table is missing or no run is asked for.
     """
     frame = need(tables, "training")
-    there = [str(m) for m in frame["model"].unique()]
-    wanted = there if models is None else [models] if isinstance(models, str) else list(models)
-    if not wanted:
-        raise InputError(f"no run was asked for; the table 'training' holds: {', '.join(there)}.")
-    for model in wanted:
-        if model not in there:
-            hint = f"The table 'training' holds: {', '.join(there)}."
-            raise unknown_name("run", model, there, hint=hint)
-    frame = frame[frame["model"].isin(wanted)]
-    groups = []
-    for key, rows in frame.groupby(frame["recipe"].astype(str), sort=False):
-        first = rows.iloc[0]
-        groups.append(
-            Group(
-                recipe=str(key),
-                variant=str(first["variant"]),
-                layout=str(first["layout"]),
-                K=int(first["K"]),
-                d_model=int(first["d_model"]),
-                slots=None if pd.isna(first["slots"]) else int(first["slots"]),
-                settings=_settings(tables, str(first["model"]), str(key)),
-            )
-        )
-    return frame, groups
+    held = [str(m) for m in frame["model"].unique()]
+    runs = held if models is None else [models] if isinstance(models, str) else list(models)
+    if not runs:
+        raise InputError(f"no run was asked for; the table 'training' holds: {', '.join(held)}.")
+    for run in runs:
+        if run not in held:
+            hint = f"The table 'training' holds: {', '.join(held)}."
+            raise unknown_name("run", run, held, hint=hint)
+    frame = frame[frame["model"].isin(runs)]
+    by_recipe = frame.groupby(frame["recipe"].astype(str), sort=False)
+    return frame, [_group(tables, str(key), rows.iloc[0]) for key, rows in by_recipe]
+
+
+def _group(tables: Tables, key: str, first: pd.Series) -> Group:
+    """The group of a recipe, from the first row of any of its runs."""
+    return Group(
+        recipe=key,
+        variant=str(first["variant"]),
+        layout=str(first["layout"]),
+        K=int(first["K"]),
+        d_model=int(first["d_model"]),
+        slots=None if pd.isna(first["slots"]) else int(first["slots"]),
+        settings=_settings(tables, str(first["model"]), key),
+    )
 
 
 def group_labels(groups: Sequence[Group], *, rule: bool = False) -> dict[str, str]:
@@ -143,7 +143,7 @@ def looks(groups: Sequence[Group], labels: Mapping[str, str]) -> dict[str, dict[
     Returns:
         label → keywords of `Axes.plot`.
     """
-    found: dict[str, dict[str, Any]] = {}
+    look_of: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
 
     def place(g: Group) -> tuple[int, bool, int, str]:
@@ -151,11 +151,11 @@ def looks(groups: Sequence[Group], labels: Mapping[str, str]) -> dict[str, dict[
 
     for g in sorted(groups, key=place):
         label = labels[g.recipe]
-        if label not in found:
+        if label not in look_of:
             number = used.get(g.variant, 0)
             used[g.variant] = number + 1
-            found[label] = variant_look(g.variant, number)
-    return found
+            look_of[label] = variant_look(g.variant, number)
+    return look_of
 
 
 def differing(groups: Sequence[Group]) -> set[str]:
@@ -194,15 +194,15 @@ def settings_note(groups: Sequence[Group]) -> str:
     """
     differ = differing(groups)
     names = sorted(n for n in differ - TEXT - {"recipe"} if not n.startswith("model."))
-    told = [f"Runs differ in {', '.join(map(setting_name, names))}."] if names else []
+    sentences = [f"Runs differ in {', '.join(map(setting_name, names))}."] if names else []
     if differ & TEXT:
-        told.append("Runs differ in text or vocabulary: their losses do not compare.")
-    return " ".join(told)
+        sentences.append("Runs differ in text or vocabulary: their losses do not compare.")
+    return " ".join(sentences)
 
 
 def _settings(tables: Tables, model: str, key: str) -> dict[str, Any]:
-    known = (tables.provenance.get("models") or {}).get(model) or {}
-    origin = known.get("training") or {}
+    record = (tables.provenance.get("models") or {}).get(model) or {}
+    origin = record.get("training") or {}
     return recipe(origin) if "training" in origin else {"recipe": key}
 
 

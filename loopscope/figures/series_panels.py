@@ -36,12 +36,12 @@ def signs_of(summary: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = [
         {
-            "model": one["model"], "step": one["step"], "loop": one["loop"], "sign": sign,
-            "mean": _number(told["mean"]), "low": _number(told["low"]),
-            "high": _number(told["high"]), "n": told["n"],
+            "model": entry["model"], "step": entry["step"], "loop": entry["loop"], "sign": sign,
+            "mean": _number(value["mean"]), "low": _number(value["low"]),
+            "high": _number(value["high"]), "n": value["n"],
         }
-        for one in summary["checkpoints"] if one["step"] is not None
-        for sign, told in one["measures"].items()
+        for entry in summary["checkpoints"] if entry["step"] is not None
+        for sign, value in entry["measures"].items()
     ]  # fmt: skip
     columns = ["model", "step", "loop", "sign", "mean", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
@@ -70,13 +70,13 @@ def series(
         InputError: if no sign has a value at any step.
     """
     if not isinstance(signs, pd.DataFrame):
-        told = signs.summary()
-        return series(signs_of(told), told["series"], told["measures"])
+        summary = signs.summary()
+        return series(signs_of(summary), summary["series"], summary["measures"])
     frame = signs[signs["step"].notna()].astype({"model": str, "loop": str, "sign": str})
-    seen = frame[frame["n"].gt(0) & frame["mean"].notna()]
-    told = {m["name"]: m for m in measures}
-    names = [n for n in [*told, *seen["sign"].unique()] if n in set(seen["sign"])]
-    names = list(dict.fromkeys(names))
+    sound = frame[frame["n"].gt(0) & frame["mean"].notna()]
+    facts = {m["name"]: m for m in measures}
+    drawn = set(sound["sign"])
+    names = [n for n in dict.fromkeys([*facts, *sound["sign"].unique()]) if n in drawn]
     if not names:
         raise InputError("no sign of collapse has a value at any step; a series needs checkpoints.")
     runs = _runs(frame)
@@ -84,35 +84,44 @@ def series(
         (p.model, p.loop): look for p, look in zip(runs, line_looks({}, runs), strict=True)
     }  # fmt: skip
     entries = [e for e in entries if (e["model"], e["loop"]) in looks]
-    log = _logarithmic(seen["step"])
     with style():
         fig, axes = _page(len(names), runs)
         cut = []
         for ax, name in zip(axes, names, strict=False):
-            own = seen[seen["sign"].eq(name)]
-            for run in runs:
-                rows = own[own["model"].eq(run.model) & own["loop"].eq(run.loop)]
-                _draw(ax, rows.sort_values("step"), looks[run.model, run.loop], run.title)
-            unit = str(told.get(name, {}).get("unit") or "")
-            title = str(told.get(name, {}).get("title") or name.replace("_", " "))
+            sign_facts = facts.get(name, {})
+            title = str(sign_facts.get("title") or name.replace("_", " "))
             ax.set_title(wrapped(printable(title), 27), fontsize=SMALL)
-            ax.set_ylabel(printable(unit), fontsize=SMALL)
-            if _fit(ax, own):
+            ax.set_ylabel(printable(str(sign_facts.get("unit") or "")), fontsize=SMALL)
+            if _draw_sign(ax, sound[sound["sign"].eq(name)], runs, looks):
                 cut.append(title)
-        _steps_axis(axes[: len(names)], seen["step"], log=log)
+        _steps_axis(axes[: len(names)], sound["step"], log=_logarithmic(sound["step"]))
         for ax in axes[: len(names)]:
             _events(ax, entries, looks)
         for ax in axes[len(names) :]:
             ax.set_visible(False)
-        titles = [run.title for run in runs]
-        letters = max(map(len, titles))
-        fig.legend(
-            [legend_line(looks[run.model, run.loop]) for run in runs], titles,
-            loc="outside upper center", handlelength=2.4,
-            ncols=max(1, min(len(titles), int(PAGE_WIDTH // (0.5 + 0.065 * letters)))),
-        )  # fmt: skip
-        note(fig, *_sentences(entries, cut, seen))
+        _add_legend(fig, runs, looks)
+        note(fig, *_sentences(entries, cut, sound))
     return fig
+
+
+def _draw_sign(
+    ax: Axes, rows: pd.DataFrame, runs: Sequence[Panel], looks: Mapping[Any, Look]
+) -> bool:
+    """Draw one sign of every run; whether the beginning is cut off."""
+    for run in runs:
+        line = rows[rows["model"].eq(run.model) & rows["loop"].eq(run.loop)]
+        _draw(ax, line.sort_values("step"), looks[run.model, run.loop], run.title)
+    return _fit(ax, rows)
+
+
+def _add_legend(fig: Figure, runs: Sequence[Panel], looks: Mapping[Any, Look]) -> None:
+    titles = [run.title for run in runs]
+    letters = max(map(len, titles))
+    fig.legend(
+        [legend_line(looks[run.model, run.loop]) for run in runs], titles,
+        loc="outside upper center", handlelength=2.4,
+        ncols=max(1, min(len(titles), int(PAGE_WIDTH // (0.5 + 0.065 * letters)))),
+    )  # fmt: skip
 
 
 def _number(value: float | None) -> float:
@@ -154,12 +163,12 @@ def _draw(ax: Axes, rows: pd.DataFrame, look: Look, title: str) -> None:
     )  # fmt: skip
 
 
-def _fit(ax: Axes, own: pd.DataFrame) -> bool:
+def _fit(ax: Axes, rows: pd.DataFrame) -> bool:
     """Fit a panel to what comes after the beginning, where that would else be flat."""
     ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
     ax.grid(axis="y")
-    later = own[own["step"] >= _SETTLED * own["step"].max()]
-    all_low, all_high = _span(own)
+    later = rows[rows["step"] >= _SETTLED * rows["step"].max()]
+    all_low, all_high = _span(rows)
     low, high = _span(later)
     few = later["step"].nunique() < _MANY
     if few or not all_high - all_low > _WORTH * (high - low) > 0:
@@ -178,20 +187,20 @@ def _span(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def _logarithmic(steps: pd.Series) -> bool:
-    own = np.unique(steps.to_numpy(dtype=float))
-    own = own[own > 0]
-    return bool(len(own) > 3 and own[-1] > _FAR * np.median(own))
+    positive = np.unique(steps.to_numpy(dtype=float))
+    positive = positive[positive > 0]
+    return bool(len(positive) > 3 and positive[-1] > _FAR * np.median(positive))
 
 
 def _steps_axis(axes: Sequence[Axes], steps: pd.Series, *, log: bool) -> None:
-    own = steps.to_numpy(dtype=float)
+    values = steps.to_numpy(dtype=float)
     for number, ax in enumerate(axes):
         if log:
-            ax.set_xscale("symlog", linthresh=float(own[own > 0].min()))
-            ax.set_xlim(min(0.0, own.min()), own.max() * 1.15)
+            ax.set_xscale("symlog", linthresh=float(values[values > 0].min()))
+            ax.set_xlim(min(0.0, values.min()), values.max() * 1.15)
         else:
-            room = 0.04 * (own.max() - own.min()) or 0.5
-            ax.set_xlim(own.min() - room, own.max() + room)
+            room = 0.04 * (values.max() - values.min()) or 0.5
+            ax.set_xlim(values.min() - room, values.max() + room)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
         ax.xaxis.set_major_formatter(lambda value, _: short_count(max(value, 0)))
         if number + COLUMNS >= len(axes):
@@ -215,9 +224,9 @@ def _events(ax: Axes, entries: Sequence[Mapping[str, Any]], looks: Mapping[Any, 
 
 
 def _sentences(
-    entries: Sequence[Mapping[str, Any]], cut: Sequence[str], seen: pd.DataFrame
+    entries: Sequence[Mapping[str, Any]], cut: Sequence[str], sound: pd.DataFrame
 ) -> list[str]:
-    told = ["Lines: mean over samples, bands: its 95 % interval."]
+    sentences = ["Lines: mean over samples, bands: its 95 % interval."]
     onsets = [
         f"{_name(e, entries)} {e['onset']['verdict']} from step {e['onset']['step']:,}"
         + (f" (not yet at {e['onset']['after']:,})" if e["onset"]["after"] is not None else "")
@@ -225,17 +234,17 @@ def _sentences(
         if e["onset"]
     ]
     if onsets:
-        told.append(f"Vertical lines: {'; '.join(onsets)}.")
+        sentences.append(f"Vertical lines: {'; '.join(onsets)}.")
     if any(e["missing"] for e in entries):
-        told.append("×: missing or unreadable checkpoints.")
+        sentences.append("×: missing or unreadable checkpoints.")
     if cut:
-        told.append(
+        sentences.append(
             f"The first {100 * _SETTLED:.0f}\u00a0% of training may lie outside the panels "
             f"{', '.join(printable(title) for title in cut)}."
         )
-    n = int(seen["n"].max())
-    told.append(f"n = {n} sample{'' if n == 1 else 's'}.")
-    return told
+    n = int(sound["n"].max())
+    sentences.append(f"n = {n} sample{'' if n == 1 else 's'}.")
+    return sentences
 
 
 def _name(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """Which steps of a training series a figure of states shows."""
 
 from collections.abc import Mapping, Set
-from dataclasses import replace
 
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import SCHEMAS
@@ -17,34 +16,31 @@ def steps_of(tables: Tables, model: str) -> list[int]:
     Returns:
         The steps in order, empty where the model is no series.
     """
-    found: set[int] = set()
-    for name in SCHEMAS:
-        frame = getattr(tables, name)
-        if frame is not None:
-            own = frame.loc[frame["model"].eq(model), "step"]
-            found |= {int(step) for step in own.dropna().unique()}
-    return sorted(found)
+    steps: set[int] = set()
+    for name, frame in tables.frames().items():
+        if name in SCHEMAS:
+            column = frame.loc[frame["model"].eq(model), "step"]
+            steps |= {int(step) for step in column.dropna().unique()}
+    return sorted(steps)
 
 
 def of_steps(tables: Tables, steps: Mapping[str, Set[int]]) -> Tables:
     """Keep some steps of some models.
 
     Args:
-        tables: What was measured.
+        tables: What was measured; anything that has `frames()` and `provenance`.
         steps: Model → the steps of it that stay; other models keep all their rows.
 
     Returns:
-        The tables with fewer rows.
+        The tables with fewer rows; those of training runs have all.
     """
     if not steps:
         return tables
-    kept = {}
-    for name in SCHEMAS:
-        frame = getattr(tables, name)
-        if frame is None:
-            continue
+    narrowed = tables.frames()
+    for name in narrowed.keys() & SCHEMAS.keys():
+        frame = narrowed[name]
         keep = ~frame["model"].isin(list(steps))
-        for model, own in steps.items():
-            keep |= frame["model"].eq(model) & frame["step"].isin(own).fillna(False).astype(bool)
-        kept[name] = frame[keep]
-    return replace(tables, **kept)  # type: ignore[type-var]
+        for model, kept in steps.items():
+            keep |= frame["model"].eq(model) & frame["step"].isin(kept).fillna(False).astype(bool)
+        narrowed[name] = frame[keep]
+    return Tables(**narrowed, provenance=tables.provenance)

@@ -14,7 +14,7 @@ from loopscope.analysis.tables import aggregate
 from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.names import state_label, state_order
 from loopscope.figures.notes import note, options_note, samples_note, states_note
-from loopscope.figures.panels import choose, need, page, say_unsound
+from loopscope.figures.panels import Page, choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 from loopscope.figures.ticks import labelled
 
@@ -59,22 +59,7 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             ax.set_xlabel("index $i$")
         for ax in sheet.leftmost:
             ax.set_ylabel(SPECTRUM_LABEL)
-        handles = {line.get_label(): line for ax in sheet.axes for line in ax.get_lines()}
-        shown = labelled(states, LISTED)
-        labels = [label for s in shown if (label := state_label(s)) in handles]
-        rows = math.ceil(len(labels) * 0.58 / sheet.fig.get_figwidth())
-        columns = math.ceil(len(labels) / max(rows, 1))
-        # matplotlib fills a legend by columns; order it so that it reads by rows.
-        labels = [label for column in range(columns) for label in labels[column::columns]]
-        if labels:
-            sheet.fig.legend(
-                [handles[label] for label in labels],
-                labels,
-                loc="outside upper center",
-                ncols=columns,
-                columnspacing=1.0,
-                handlelength=2.2,
-            )
+        _add_legend(sheet, states)
         note(
             sheet.fig,
             BAND_NOTE,
@@ -84,6 +69,26 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
             options_note(tables, panels, "spectrum"),
         )
     return sheet.fig
+
+
+def _add_legend(sheet: Page, states: Sequence[str]) -> None:
+    """List the drawn states above the panels."""
+    handles = {line.get_label(): line for ax in sheet.axes for line in ax.get_lines()}
+    shown = labelled(states, LISTED)
+    labels = [label for s in shown if (label := state_label(s)) in handles]
+    rows = math.ceil(len(labels) * 0.58 / sheet.fig.get_figwidth())
+    columns = math.ceil(len(labels) / max(rows, 1))
+    # matplotlib fills a legend by columns; order it so that it reads by rows.
+    labels = [label for column in range(columns) for label in labels[column::columns]]
+    if labels:
+        sheet.fig.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="outside upper center",
+            ncols=columns,
+            columnspacing=1.0,
+            handlelength=2.2,
+        )
 
 
 def state_looks(states: Sequence[str]) -> dict[str, Look]:
@@ -138,11 +143,11 @@ def draw_spectrum(ax: Axes, part: pd.DataFrame, looks: dict[str, Look]) -> None:
     ):
         # past this, a mean over the few samples that still have a value would turn upwards
         complete = rows["n"] >= max(1, _COMPLETE * rows["n"].max())
-        seen = rows[complete].sort_values("i")
-        if seen.empty:
+        drawn = rows[complete].sort_values("i")
+        if drawn.empty:
             continue
-        i, mean = seen["i"].to_numpy(), seen["mean"].to_numpy()
-        spread = seen["std"].fillna(0.0).to_numpy()
+        i, mean = drawn["i"].to_numpy(), drawn["mean"].to_numpy()
+        spread = drawn["std"].fillna(0.0).to_numpy()
         ax.fill_between(
             i,
             10.0 ** np.maximum(mean - spread, _FLOOR),

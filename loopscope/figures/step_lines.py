@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from loopscope.analysis.tables.frames import Tables
@@ -33,46 +34,50 @@ def steps(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
     """
     frame = need(tables, "delta")
     panels = choose(tables, frame, models, "delta")
-    found = courses(tables, frame, panels)
-    ends = [c.K - 1 for c in found]
+    lines = courses(tables, frame, panels)
+    ends = [c.K - 1 for c in lines]
     with style():
-        fig, ax, columns = line_page([c.title for c in found])
-        values = [c.rows.loc[c.rows["n"] > 0, ["low", "mean", "high"]] for c in found]
-        seen = np.concatenate([v.to_numpy().ravel() for v in values])
-        positive = seen[seen > 0]
+        fig, ax, columns = line_page([c.title for c in lines])
+        values = [c.rows.loc[c.rows["n"] > 0, ["low", "mean", "high"]] for c in lines]
+        drawn = np.concatenate([v.to_numpy().ravel() for v in values])
+        positive = drawn[drawn > 0]
         floor = positive.min() / 3 if len(positive) else 0.0
         ax.set_yscale("log")
-        for course, end in zip(found, ends, strict=True):
+        for course, end in zip(lines, ends, strict=True):
             if course.sound:
                 course.rows[["low", "mean", "high"]] = course.rows[["low", "mean", "high"]].clip(
                     lower=floor
                 )
                 draw_course(ax, course, end)
-        still = bool((seen == 0).any())
+        still = bool((drawn == 0).any())
         if len(positive):
-            low = floor if still else positive.min() / 1.15
-            ax.set_ylim(low, 1.15 * positive.max())
-            if positive.max() < _NARROW * positive.min():
-                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            else:
-                ax.yaxis.set_major_locator(LogLocator(numticks=7))
-                ax.yaxis.set_major_formatter(LogFormatterSciNotation())
-            ax.yaxis.set_minor_formatter(NullFormatter())
+            _fit(ax, floor if still else positive.min() / 1.15, positive)
         else:
-            if not len(seen):
-                say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in found))
+            if not len(drawn):
+                say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in lines))
             ax.set_yscale("linear")
             ax.set_ylim(0, 1)
-        finish_page(fig, ax, found, columns)
+        finish_page(fig, ax, lines, columns)
         ax.set_xlabel("iteration $t$")
         ax.set_ylabel(STEP_LABEL)
         note(
             fig,
-            course_note(found, ends),
+            course_note(lines, ends),
             "Steps of exactly 0 stand on the lower edge." if still and len(positive) else "",
             states_note(panels),
             samples_note(frame, panels),
             options_note(tables, panels, "delta"),
         )
     return fig
+
+
+def _fit(ax: Axes, low: float, positive: np.ndarray) -> None:
+    """Fit the logarithmic axis to the steps that are not 0; a narrow one gets more numbers."""
+    ax.set_ylim(low, 1.15 * positive.max())
+    if positive.max() < _NARROW * positive.min():
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        ax.yaxis.set_major_locator(LogLocator(numticks=7))
+        ax.yaxis.set_major_formatter(LogFormatterSciNotation())
+    ax.yaxis.set_minor_formatter(NullFormatter())

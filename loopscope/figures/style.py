@@ -104,12 +104,21 @@ class Figure(MatplotlibFigure):
     """A figure without pyplot: drawn in loopscope's style anywhere, shown once by Jupyter."""
 
     def draw(self, renderer: Any) -> None:
-        """Draw in the style's rcParams (ticks are made only now and read them)."""
+        """Draw in the style's rcParams (ticks are made only now and read them).
+
+        Args:
+            renderer: Of matplotlib.
+        """
         with style():
             super().draw(renderer)
 
     def savefig(self, fname: Any, **options: Any) -> None:
-        """Save with the style's resolution and embedded TrueType fonts."""
+        """Save with the style's resolution and embedded TrueType fonts.
+
+        Args:
+            fname: Path or open file, as matplotlib takes it.
+            **options: Of matplotlib's `savefig`.
+        """
         with style():
             super().savefig(fname, **options)
 
@@ -145,7 +154,14 @@ def variant_look(variant: str, number: int = 0) -> dict[str, Any]:
 
 
 def variant_rank(variant: str) -> int:
-    """Place of a variant in a legend; unknown ones come last."""
+    """Give the place of a variant in a legend; unknown ones come last.
+
+    Args:
+        variant: Its name in a configuration.
+
+    Returns:
+        0 for the first.
+    """
     return [*_VARIANTS, variant].index(variant)
 
 

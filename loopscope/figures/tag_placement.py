@@ -66,28 +66,33 @@ def place_tags(fig: Figure, ax: Axes, tags: Sequence[Tag]) -> None:
     unit = fig.dpi / 72
     points = np.array([_around(ax, tag, unit) for tag in tags])
     taken, lines = points, _lines(ax, unit)
-    for own in _stacks(ax, tags, points, unit):
-        text = tags[own[0]].text
+    for members in _stacks(ax, tags, points, unit):
+        text = tags[members[0]].text
         size = _size(fig, ax, text)
-        best = min(_places(ax, own, size, unit, taken, lines), key=lambda place: place.cost)
+        best = min(_places(ax, members, size, unit, taken, lines), key=lambda place: place.cost)
         taken = np.vstack([taken, best.box])
         lines = np.vstack([lines, best.leader])
-        x, y = ax.transData.inverted().transform(best.anchor)
-        dx, dy = (best.centre - best.anchor) / unit
-        ax.annotate(
-            text,
-            (x, y),
-            (dx, dy),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=TINY,
-            color=INK,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
-            if len(best.leader)
-            else None,
-        ).set_in_layout(False)
+        _write(ax, text, best, unit)
+
+
+def _write(ax: Axes, text: str, place: _Place, unit: float) -> None:
+    """Write a tag at its place, with a line to its point where it is not beside it."""
+    x, y = ax.transData.inverted().transform(place.anchor)
+    dx, dy = (place.centre - place.anchor) / unit
+    ax.annotate(
+        text,
+        (x, y),
+        (dx, dy),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=TINY,
+        color=INK,
+        annotation_clip=False,
+        arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
+        if len(place.leader)
+        else None,
+    ).set_in_layout(False)
 
 
 def _stacks(ax: Axes, tags: Sequence[Tag], boxes: Boxes, unit: float) -> Iterator[list[int]]:
@@ -115,10 +120,10 @@ def _places(
     taken: Boxes,
     lines: Boxes,
 ) -> Iterator[_Place]:
-    """Candidate places around a stack of points, which are the given ones of those taken."""
-    own = _union(taken[members])
-    others = np.delete(taken, members, axis=0)
-    middle, half = (own[:2] + own[2:]) / 2, (own[2:] - own[:2]) / 2
+    """Candidate places around a stack of points, the members of those taken."""
+    stack = _union(taken[members])
+    rest = np.delete(taken, members, axis=0)
+    middle, half = (stack[:2] + stack[2:]) / 2, (stack[2:] - stack[:2]) / 2
     frame = np.array(ax.get_window_extent().extents)
     for number, gap in enumerate(_GAPS):
         for order, side in enumerate(_SIDES):
@@ -133,8 +138,8 @@ def _places(
             leader = _along(edge, centre, unit) if number else np.empty((0, 4))
             cost = 10.0 * _shared(box, taken) + 2.0 * _shared(box, lines)
             cost += 50.0 * (float(np.prod(size)) - _shared(box, frame[None]))
-            cost += 5.0 * sum(_shared(dot, others) for dot in leader)
-            if _apart(box, others) < _apart(box, own[None]) + _CLEAR * unit:
+            cost += 5.0 * sum(_shared(dot, rest) for dot in leader)
+            if _apart(box, rest) < _apart(box, stack[None]) + _CLEAR * unit:
                 cost += 60.0 * unit**2  # whose name it is would be unclear
             cost += unit**2 * (0.5 * order + 6.0 * number)
             yield _Place(cost, edge, centre, box, leader)
@@ -149,12 +154,12 @@ def _around(ax: Axes, tag: Tag, unit: float) -> Box:
 
 def _lines(ax: Axes, unit: float) -> Boxes:
     """The joining lines, as small boxes along them."""
-    found = [np.empty((0, 4))]
+    boxes = [np.empty((0, 4))]
     for container in ax.containers:
         if isinstance(container, ErrorbarContainer):
             points = ax.transData.transform(container[0].get_xydata())
-            found += [_along(start, end, unit) for start, end in pairwise(points)]
-    return np.vstack(found)
+            boxes += [_along(start, end, unit) for start, end in pairwise(points)]
+    return np.vstack(boxes)
 
 
 def _along(start: np.ndarray, end: np.ndarray, unit: float) -> Boxes:
@@ -175,13 +180,13 @@ def _union(boxes: Boxes) -> Box:
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
-def _apart(box: Box, others: Boxes) -> float:
-    """Distance to the nearest of the others, 0 where they touch."""
-    gaps = np.maximum(box[:2] - others[:, 2:], others[:, :2] - box[2:]).clip(min=0)
+def _apart(box: Box, boxes: Boxes) -> float:
+    """Distance to the nearest of some boxes, 0 where they touch."""
+    gaps = np.maximum(box[:2] - boxes[:, 2:], boxes[:, :2] - box[2:]).clip(min=0)
     return float(np.hypot(*gaps.T).min(initial=np.inf))
 
 
-def _shared(box: Box, others: Boxes) -> float:
+def _shared(box: Box, boxes: Boxes) -> float:
     """Area in which a box overlaps others, those that overlap each other counted each."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     return float(sides.clip(min=0).prod(axis=1).sum())

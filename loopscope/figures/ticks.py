@@ -37,11 +37,13 @@ def labelled(names: Sequence[str], most: int) -> list[str]:
     Returns:
         The chosen names in order.
     """
-    numbers = [int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name))]
+    matches = {name: _NUMBERED.fullmatch(name) for name in names}
+    number_of = {name: int(match[1]) for name, match in matches.items() if match}
+    numbers = [number_of[name] for name in names if name in number_of]
     if len(numbers) <= most:
         return list(names)
     kept = set(every(min(numbers), max(numbers), most))
-    return [n for n in names if not (found := _NUMBERED.fullmatch(n)) or int(found[1]) in kept]
+    return [name for name in names if name not in number_of or number_of[name] in kept]
 
 
 def spread_ends(labels: Sequence[Text], **sides: tuple[str, str]) -> None:

@@ -17,7 +17,7 @@ from loopscope.figures.names import printable, short_count
 from loopscope.figures.notes import note
 from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 
 LOSS_LABEL = "validation loss\n(nats per token)"
 FEW = 4
@@ -56,11 +56,11 @@ def training(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
     labels = group_labels(groups)
     look = looks(groups, labels)
     longest = max(map(len, labels.values()))
-    own_legends = len(panels) == 1 or (len(panels) <= FEW and longest <= _LONG)
+    legends = len(panels) == 1 or (len(panels) <= FEW and longest <= _LONG)
     with style():
-        fig, axes, columns = _page(len(panels), longest, own_legends=own_legends)
-        for ax, (title, own) in zip(axes, panels.items(), strict=False):
-            recipes = [g.recipe for g in own]
+        fig, axes, columns = _page(len(panels), longest, legends=legends)
+        for ax, (title, members) in zip(axes, panels.items(), strict=False):
+            recipes = [g.recipe for g in members]
             draw_curves(ax, recipes, labels, look, means=means, single=single)
             ax.set_title(title)
             ax.set_xlabel("training tokens")
@@ -69,7 +69,7 @@ def training(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
         cut = _frame(axes[: len(panels)], means, single)
         for ax in axes[::columns]:
             ax.set_ylabel(LOSS_LABEL)
-        if own_legends:
+        if legends:
             _legends(axes[: len(panels)])
         else:
             _one_legend(fig, axes[: len(panels)], list(look))
@@ -109,20 +109,11 @@ def draw_curves(
         lines.append((last, f"{labels[recipe]}  {last:.3f}{mark}", recipe, mean, runs))
     lines.sort(key=lambda line: -line[0])
     for number, (_, text, recipe, mean, runs) in enumerate(lines):
-        own = look[labels[recipe]]
+        line_look = look[labels[recipe]]
         if len(mean):
-            tokens = mean["tokens"].to_numpy()
-            if mean["n"].iloc[0] > 1:
-                low, high = mean["low"].to_numpy(), mean["high"].to_numpy()
-                ax.fill_between(tokens, low, high, color=own["color"], alpha=0.2, linewidth=0)
-            every = math.ceil(len(tokens) / _MARKERS)
-            marked = list(range(number * every // len(lines), len(tokens), every))
-            ax.plot(
-                tokens, mean["mean"], label=text, markevery=marked, markersize=3.2,
-                linewidth=1.1, markeredgewidth=0.7, **own,
-            )  # fmt: skip
+            _draw_mean(ax, mean, text, line_look, number=number, lines=len(lines))
         for rows in runs:
-            thin = {"color": own["color"], "linestyle": own["linestyle"], "linewidth": 0.7}
+            thin = {key: line_look[key] for key in ("color", "linestyle")} | {"linewidth": 0.7}
             label = "_unfinished" if len(mean) or rows is not runs[0] else text
             ax.plot(
                 rows["tokens"], rows["val_loss"], label=label, marker="x",
@@ -130,29 +121,45 @@ def draw_curves(
             )  # fmt: skip
 
 
+def _draw_mean(
+    ax: Axes, mean: pd.DataFrame, text: str, look: Mapping[str, Any], *, number: int, lines: int
+) -> None:
+    """The mean over seeds with its band; markers of several lines stand beside each other."""
+    tokens = mean["tokens"].to_numpy()
+    if mean["n"].iloc[0] > 1:
+        low, high = mean["low"].to_numpy(), mean["high"].to_numpy()
+        ax.fill_between(tokens, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    every = math.ceil(len(tokens) / _MARKERS)
+    marked = list(range(number * every // lines, len(tokens), every))
+    ax.plot(
+        tokens, mean["mean"], label=text, markevery=marked, markersize=3.2,
+        linewidth=1.1, markeredgewidth=0.7, **look,
+    )  # fmt: skip
+
+
 def _panels(groups: Sequence[Group]) -> dict[str, list[Group]]:
     """Title → groups: those of the same layers of compute, whether shared or not, and width."""
-    found: dict[tuple[str, int], list[Group]] = {}
+    alike: dict[tuple[str, int], list[Group]] = {}
     for g in groups:
-        found.setdefault((str(Layout.parse(g.layout).unshared), g.d_model), []).append(g)
+        alike.setdefault((str(Layout.parse(g.layout).unshared), g.d_model), []).append(g)
 
-    def title(own: list[Group]) -> str:
-        first = next((g for g in own if g.shared), own[0])
+    def title(members: list[Group]) -> str:
+        first = next((g for g in members if g.shared), members[0])
         return f"{first.layout}, $D={first.d_model}$"
 
-    ordered = sorted(found.values(), key=lambda own: _size(own[0]))
-    return {title(own): own for own in ordered}
+    ordered = sorted(alike.values(), key=lambda members: _size(members[0]))
+    return {title(members): members for members in ordered}
 
 
 def _size(group: Group) -> tuple[int, int, str]:
     return Layout.parse(group.layout).n_layers, group.d_model, group.layout
 
 
-def _page(panels: int, letters: int, *, own_legends: bool) -> tuple[Figure, list[Axes], int]:
-    columns = 1 if panels == 1 else 2 if own_legends else min(3, panels)
+def _page(panels: int, letters: int, *, legends: bool) -> tuple[Figure, list[Axes], int]:
+    columns = 1 if panels == 1 else 2 if legends else min(3, panels)
     rows = math.ceil(panels / columns)
     width = PAGE_WIDTH if panels > 1 else 3.4 + 0.06 * letters
-    height = rows * 1.95 + 0.45 if own_legends else rows * 1.6 + 0.8
+    height = rows * 1.95 + 0.45 if legends else rows * 1.6 + 0.8
     fig = new_figure(width, height)
     grid = fig.subplots(rows, columns, sharey=True, squeeze=False)
     return fig, list(grid.flat), columns
@@ -216,15 +223,17 @@ def _sentences(
     *,
     cut: bool,
 ) -> list[str]:
-    told = []
+    sentences = []
     ns = sorted(set(means["n"]))
     if ns == [1]:
-        told.append("One seed per line: differences between lines may be chance.")
+        sentences.append("One seed per line: differences between lines may be chance.")
     elif ns:
         seeds = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
-        told.append(f"Lines: mean over seeds, bands: least to greatest; {seeds} seeds per line.")
+        sentences.append(
+            f"Lines: mean over seeds, bands: least to greatest; {seeds} seeds per line."
+        )
     if any(g.variant == "vanilla" and g.K for g in groups) and any(g.shared for g in groups):
-        told.append("vanilla: as many layers of compute, none of them shared.")
+        sentences.append("vanilla: as many layers of compute, none of them shared.")
     if len(single):
         ends = single.groupby("model", sort=False)[["step", "steps_planned"]].last()
         names = [
@@ -232,7 +241,7 @@ def _sentences(
             for model, step, planned in ends.itertuples()
         ]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        told.append(f"×: unfinished ({', '.join(names[:3])}{more}), in no mean.")
+        sentences.append(f"×: unfinished ({', '.join(names[:3])}{more}), in no mean.")
     if cut:
-        told.append(f"The first {100 * _SETTLED:.0f}\u00a0% of a line may lie above the axis.")
-    return told
+        sentences.append(f"The first {100 * _SETTLED:.0f}\u00a0% of a line may lie above the axis.")
+    return sentences

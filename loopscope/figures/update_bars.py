@@ -94,12 +94,16 @@ def draw_update(
     if not rows["n"].any():
         say_unsound(ax, int(rows["n_flagged"].sum()))
     for x, n in enumerate(rows["n"]):
-        if (
-            n == 0 and rows["n"].any()
-        ):  # all samples flagged, such as a block that changes the width
+        # all samples flagged, such as a block that changes the width
+        if n == 0 and rows["n"].any():
             ax.text(x, 0, " n/a", rotation=90, ha="center", va="bottom", fontsize=SMALL, color=GREY)
     middle, half = (len(order) - 1) / 2, max(len(order), room, 4) / 2 + 0.1
     ax.set_xlim(middle - half, middle + half)
+    _name_blocks(ax, order, paths, most)
+    ax.grid(axis="y")
+
+
+def _name_blocks(ax: Axes, order: Sequence[str], paths: Sequence[str], most: int) -> None:
     shown = labelled(order, most)
     ax.set_xticks([order.index(b) for b in shown], [block_label(b, paths) for b in shown])
     ax.tick_params(axis="x", length=0, pad=2)
@@ -110,7 +114,6 @@ def draw_update(
         label.set_fontsize(SMALL if len(order) <= 10 else TINY)
     if len(shown) < len(order):  # turned about their ends, labels move sideways by va
         spread_ends(ax.get_xticklabels(), va=("bottom", "top"))
-    ax.grid(axis="y")
 
 
 def _highest(part: pd.DataFrame) -> float:

@@ -1,1 +1,1 @@
-"""Own models: layouts, GPT-NeoX block, recurrences, MeSH memory, checkpoints, imports."""
+"""Models: what they all offer, loopscope's own, and anybody else's, wrapped."""

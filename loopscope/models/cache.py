@@ -22,11 +22,11 @@ class LoopCache(ActivationCache):
         name = self._name(key)
         if name in self.cache_dict:
             return self.cache_dict[name]
-        known = [*self.cache_dict, *(a for a, n in self._aliases() if n in self.cache_dict)]
+        names = [*self.cache_dict, *(a for a, n in self._aliases() if n in self.cache_dict)]
         hint = ""
         if name in self.model.hook_dict:
             hint = "That hook exists, but the run did not keep it (names_filter, stop_at_layer)."
-        raise unknown_name("cache entry", name, known, hint=hint)
+        raise unknown_name("cache entry", name, names, hint=hint)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str | tuple) and self._name(key) in self.cache_dict
@@ -42,8 +42,8 @@ class LoopCache(ActivationCache):
         if isinstance(key, str):
             plain = key.removesuffix("_grad")
             name = self.model.aliases.get(plain, plain) + key[len(plain) :]
-            known = name in self.cache_dict or plain in self.model.mod_dict
-            return name if known else get_act_name(key)
+            exists = name in self.cache_dict or plain in self.model.mod_dict
+            return name if exists else get_act_name(key)
         if not isinstance(key, tuple) or not key:
             raise InputError(
                 f"a cache is indexed by a hook name or a tuple such as ('resid_post', -1), given "
@@ -80,11 +80,22 @@ class LoopCache(ActivationCache):
         recompute_ln: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """Each component as the norm of `layer` passes it on: centred, scaled, times the gain.
+        """Pass each component through the norm of `layer`: centred, scaled, times the gain.
 
         TransformerLens expects the gain folded into the next weights; here weights are raw (a norm
         reused in a loop cannot be folded), so it is applied. The norm's bias belongs to no
         component: all of them sum to the norm's output less its bias.
+
+        Args:
+            residual_stack: Components of the stream, (component, …, d_model).
+            layer: The virtual layer whose norm it is; None, -1 and `n_layers` mean the final one.
+            mlp_input: Take the norm before the MLP.
+            *args: As in TransformerLens.
+            recompute_ln: Call the final norm anew on each component.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The components, of the same shape.
         """
         depth = self._depth(layer)
         out = super().apply_ln_to_stack(
@@ -104,25 +115,44 @@ class LoopCache(ActivationCache):
         )
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "LoopCache":
-        """A cache of some batch entries."""
+        """Make a cache of some batch entries.
+
+        Args:
+            batch_slice: Which, as in TransformerLens.
+
+        Returns:
+            The cache.
+        """
         cut = super().apply_slice_to_batch_dim(batch_slice)
         return LoopCache(cut.cache_dict, self.model, has_batch_dim=cut.has_batch_dim)
 
-    def _refuse_across_iterations(self, what: str, layer: int | None) -> None:
+    def _refuse_across_iterations(self, method: str, layer: int | None) -> None:
         """Raise if the stream entering `layer` is more than the embedding plus layer outputs."""
         depth = self._depth(layer)
         for boundary, start in self.model.mixing_boundaries():
             if depth >= start:
                 variant = self.model.config.variant
                 raise InputError(
-                    f"{what} up to layer {depth} would cross {boundary}, where variant "
+                    f"{method} up to layer {depth} would cross {boundary}, where variant "
                     f"{variant!r} replaces the state by a mixture, so the sum of the parts is not "
                     f"the stream. Decompose at most up to layer {start - 1}, or compare states "
                     "with cache.accumulated_resid."
                 )
 
     def accumulated_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The residual stream entering each virtual layer, as in TransformerLens."""
+        """Give the residual stream entering each virtual layer, as in TransformerLens.
+
+        Args:
+            layer: The last virtual layer; None and -1 mean all, the final state included.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The states, (layer, …, d_model), with labels if asked for.
+
+        Raises:
+            InputError: if the final state is made after the last layer, or there is no such layer.
+        """
         depth = self._depth(layer)
         n_layers = self.model.cfg.n_layers
         last = [b for b, start in self.model.mixing_boundaries() if start == n_layers]
@@ -135,23 +165,71 @@ class LoopCache(ActivationCache):
         return super().accumulated_resid(layer, *args, **kwargs)
 
     def decompose_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Embedding, attention and MLP outputs that sum to the stream entering `layer`."""
+        """Give embedding, attention and MLP outputs that sum to the stream entering `layer`.
+
+        Args:
+            layer: A virtual layer; None and -1 mean the final state.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The components, (component, …, d_model), with labels if asked for.
+
+        Raises:
+            InputError: if the sum would cross a mixture of states, or the layer does not exist.
+        """
         self._refuse_across_iterations("decompose_resid", layer)
         return super().decompose_resid(layer, *args, **kwargs)
 
     def stack_head_results(self, layer: int = -1, *args: Any, **kwargs: Any) -> Any:
-        """Every head's contribution to the stream entering `layer`."""
+        """Give every head's contribution to the stream entering `layer`.
+
+        Args:
+            layer: A virtual layer; -1 means the final state.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The contributions, (head, …, d_model), with labels if asked for.
+
+        Raises:
+            InputError: if the sum would cross a mixture of states, or the layer does not exist.
+        """
         self._refuse_across_iterations("stack_head_results", layer)
         return super().stack_head_results(layer, *args, **kwargs)
 
     def stack_neuron_results(self, layer: int, *args: Any, **kwargs: Any) -> Any:
-        """Every neuron's contribution to the stream entering `layer`."""
+        """Give every neuron's contribution to the stream entering `layer`.
+
+        Args:
+            layer: A virtual layer; -1 means the final state.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The contributions, (neuron, …, d_model), with labels if asked for.
+
+        Raises:
+            InputError: if the sum would cross a mixture of states, or the layer does not exist.
+        """
         self._refuse_across_iterations("stack_neuron_results", layer)
         return super().stack_neuron_results(layer, *args, **kwargs)
 
     def get_full_resid_decomposition(
         self, layer: int | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Heads, neurons, embedding and biases that sum to the stream entering `layer`."""
+        """Give heads, neurons, embedding and biases that sum to the stream entering `layer`.
+
+        Args:
+            layer: A virtual layer; None and -1 mean the final state.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The components, (component, …, d_model), with labels if asked for.
+
+        Raises:
+            InputError: if the sum would cross a mixture of states, or the layer does not exist.
+        """
         self._refuse_across_iterations("get_full_resid_decomposition", layer)
         return super().get_full_resid_decomposition(layer, *args, **kwargs)

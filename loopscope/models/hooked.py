@@ -35,7 +35,12 @@ class ParameterCount:
 
 @dataclass
 class Branch:
-    """A line of an outline, and those below it."""
+    """A line of an outline, and those below it.
+
+    Attributes:
+        text: The line.
+        below: The branches one level deeper.
+    """
 
     text: str
     below: list["Branch"] = field(default_factory=list)
@@ -111,53 +116,143 @@ class Hooked(Protocol):
         """Equal for models that have the same untrained twin; None where there is none."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; see its `forward`."""
+        """Run the model.
+
+        Args:
+            *args: Token ids (batch, pos), text, or what its `forward` takes.
+            **kwargs: Its further arguments.
+
+        Returns:
+            Logits (batch, pos, d_vocab), unless an argument asks for something else.
+        """
 
     def parameters(self) -> Any:
-        """As of a torch module; so are the next ones."""
+        """Parameters, as of a torch module."""
 
-    def named_parameters(self) -> Any: ...
+    def named_parameters(self) -> Any:
+        """Parameters with their names, as of a torch module."""
 
-    def named_buffers(self) -> Any: ...
+    def named_buffers(self) -> Any:
+        """Buffers with their names, as of a torch module."""
 
-    def modules(self) -> Any: ...
+    def modules(self) -> Any:
+        """Modules, as of a torch module."""
 
-    def named_modules(self) -> Any: ...
+    def named_modules(self) -> Any:
+        """Modules with their names, as of a torch module."""
 
     def hook_points(self) -> Any:
         """The HookPoints that may have hooks."""
 
     def to_tokens(self, input: Any) -> Any:
-        """Token ids (batch, pos) of text."""
+        """Give the token ids of text.
+
+        Args:
+            input: One text, or several of equal token length.
+
+        Returns:
+            Ids (batch, pos).
+        """
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model with hooks for this call."""
+        """Run the model with hooks for this call.
+
+        Args:
+            *args: What the model takes.
+            **kwargs: `fwd_hooks` and `bwd_hooks`, pairs (name or predicate, function of (tensor,
+                hook)), and the model's own arguments.
+
+        Returns:
+            The model's output.
+        """
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model and keep activations by name."""
+        """Run the model and keep activations by name.
+
+        Args:
+            *args: What the model takes.
+            **kwargs: `names_filter` and others as in TransformerLens, and the model's own.
+
+        Returns:
+            The model's output and the cache.
+        """
 
     def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
-        """Run the model once and keep the states of every iteration (see `probes.capture`)."""
+        """Run the model once and keep the states of every iteration (see `probes.capture`).
+
+        Args:
+            tokens: Token ids (batch, pos), or text for a model with a tokenizer.
+            memory: Keep MeSH's buffer after each write.
+            logits: Keep the logits too.
+
+        Returns:
+            The trajectory; its tensors carry no gradients.
+        """
 
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
-        """What `capture(longer.tokens)` gives, from the trajectory of `with_loops(T)`, T ≥ K."""
+        """Make the trajectory of this model from one with more iterations.
+
+        Args:
+            longer: What `with_loops(T).capture` gives, T ≥ K.
+            logits: Keep the logits too.
+
+        Returns:
+            What `capture(longer.tokens, logits=logits)` gives.
+        """
 
     def read_out(self, h: Any, tokens: Any = None) -> Float[Tensor, "batch pos d_out"]:
-        """What the coda makes of a state: h_out if h(K) were `h`, (batch, pos, d_model)."""
+        """Tell what the coda makes of a state: h_out if h(K) were `h`.
+
+        Args:
+            h: Any state of the main loop, (batch, pos, d_model).
+            tokens: The tokens, (batch, pos); a native model needs none.
+
+        Returns:
+            h_out, before the final norm, (batch, pos, d_out).
+        """
 
     def read_out_logits(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Iterable[Tensor]:
-        """Logits if h(K) were `h`: (pos, d_vocab) of each sample, one after the other."""
+        """Give the logits if h(K) were `h`.
+
+        Args:
+            h: Any state of the main loop, (batch, pos, d_model).
+            tokens: The tokens, (batch, pos).
+
+        Returns:
+            (pos, d_vocab) of each sample, one after the other.
+        """
 
     def with_loops(self, loops: int | Mapping[str, int]) -> "Hooked":
-        """The same weights with another number of iterations."""
+        """Run the same weights another number of iterations.
+
+        Args:
+            loops: Iterations of the main loop, or of several loops by name.
+
+        Returns:
+            A model on the same parameters.
+        """
 
     def with_layout(self, layout: Any) -> "Hooked":
-        """The layers of a plain stack grouped into virtual blocks."""
+        """Group the layers of a plain stack into virtual blocks.
+
+        Args:
+            layout: A layout string or `Layout` without a loop.
+
+        Returns:
+            A model on the same parameters.
+        """
 
     def untrained(self, seed: int = 0) -> "Hooked":
-        """The untrained twin, where `twin_key` says that there is one."""
+        """Make the untrained twin, where `twin_key` says that there is one.
+
+        Args:
+            seed: Of its weights.
+
+        Returns:
+            The twin.
+        """
 
     def why_no_loss(self) -> str:
         """Why the model predicts no next token; empty where it does."""
@@ -184,7 +279,14 @@ class Hooked(Protocol):
         """Hook names with indices written {v} and {t}, and how many each stands for."""
 
     def hook_listing(self, *, every: bool = False) -> list[str]:
-        """Hook names as lines: each of them, or patterns."""
+        """List the hook names as lines.
+
+        Args:
+            every: Each of them; otherwise patterns.
+
+        Returns:
+            A heading and the lines.
+        """
 
     def code_entries(self) -> Sequence[tuple[nn.Module, str]]:
         """The methods through which all of the model's own code is entered."""

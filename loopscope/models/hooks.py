@@ -23,6 +23,14 @@ class Point(HookPoint):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Hand a tensor on to the hooks.
+
+        Args:
+            x: Any activation.
+
+        Returns:
+            The same tensor, or a copy where a hook might write into it.
+        """
         if self.fwd_hooks and not all(
             getattr(handle.user_hook, "reads_only", False) for handle in self.fwd_hooks
         ):
@@ -56,6 +64,9 @@ class NamedHooks(HookedRootModule):
 
     `loop.{t}.layer.{l}.X` is an alias of `blocks.{v}.X`: accepted wherever a name is, never a
     second point, so a filter or a patch touches each point once.
+
+    Attributes:
+        aliases: Further names of hooks → canonical ones.
     """
 
     aliases: dict[str, str]
@@ -74,12 +85,18 @@ class NamedHooks(HookedRootModule):
         """Make every HookPoint below `target` known below `alias` too."""
         for name in list(self.hook_dict):
             if name.startswith(target + "."):
-                other = alias + name.removeprefix(target)
-                self.aliases[other] = name
-                self.mod_dict[other] = self.hook_dict[name]
+                synonym = alias + name.removeprefix(target)
+                self.aliases[synonym] = name
+                self.mod_dict[synonym] = self.hook_dict[name]
 
     def canonical(self, name: str) -> str:
-        """The canonical name of a hook, given the name or an alias.
+        """Give the canonical name of a hook.
+
+        Args:
+            name: The name or an alias.
+
+        Returns:
+            A key of `hook_dict`.
 
         Raises:
             UnknownNameError: if there is no such hook; near matches are listed.
@@ -91,14 +108,17 @@ class NamedHooks(HookedRootModule):
         return name
 
     def select(self, names_filter: NamesFilter) -> set[str]:
-        """Canonical names that a filter means.
+        """Give the canonical names that a filter means.
 
         Args:
             names_filter: None for all; a name or an alias; several of them; or a predicate, which
                 is asked about the canonical names (`blocks.{v}.…`, not their aliases).
 
+        Returns:
+            Keys of `hook_dict`, at least one.
+
         Raises:
-            UnknownNameError: if a given name does not exist.
+            UnknownNameError: if a name does not exist; near matches are listed.
             InputError: if nothing is selected.
         """
         if names_filter is None:
@@ -128,28 +148,45 @@ class NamedHooks(HookedRootModule):
             super()._enable_hook(point, hook, dir)
 
     def add_hook(self, name: str | Callable, hook: Callable, *args: Any, **kwargs: Any) -> None:
-        """Add a hook that stays until `reset_hooks()`; names as in `run_with_hooks`."""
+        """Add a hook that stays until `reset_hooks()`.
+
+        Args:
+            name: A name, an alias, or a predicate of canonical names.
+            hook: A function of (tensor, hook); what it returns, if anything, replaces the tensor.
+            *args: As in TransformerLens.
+            **kwargs: As in TransformerLens.
+        """
         for point in sorted(self.select(name)):
             super().add_hook(point, hook, *args, **kwargs)
 
     def get_caching_hooks(
         self, names_filter: NamesFilter = None, *args: Any, pos_slice: Any = None, **kwargs: Any
     ) -> Any:
-        """TransformerLens's caching hooks, for the points a filter means."""
+        """Give TransformerLens's caching hooks for the points a filter means.
+
+        Args:
+            names_filter: As in `select`.
+            *args: As in TransformerLens.
+            pos_slice: Positions to keep; all when not given.
+            **kwargs: As in TransformerLens.
+
+        Returns:
+            The cache to be filled, forward hooks and backward hooks.
+        """
         chosen = self.select(names_filter)
-        # TransformerLens slices the heads of rotated queries and keys: their positions are cut here
+        # TransformerLens slices the heads of rotated queries and keys; we cut their positions
         rotated = {name for name in chosen if name.endswith(("hook_rot_q", "hook_rot_k"))}
         positions = Slice.unwrap(pos_slice)
         cache, fwd, bwd = super().get_caching_hooks(
             lambda name: name in chosen - rotated, *args, pos_slice=positions, **kwargs
         )
         kwargs["cache"] = cache
-        _, turned, turned_bwd = super().get_caching_hooks(
+        _, rotated_fwd, rotated_bwd = super().get_caching_hooks(
             lambda name: name in rotated, *args, **kwargs
         )
         readers = [(name, _reader(fn, copies=self.copies)) for name, fn in fwd]
-        readers += [(name, _reader(fn, positions, self.copies)) for name, fn in turned]
-        return cache, readers, bwd + turned_bwd
+        readers += [(name, _reader(fn, positions, self.copies)) for name, fn in rotated_fwd]
+        return cache, readers, bwd + rotated_bwd
 
     def _check_reached(self, names: Iterable[Any], stop_at_layer: int | None) -> None:
         """Refuse hooks by name that a run stopped early would never reach.
@@ -167,7 +204,15 @@ class NamedHooks(HookedRootModule):
                 )
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
-        """Whether a run with this `stop_at_layer` gets to a hook (canonical name)."""
+        """Tell whether a run with this `stop_at_layer` gets to a hook.
+
+        Args:
+            name: The hook's canonical name.
+            stop_at_layer: As in the model's `forward`.
+
+        Returns:
+            Whether the hook is called.
+        """
         raise NotImplementedError  # only a model knows the order in which its hooks are reached
 
     def run_with_hooks(

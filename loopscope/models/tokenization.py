@@ -10,7 +10,11 @@ from loopscope.errors import InputError
 
 
 class TextMixin:
-    """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer."""
+    """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer.
+
+    Attributes:
+        tokenizer: A `tokenizers.Tokenizer`, or None.
+    """
 
     tokenizer: Any
     config: Any
@@ -34,7 +38,7 @@ class TextMixin:
     def to_tokens(
         self, input: str | list[str], prepend_bos: bool | None = False, **_: Any
     ) -> Int[Tensor, "batch pos"]:
-        """Token ids of a text, or of several texts of equal token length.
+        """Give the token ids of a text, or of several texts of equal token length.
 
         Args:
             input: One text, or a list of texts.
@@ -49,7 +53,8 @@ class TextMixin:
         """
         tokenizer = self._tokenizer()
         texts = [input] if isinstance(input, str) else list(input)
-        rows = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
         if prepend_bos:
             if self.config.bos_token_id is None:
                 raise InputError(f"{self.name!r} has no BOS token; leave prepend_bos out.")
@@ -88,7 +93,17 @@ class TextMixin:
         return tokens
 
     def to_string(self, tokens: Any) -> str | list[str]:
-        """Text of token ids: a string for (pos,) or one id, a list for (batch, pos)."""
+        """Give the text of token ids.
+
+        Args:
+            tokens: Ids (pos,) or (batch, pos), or one id.
+
+        Returns:
+            A string for (pos,) or one id, a list for (batch, pos).
+
+        Raises:
+            InputError: without a tokenizer.
+        """
         ids = torch.as_tensor(tokens)
         tokenizer = self._tokenizer()
         if ids.ndim == 2:
@@ -96,7 +111,18 @@ class TextMixin:
         return tokenizer.decode(ids.reshape(-1).tolist(), skip_special_tokens=False)
 
     def to_str_tokens(self, input: Any, prepend_bos: bool = False) -> list[str]:
-        """Each token of one text (or of ids) as a string."""
+        """Give each token of one text as a string.
+
+        Args:
+            input: The text, or its ids (pos,) or (1, pos).
+            prepend_bos: For text: put the BOS token first.
+
+        Returns:
+            One string per token.
+
+        Raises:
+            InputError: for several texts, or without a tokenizer.
+        """
         ids = self._as_tokens(input, prepend_bos=prepend_bos)
         if ids.shape[0] != 1:
             raise InputError(f"to_str_tokens takes one text, given {ids.shape[0]}.")
@@ -104,10 +130,16 @@ class TextMixin:
         return [tokenizer.decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
 
     def to_single_token(self, string: str) -> int:
-        """The id of a text that is exactly one token.
+        """Give the id of a text that is exactly one token.
+
+        Args:
+            string: The text.
+
+        Returns:
+            Its token's id.
 
         Raises:
-            InputError: if it is several tokens.
+            InputError: if it is several tokens, or without a tokenizer.
         """
         ids = self.to_tokens(string)[0].tolist()
         if len(ids) != 1:
@@ -115,11 +147,25 @@ class TextMixin:
         return ids[0]
 
     def to_single_str_token(self, token: int) -> str:
-        """The text of one token id."""
+        """Give the text of one token.
+
+        Args:
+            token: Its id.
+
+        Returns:
+            The text.
+        """
         return self._tokenizer().decode([int(token)], skip_special_tokens=False)
 
     def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "..."]:
-        """Columns of W_U for tokens: (…, d_model), or (d_model,) for one token."""
+        """Give the columns of W_U that belong to tokens.
+
+        Args:
+            tokens: The text of one token, or ids of any shape.
+
+        Returns:
+            (…, d_model) with the shape of the ids in front, or (d_model,) for one token.
+        """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         ids = torch.as_tensor(tokens, device=self.input_device)

@@ -1,1 +1,1 @@
-"""Looking inside: capture and interventions."""
+"""Looking inside: capture and readout."""

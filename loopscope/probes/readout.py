@@ -14,7 +14,7 @@ from loopscope.models.hooked import Hooked
 def read_out(
     model: Hooked, tokens: Int[Tensor, "batch pos"], h: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits when the coda reads the state `h` in place of h(K).
+    """Give the logits when the coda reads the state `h` in place of h(K).
 
     A native model runs its coda alone; a wrapped one runs whole, with `h` put where h(K) is read.
 
@@ -36,7 +36,7 @@ def read_out(
 def read_out_losses(
     model: Hooked, tokens: Int[Tensor, "batch pos"], h: Float[Tensor, "batch pos d_model"]
 ) -> list[Tensor]:
-    """Mean next-token cross-entropy of each sample when the coda reads `h`, nats per token.
+    """Give the mean next-token cross-entropy of each sample when the coda reads `h`.
 
     Args:
         model: A native or wrapped model with a loop.
@@ -44,7 +44,7 @@ def read_out_losses(
         h: A state of its main loop, (batch, pos, d_model).
 
     Returns:
-        One number per sample, still on the model's device.
+        Nats per token, one number per sample, still on the model's device.
     """
     return losses(model.read_out_logits(h, tokens), tokens)
 
@@ -52,14 +52,14 @@ def read_out_losses(
 def losses(
     logits: Iterable[Float[Tensor, "pos d_vocab"]], tokens: Int[Tensor, "batch pos"]
 ) -> list[Tensor]:
-    """Mean next-token cross-entropy of each sample, nats per token.
+    """Give the mean next-token cross-entropy of each sample.
 
     Args:
         logits: (pos, d_vocab) of each sample, as a tensor or one after the other.
         tokens: The tokens, (batch, pos).
 
     Returns:
-        One number per sample, on the logits' device.
+        Nats per token, one number per sample, on the logits' device.
     """
     pairs = zip(logits, tokens, strict=True)
-    return [F.cross_entropy(x[:-1].float(), y[1:].to(x.device)) for x, y in pairs]
+    return [F.cross_entropy(x[:-1].float(), ids[1:].to(x.device)) for x, ids in pairs]

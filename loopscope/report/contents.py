@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loopscope.names import MAIN_LOOP
 from loopscope.report.numbers import count, effect, estimate, interval, probability, signed
-from loopscope.report.words import WORDS, word
+from loopscope.report.words import WORDS, meaning_of, values_in_force, word
 
 Entry = Mapping[str, Any]
 KEY_NUMBERS = ("loss", "loop_gain", "skew", "cka_debiased", "erank_ratio")
 """Measures that stand on a card, where they were measured."""
 
 SIGNIFICANT = 0.05
+"""Differences with a corrected p below it are bold."""
+
 _STRIP = 400  # verdicts of a run, one mark each
 
 
@@ -24,20 +27,27 @@ def shown(summary: Entry) -> list[Entry]:
     Returns:
         Entries of `checkpoints`, in their order.
     """
-    ends = {(one["model"], one["loop"]): max(one["steps"]) for one in _several(summary)}
+    ends = {
+        (run["model"], run["loop"]): max(run["steps"]) for run in summary["series"] if run["steps"]
+    }
     return [
-        one for one in summary["checkpoints"]
-        if ends.get((one["model"], one["loop"]), one["step"]) == one["step"]
-    ]  # fmt: skip
-
-
-def _several(summary: Entry) -> list[Entry]:
-    return [one for one in summary["series"] if one["steps"]]
+        checkpoint
+        for checkpoint in summary["checkpoints"]
+        if ends.get((checkpoint["model"], checkpoint["loop"]), checkpoint["step"])
+        == checkpoint["step"]
+    ]
 
 
 def names(summary: Entry) -> dict[str, Entry]:
-    """The measures of a summary by name."""
-    return {one["name"]: one for one in summary["measures"]}
+    """Look up the measures of a summary by name.
+
+    Args:
+        summary: The contents of `summary.json`.
+
+    Returns:
+        Entries of `measures` by name.
+    """
+    return {measure["name"]: measure for measure in summary["measures"]}
 
 
 def headline(summary: Entry) -> list[dict[str, Any]]:
@@ -49,18 +59,44 @@ def headline(summary: Entry) -> list[dict[str, Any]]:
     Returns:
         Verdict and number of each that occurs.
     """
-    found = [word(one["verdict"]["verdict"])[0] for one in shown(summary)]
-    order = [*WORDS, *found]
+    verdicts = [word(checkpoint["verdict"]["verdict"])[0] for checkpoint in shown(summary)]
+    order = [*WORDS, *verdicts]
     return [
-        {"badge": badge(None if name == "no loop" else name), "number": found.count(name)}
-        for name in dict.fromkeys(sorted(found, key=order.index))
+        {"badge": badge(None if name == "no loop" else name), "number": verdicts.count(name)}
+        for name in dict.fromkeys(sorted(verdicts, key=order.index))
     ]
 
 
 def badge(verdict: str | None) -> dict[str, str]:
-    """Word, shape and colour of a verdict."""
+    """Get what a verdict is shown by.
+
+    Args:
+        verdict: Of a summary; None where a model has no loop.
+
+    Returns:
+        Its word, shape and color.
+    """
     name, look = word(verdict)
     return {"word": name, "shape": look.shape, "color": look.color}
+
+
+def meanings(summary: Entry) -> list[dict[str, Any]]:
+    """Say what each verdict means, with the thresholds in force.
+
+    Args:
+        summary: The contents of `summary.json`.
+
+    Returns:
+        Badge and meaning of every verdict that there is, the best first.
+    """
+    thresholds = values_in_force(summary)
+    return [
+        {
+            "badge": {"word": name, "shape": look.shape, "color": look.color},
+            "meaning": meaning_of(look, thresholds),
+        }
+        for name, look in WORDS.items()
+    ]
 
 
 def cards(summary: Entry) -> list[dict[str, Any]]:
@@ -73,55 +109,62 @@ def cards(summary: Entry) -> list[dict[str, Any]]:
         What the template needs, in order.
     """
     measures = names(summary)
-    found = []
-    for one in shown(summary):
-        told = one["verdict"]
-        numbers = [
-            {"name": name, "title": measures[name]["title"], "unit": measures[name]["unit"],
-             **_cell(one["measures"][name])}
-            for name in KEY_NUMBERS
-            if name in measures and one["measures"].get(name, {}).get("n")
-            and not _said(measures[name]["title"], told["evidence"])
-        ]  # fmt: skip
-        found.append(
+    rows = []
+    for checkpoint in shown(summary):
+        verdict = checkpoint["verdict"]
+        checks = [{**check, "badge": badge(check["verdict"])} for check in verdict["checks"]]
+        rows.append(
             {
-                "label": one["label"],
-                "facts": _facts(one),
-                "reference": one["label"] == summary["reference"],
-                "verdict": told["verdict"],
-                "badge": badge(told["verdict"]),
-                "between": [badge(name) for name in told["between"]],
-                "evidence": list(told["evidence"]),
-                "checks": [{**check, "badge": badge(check["verdict"])} for check in told["checks"]],
-                "numbers": numbers,
-                "against": difference_line(summary, one["label"]),
+                "label": checkpoint["label"],
+                "facts": _facts(checkpoint),
+                "reference": checkpoint["label"] == summary["reference"],
+                "verdict": verdict["verdict"],
+                "badge": badge(verdict["verdict"]),
+                "between": [badge(name) for name in verdict["between"]],
+                "evidence": list(verdict["evidence"]),
+                "checks": checks,
+                "numbers": _key_numbers(checkpoint, measures),
+                "against": difference_line(summary, checkpoint["label"]),
             }
         )
-    return found
+    return rows
 
 
-def _said(title: str, evidence: Sequence[str]) -> bool:
+def _key_numbers(checkpoint: Entry, measures: Mapping[str, Entry]) -> list[dict[str, Any]]:
+    """The measures of a card that its evidence does not give already."""
+    evidence = checkpoint["verdict"]["evidence"]
+    return [
+        {"name": name, "title": measures[name]["title"], "unit": measures[name]["unit"],
+         **_cell(checkpoint["measures"][name])}
+        for name in KEY_NUMBERS
+        if name in measures and checkpoint["measures"].get(name, {}).get("n")
+        and not _is_evidence(measures[name]["title"], evidence)
+    ]  # fmt: skip
+
+
+def _is_evidence(title: str, evidence: Sequence[str]) -> bool:
     """Whether the evidence gives this number already."""
     parts = [part for sentence in evidence for part in sentence.split("; ")]
     return any(re.match(rf"{re.escape(title)} [-−]?\d", part) for part in parts)
 
 
-def _facts(one: Entry) -> list[str]:
-    loops = f"{one['K']} loop{'' if one['K'] == 1 else 's'}" if one["K"] else "no loop"
-    told = [one["layout"], loops]
-    if one["variant"] and one["variant"] != one["label"]:
-        told.insert(0, f"variant {one['variant']}")
-    if one["loop"] != "core":
-        told.append(f"loop {one['loop']}")
-    if one["step"] is not None:
-        told.append(f"step {count(one['step'])}")
-    if one["untrained"]:
-        told.append("untrained")
-    return [str(part) for part in told if part]
+def _facts(checkpoint: Entry) -> list[str]:
+    K = checkpoint["K"]
+    loops = f"{K} loop{'' if K == 1 else 's'}" if K else "no loop"
+    facts = [checkpoint["layout"], loops]
+    if checkpoint["variant"] and checkpoint["variant"] != checkpoint["label"]:
+        facts.insert(0, f"variant {checkpoint['variant']}")
+    if checkpoint["loop"] != MAIN_LOOP:
+        facts.append(f"loop {checkpoint['loop']}")
+    if checkpoint["step"] is not None:
+        facts.append(f"step {count(checkpoint['step'])}")
+    if checkpoint["untrained"]:
+        facts.append("untrained")
+    return [str(fact) for fact in facts if fact]
 
 
-def _cell(told: Entry) -> dict[str, Any]:
-    ends = (told["mean"], told["low"], told["high"])
+def _cell(measure: Entry) -> dict[str, Any]:
+    ends = (measure["mean"], measure["low"], measure["high"])
     return {"mean": estimate(*ends), "interval": interval(*ends)}
 
 
@@ -137,29 +180,30 @@ def measure_rows(summary: Entry) -> tuple[list[dict[str, Any]], list[str]]:
     rows, absent = [], []
     columns = shown(summary)
     for measure in summary["measures"]:
-        told = [one["measures"].get(measure["name"]) for one in columns]
-        if not any(one and one["n"] + one["n_flagged"] for one in told):
+        entries = [checkpoint["measures"].get(measure["name"]) for checkpoint in columns]
+        if not any(entry and entry["n"] + entry["n_flagged"] for entry in entries):
             absent.append(str(measure["title"]))
             continue
-        cells = [_measure_cell(t, c) for t, c in zip(told, columns, strict=True)]
+        pairs = zip(entries, columns, strict=True)
+        cells = [_measure_cell(entry, checkpoint) for entry, checkpoint in pairs]
         rows.append({**measure, "cells": cells})
     return rows, absent
 
 
-def _measure_cell(told: Entry | None, checkpoint: Entry) -> dict[str, Any]:
-    if told is None or not told["n"]:
-        lost = told["n_flagged"] if told else 0
+def _measure_cell(measure: Entry | None, checkpoint: Entry) -> dict[str, Any]:
+    if measure is None or not measure["n"]:
+        lost = measure["n_flagged"] if measure else 0
         few = f"0 of {lost} samples" if lost else ""
         return {"mean": "–", "interval": "", "twin": "", "few": few}
-    cell: dict[str, Any] = {**_cell(told), "twin": "", "few": ""}
-    if twin := told["untrained"]:
+    cell: dict[str, Any] = {**_cell(measure), "twin": "", "few": ""}
+    if twin := measure["untrained"]:
         ends = (twin["difference"], twin["low"], twin["high"])
         cell["twin"], cell["twin_interval"] = signed(*ends), interval(*ends)
         cell["twin_mean"] = estimate(twin["mean"], twin["low"], twin["high"])
-    if told["n_flagged"]:
-        cell["few"] = f"{told['n']} of {told['n'] + told['n_flagged']} samples"
-    elif told["n"] < checkpoint["samples"]:
-        cell["few"] = f"{told['n']} of {checkpoint['samples']} samples"
+    if measure["n_flagged"]:
+        cell["few"] = f"{measure['n']} of {measure['n'] + measure['n_flagged']} samples"
+    elif measure["n"] < checkpoint["samples"]:
+        cell["few"] = f"{measure['n']} of {checkpoint['samples']} samples"
     return cell
 
 
@@ -172,43 +216,44 @@ def difference_rows(summary: Entry) -> tuple[list[str], list[dict[str, Any]], li
     Returns:
         Labels of the columns, the rows, and the reasons that cells refer to by number from 1.
     """
-    told = {(one["label"], one["measure"]): one for one in summary["differences"]}
-    with_one = {label for label, _ in told}
-    columns = [str(one["label"]) for one in shown(summary) if one["label"] in with_one]
+    by_cell = {(entry["label"], entry["measure"]): entry for entry in summary["differences"]}
+    against = {entry["label"]: entry["against"] for entry in summary["differences"]}
+    labels = [checkpoint["label"] for checkpoint in shown(summary)]
+    columns = [str(label) for label in labels if label in against]
     reasons: list[str] = []
     rows = []
     for measure in summary["measures"]:
-        found = [told.get((label, measure["name"])) for label in columns]
-        if not any(one and one["mean"] is not None for one in found):
+        entries = [by_cell.get((label, measure["name"])) for label in columns]
+        if not any(entry and entry["mean"] is not None for entry in entries):
             continue
-        cells = [_difference_cell(one, reasons) for one in found]
+        cells = [_difference_cell(entry, reasons) for entry in entries]
         rows.append({**measure, "cells": cells})
-    against = {one["label"]: one["against"] for one in summary["differences"]}
-    other = [against[label] for label in columns]
+    reference = summary["reference"]
     heads = [
-        label if one == summary["reference"] else f"{label} (against {one})"
-        for label, one in zip(columns, other, strict=True)
+        label if against[label] == reference else f"{label} (against {against[label]})"
+        for label in columns
     ]
     return heads, rows, reasons
 
 
-def _difference_cell(one: Entry | None, reasons: list[str]) -> dict[str, Any]:
-    if one is None or one["mean"] is None:
+def _difference_cell(difference: Entry | None, reasons: list[str]) -> dict[str, Any]:
+    """A difference; where there is none, the number of the reason, which joins `reasons`."""
+    if difference is None or difference["mean"] is None:
         cell: dict[str, Any] = {"mean": "–"}
-        if one is not None and one["reason"]:
-            if one["reason"] not in reasons:
-                reasons.append(one["reason"])
-            cell["reason"] = reasons.index(one["reason"]) + 1
+        if difference is not None and (reason := difference["reason"]):
+            if reason not in reasons:
+                reasons.append(reason)
+            cell["reason"] = reasons.index(reason) + 1
         return cell
-    ends = (one["mean"], one["low"], one["high"])
-    p = one["p_adjusted"]
+    ends = (difference["mean"], difference["low"], difference["high"])
+    p, size = difference["p_adjusted"], difference["effect_size"]
     return {
         "mean": signed(*ends),
         "interval": interval(*ends),
-        "effect": "" if one["effect_size"] is None else effect(one["effect_size"]),
+        "effect": "" if size is None else effect(size),
         "p": probability(p),
         "significant": p is not None and p < SIGNIFICANT,
-        "unpaired": not one["paired"],
+        "unpaired": not difference["paired"],
     }
 
 
@@ -222,12 +267,12 @@ def difference_line(summary: Entry, label: str) -> str:
     Returns:
         Such as 'loss against base −0.04 [−0.06, −0.01], p = 0.006'; empty where there is none.
     """
-    for one in summary["differences"]:
-        if one["label"] == label and one["measure"] == "loss" and one["mean"] is not None:
-            ends = (one["mean"], one["low"], one["high"])
-            p = probability(one["p_adjusted"])
+    for entry in summary["differences"]:
+        if entry["label"] == label and entry["measure"] == "loss" and entry["mean"] is not None:
+            ends = (entry["mean"], entry["low"], entry["high"])
+            p = probability(entry["p_adjusted"])
             p = p if p.startswith("<") else f"= {p}"
-            against = f"loss against {one['against']} {signed(*ends)} {interval(*ends)}"
+            against = f"loss against {entry['against']} {signed(*ends)} {interval(*ends)}"
             return f"{against.strip()}, p {p}"
     return ""
 
@@ -242,35 +287,44 @@ def runs(summary: Entry) -> list[dict[str, Any]]:
         What the template needs, in order; empty where there is no series.
     """
     by_run: dict[tuple[str, str], list[Entry]] = {}
-    for one in summary["checkpoints"]:
-        by_run.setdefault((one["model"], one["loop"]), []).append(one)
-    found = []
-    for entry in summary["series"]:
-        own = [c for c in by_run.get((entry["model"], entry["loop"]), ()) if c["step"] is not None]
-        own.sort(key=lambda one: one["step"])
-        every = max(1, -(-len(own) // _STRIP))
-        found.append(
+    for checkpoint in summary["checkpoints"]:
+        if checkpoint["step"] is not None:
+            by_run.setdefault((checkpoint["model"], checkpoint["loop"]), []).append(checkpoint)
+    rows = []
+    for run in summary["series"]:
+        checkpoints = by_run.get((run["model"], run["loop"]), [])
+        rows.append(
             {
-                "model": entry["model"],
-                "loop": "" if entry["loop"] == "core" else entry["loop"],
-                "steps": [count(step) for step in entry["steps"]],
-                "missing": [count(step) for step in entry["missing"]],
-                "onset": _onset(entry["onset"]),
-                "verdicts": [
-                    {"step": count(c["step"]), "badge": badge(c["verdict"]["verdict"]),
-                     "why": "; ".join(c["verdict"]["evidence"])}
-                    for c in [*own[:-1:every], *own[-1:]]
-                ],
+                "model": run["model"],
+                "loop": "" if run["loop"] == MAIN_LOOP else run["loop"],
+                "steps": [count(step) for step in run["steps"]],
+                "missing": [count(step) for step in run["missing"]],
+                "onset": _onset(run["onset"]),
+                "verdicts": _strip_of(checkpoints),
             }
-        )  # fmt: skip
-    return found
+        )
+    return rows
 
 
-def _onset(told: Entry | None) -> dict[str, Any] | None:
-    if told is None:
+def _strip_of(checkpoints: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The verdicts of a run, step by step; of very many some are left out, the last never."""
+    ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint["step"])
+    every = max(1, -(-len(ordered) // _STRIP))
+    return [
+        {
+            "step": count(checkpoint["step"]),
+            "badge": badge(checkpoint["verdict"]["verdict"]),
+            "why": "; ".join(checkpoint["verdict"]["evidence"]),
+        }
+        for checkpoint in [*ordered[:-1:every], *ordered[-1:]]
+    ]
+
+
+def _onset(onset: Entry | None) -> dict[str, Any] | None:
+    if onset is None:
         return None
-    after = None if told["after"] is None else count(told["after"])
-    return {"badge": badge(told["verdict"]), "step": count(told["step"]), "after": after}
+    after = None if onset["after"] is None else count(onset["after"])
+    return {"badge": badge(onset["verdict"]), "step": count(onset["step"]), "after": after}
 
 
 def facts_of(provenance: Entry) -> list[tuple[str, str]]:
@@ -282,25 +336,25 @@ def facts_of(provenance: Entry) -> list[tuple[str, str]]:
     Returns:
         Names and values; one that is the same for all models stands once.
     """
-    found: dict[str, dict[str, list[str]]] = {}
-    models = provenance.get("models") or {}
-    for model, told in models.items():
-        for name, value in _flat(told or {}):
-            found.setdefault(name, {}).setdefault(value, []).append(str(model))
+    with_value: dict[str, dict[str, list[str]]] = {}  # name → value → the models that have it
+    records = provenance.get("models") or {}
+    for model, record in records.items():
+        for name, value in _flat(record or {}):
+            with_value.setdefault(name, {}).setdefault(value, []).append(str(model))
     rows = []
-    for name, values in found.items():
-        for value, own in values.items():
-            same = len(values) == 1 and len(own) == len(models)
-            rows.append((name if same else f"{name} ({', '.join(own)})", value))
+    for name, values in with_value.items():
+        for value, models in values.items():
+            same = len(values) == 1 and len(models) == len(records)
+            rows.append((name if same else f"{name} ({', '.join(models)})", value))
     return rows
 
 
 _FACTS = ("samples", "options", "versions", "commit", "device", "dtype")
 
 
-def _flat(told: Entry) -> Iterator[tuple[str, str]]:
+def _flat(record: Entry) -> Iterator[tuple[str, str]]:
     for name in _FACTS:
-        value = told.get(name)
+        value = record.get(name)
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 yield f"{name}: {key}", _plain(inner)

@@ -1,7 +1,7 @@
 """What each loop does, in numbers: the loss at h(t) beside the geometry, row by row."""
 
 import math
-import re
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.courses import trained_loops
 from loopscope.figures.panels import Panel, choose, loops_of
 from loopscope.figures.ticks import every
+from loopscope.names import block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 
 ROWS = 17
@@ -33,34 +34,36 @@ def per_loop(tables: Tables) -> list[dict[str, Any]]:
 
     Returns:
         One table per model and loop: title, columns that have values, rows of t with a text for
-        each column, and whether t lies beyond the loops that the model runs by itself.
+        each column, whether t lies beyond the loops that the model runs by itself, and whether
+        rows are left out.
     """
-    values = {name: found for name, _ in COLUMNS if (found := _VALUES[name](tables)) is not None}
-    found = []
+    frames = {name: frame for name, _ in COLUMNS if (frame := _MEANS[name](tables)) is not None}
+    loops = []
     for panel in _panels(tables):
-        own = {name: _by_t(panel.rows(frame)) for name, frame in values.items()}
-        own = {name: by_t for name, by_t in own.items() if by_t}
+        columns = {name: _by_t(panel.rows(frame)) for name, frame in frames.items()}
+        columns = {name: by_t for name, by_t in columns.items() if by_t}
         K = trained_loops(tables, panel)
-        if not own or not K:
+        if not columns or not K:
             continue
-        last = max(max(by_t) for by_t in own.values())
+        last = max(max(by_t) for by_t in columns.values())
         chosen = every(0, last, ROWS)
         rows = [
             {
                 "t": str(t),
                 "more": t > K,
-                "cells": [estimate(own[n].get(t)) if t in own[n] else DASH for n, _ in COLUMNS
-                          if n in own],
+                "cells": [estimate(by_t[t]) if t in by_t else DASH for by_t in columns.values()],
             }
             for t in chosen
-        ]  # fmt: skip
-        heads = [head for name, head in COLUMNS if name in own]
+        ]
+        heads = [head for name, head in COLUMNS if name in columns]
         title = panel.model
         title += f", {panel.loop}" if len(loops_of(tables, panel.model)) > 1 else ""
         title += f", step {panel.step:,}" if panel.step is not None else ""
-        some = len(chosen) <= last
-        found.append({"title": title, "columns": heads, "rows": rows, "K": K, "some": some})
-    return found
+        shortened = len(chosen) <= last
+        loops.append(
+            {"title": title, "columns": heads, "rows": rows, "K": K, "shortened": shortened}
+        )
+    return loops
 
 
 def _panels(tables: Tables) -> list[Panel]:
@@ -88,17 +91,17 @@ def _update(tables: Tables) -> pd.DataFrame | None:
     if tables.update is None:
         return None
     stats = aggregate.update(tables.update)
-    return _numbered(stats, stats["block"], r"core(\d+)", first=1)
+    return _numbered(stats, stats["block"], block_number)
 
 
 def _cka(tables: Tables) -> pd.DataFrame | None:
     if tables.cka is None:
         return None
     frame = tables.cka
-    here = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
-    stats = aggregate.cka(frame[here])
-    stats = _numbered(stats, stats["state_a"], r"h(\d+)")
-    after = _numbered(stats, stats["state_b"], r"h(\d+)")
+    debiased = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
+    stats = aggregate.cka(frame[debiased])
+    stats = _numbered(stats, stats["state_a"], state_number)
+    after = _numbered(stats, stats["state_b"], state_number)
     return after[after["t"].eq(stats["t"].reindex(after.index) + 1)].assign(
         t=lambda rows: rows["t"] - 1
     )
@@ -108,19 +111,19 @@ def _rank(tables: Tables) -> pd.DataFrame | None:
     if tables.rank is None:
         return None
     stats = aggregate.rank(tables.rank[tables.rank["measure"].eq("effective")])
-    return _numbered(stats, stats["state"], r"h(\d+)")
+    return _numbered(stats, stats["state"], state_number)
 
 
 def _numbered(
-    stats: pd.DataFrame, names: pd.Series, pattern: str, *, first: int = 0
+    stats: pd.DataFrame, names: pd.Series, number: Callable[[str], int | None]
 ) -> pd.DataFrame:
     """The rows whose name has a number, which becomes t."""
-    found = names.astype(str).map(lambda name: re.fullmatch(pattern, name))
-    here = found.notna()
-    return stats[here].assign(t=[int(m[1]) - first for m in found[here]])
+    numbers = [number(str(name)) for name in names]
+    rows = stats[[t is not None for t in numbers]]
+    return rows.assign(t=[t for t in numbers if t is not None])
 
 
-_VALUES = {
+_MEANS = {
     "loss": _course("readout"),
     "step": _course("delta"),
     "update": _update,

@@ -59,7 +59,14 @@ def signed(mean: float | None, low: float | None = None, high: float | None = No
 
 
 def effect(size: float | None) -> str:
-    """Write an effect size with its sign: +0.43, −1.2, +118."""
+    """Write an effect size with its sign: +0.43, −1.2, +118.
+
+    Args:
+        size: Cohen's d; None where there is none.
+
+    Returns:
+        Two decimals below 1, none from 100 on; – for None.
+    """
     if size is None:
         return DASH
     text = _fixed(size, 2 if abs(size) < 1 else 1 if abs(size) < 100 else 0)
@@ -81,7 +88,14 @@ def probability(p: float | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """Write a whole number with thousands apart: 20,000."""
+    """Write a whole number with thousands apart: 20,000.
+
+    Args:
+        value: The number; None where there is none.
+
+    Returns:
+        The digits; – for None.
+    """
     return DASH if value is None else f"{value:,}"
 
 

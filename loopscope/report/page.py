@@ -16,7 +16,6 @@ from loopscope.report import contents
 from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import count
 from loopscope.report.pictures import pictures
-from loopscope.report.words import WORDS
 
 _NAME = 48  # letters of a name at the head of a column; cards have all of it
 
@@ -71,7 +70,8 @@ def render(
     """
     drawn, not_drawn = pictures(tables, summary, progress)
     steps = {model: steps_of(tables, model) for model in tables.models}
-    ends = of_steps(tables, {m: {own[-1]} for m, own in steps.items() if len(own) > 1})
+    last = {model: {numbers[-1]} for model, numbers in steps.items() if len(numbers) > 1}
+    ends = of_steps(tables, last)
     measures, absent = contents.measure_rows(summary)
     columns, differences, reasons = contents.difference_rows(summary)
     page = _environment().get_template("report.html").render(
@@ -79,7 +79,7 @@ def render(
         shown=contents.shown(summary),
         headline=contents.headline(summary),
         cards=contents.cards(summary),
-        words=WORDS,
+        meanings=contents.meanings(summary),
         pictures=drawn,
         not_drawn=not_drawn,
         loops=per_loop(ends),
@@ -88,6 +88,7 @@ def render(
         columns=columns,
         differences=differences,
         reasons=reasons,
+        significant=contents.SIGNIFICANT,
         runs=contents.runs(summary),
         facts=contents.facts_of(provenance),
         provenance=json.dumps(provenance, indent=1, ensure_ascii=False, default=str),
@@ -113,12 +114,12 @@ def verdict_html(summary: Mapping[str, Any]) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("loopscope.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["short"] = lambda label: shortened(str(label), _NAME)
-    return made
+    environment.filters["short"] = lambda label: shortened(str(label), _NAME)
+    return environment

@@ -93,17 +93,17 @@ def pictures(
         not drawn.
     """
     jobs, missing = plan(tables, None, summary)
-    wanted = {job.name: job for job in jobs if job.name in CAPTIONS}
-    shown = [str(one["model"]) for one in summary["checkpoints"]]
-    told = [str(one) for one in missing if one.figure in (*CAPTIONS, "steps between")]
-    found = {}
+    by_name = {job.name: job for job in jobs if job.name in CAPTIONS}
+    models = [str(checkpoint["model"]) for checkpoint in summary["checkpoints"]]
+    not_drawn = [str(item) for item in missing if item.figure in (*CAPTIONS, "steps between")]
+    drawn = {}
     for name in (*_KEPT, "series"):
-        if name not in wanted:
+        if name not in by_name:
             continue
-        found[name] = _picture(wanted[name], shown)
+        drawn[name] = _picture(by_name[name], models)
         if progress is not None:
             progress(1)
-    return found, told
+    return drawn, not_drawn
 
 
 def _picture(job: Job, models: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loopscope.analysis.collapse import NEEDED, SIGNS, per_sample
 from loopscope.analysis.measuring.streaming import Measuring
 from loopscope.analysis.measuring.token_windows import checked_tokens
-from loopscope.analysis.options import Options, made
+from loopscope.analysis.options import Options, build_options
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
 from loopscope.models.loops.tracing import devices_of
@@ -87,7 +87,7 @@ class Monitor:
         self.spec = spec
         self.batching = {key: options.pop(key) for key in ("batch_size", "name") if key in options}
         how = {**options, "measures": self.measures}
-        self.options: Options = made(Options, how, "Monitor", ("batch_size", "name"))
+        self.options: Options = build_options(Options, how, "Monitor", ("batch_size", "name"))
         self.rows: list[dict[str, Any]] = []
         if self.out is not None:
             self.rows = read_numbers(self.out, LAST)

@@ -9,8 +9,7 @@ import torch
 
 from loopscope.devices import check_seed, parse_device
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.configuration import LoopConfig, parse_variant
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig, parse_variant
 
 DTYPES = ("float32", "bfloat16")
 

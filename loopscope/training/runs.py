@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import RUNS
+from loopscope.analysis.tables.training_curves import recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.provenance import commit, versions
@@ -28,9 +29,6 @@ _WHAT = (
     f"a run is a folder with {LOG} and {RECORDS[0]} (or {RECORDS[1]} while it is trained), as "
     "`loopscope train` writes it"
 )
-_SEEDS = ("seed", "data_seed")
-_BESIDES = ("device", "accumulate", "compile", "log_every", "eval_every")
-"""Settings of a recipe that do not change what is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,22 +162,6 @@ def _whole_number(value: Any, name: str, least: int, record: Path) -> int:
             f"{AGAIN}"
         )
     return value
-
-
-def recipe(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides what a run learns, but for its seed: the model, the recipe, the text.
-
-    Args:
-        origin: A `provenance.json` or `run.json` of a run.
-
-    Returns:
-        Setting → value, those of the model as `model.…`; equal for runs that may be averaged.
-    """
-    training, data = origin["training"], origin.get("data") or {}
-    kept = {k: v for k, v in training.items() if k not in ("model", *_SEEDS, *_BESIDES)}
-    model = LoopConfig.from_dict(training["model"]).to_dict()
-    text = {"data": data.get("sha256"), "heldout_share": data.get("heldout_share")}
-    return {**{f"model.{k}": v for k, v in model.items()}, **kept, **text}
 
 
 def _find(target: str) -> list[Path]:

@@ -5,10 +5,12 @@ import sys
 from dataclasses import replace
 from io import BytesIO
 
+import jaxtyping
 import matplotlib as mpl
 import pytest
 
 from loopscope import figures
+from loopscope.analysis.comparisons.result import Comparison
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.figures import style
@@ -112,6 +114,27 @@ def quick(monkeypatch):
         path.write_text(type(fig).__name__)
 
     monkeypatch.setattr(output, "_write", write)
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked while the program runs, as at a user's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_comparison_of_a_series_is_drawn_as_its_tables_are(make, tmp_path, quick, unchecked):
+    runs = [with_courses(make("mesh", B=6, step=step, seed=step), more=1) for step in (0, 100, 200)]
+    tables = Tables.join([*runs, with_courses(make("base"))])
+    comparison = Comparison(tables=tables, samples={})
+    planned, not_planned = figures.plan(comparison)
+    jobs, missing = figures.plan(tables)
+    assert [job.name for job in planned] == [job.name for job in jobs]
+    assert "series" in [job.name for job in planned]
+    assert not_planned == missing
+    report = figures.draw_all(comparison, tmp_path)
+    assert {file.stem for file in report.files} == {job.name for job in jobs}
 
 
 def test_draw_all_writes_the_contracts_files(four, tmp_path, quick):

@@ -12,7 +12,7 @@ from loopscope.errors import InputError
 from loopscope.report import contents, render, verdict_html, write_report
 from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import estimate
-from loopscope.report.words import WORDS
+from loopscope.report.words import WORDS, Phrase, values_in_force
 from tests.figures.conftest import make
 from tests.figures.course_tables import with_courses
 from tests.figures.loop_tables import nested
@@ -197,7 +197,7 @@ def test_every_loop_of_a_model_has_a_table_of_its_own():
 
 def test_of_many_loops_some_rows_are_shown():
     [one] = per_loop(with_courses(make("deep", K=32, samples=3), more=32))
-    assert one["some"] and len(one["rows"]) <= 18
+    assert one["shortened"] and len(one["rows"]) <= 18
     assert [row["t"] for row in one["rows"]][-1] == "64"
     update = make("deep", K=32, samples=3).update
     mean = update[update["block"].eq("core5")]["value"].mean()
@@ -261,6 +261,41 @@ def test_a_notebook_gets_the_verdicts_alone_with_their_style(told):
     assert "▼ collapsed" in " ".join(found.text.split())
     assert f"Not measured: {HOSTILE}/step-002000" in found.text
     assert "<script>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "usual", "shown"),
+    [
+        ("shrinking", 0.3, "less than half as long", "less than 30 % as long as the first, and"),
+        ("half_rank", 0.25, "half of their rank", "keep less than 25 % of their rank in the loop"),
+        ("rank_one", 3.0, "in the loop, and", "or have fewer than 3 directions left, and the loop"),
+        ("uneven", 0.3, "one loop does most", "more of the update than 30 % of the way"),
+        ("alike", 0.9, "all but the same", "consecutive states have a CKA above 0.9, and"),
+        ("little_gain", 0.05, "next to nothing", "the others take less than 5 % off the loss"),
+        ("harm", 0.3, "than the last<", "better than the last by more than 0.3 nats/token"),
+        ("stable", 0.2, "do no harm", "more loops than trained cost at most 0.2 nats/token"),
+    ],
+)
+def test_the_meaning_of_a_verdict_has_the_threshold_in_force(name, value, usual, shown):
+    summary = cases.summary()
+    assert usual in without_figures(summary) and shown not in without_figures(summary)
+    entry = {"name": name, "measures": [], "value": value, "unit": "", "meaning": "changed"}
+    kept = [one for one in summary["thresholds"] if one["name"] != name]
+    page = without_figures(summary | {"thresholds": [*kept, entry]})
+    assert usual not in page and shown in page
+
+
+def test_a_threshold_that_is_switched_off_has_no_number():
+    summary = cases.summary()  # infinity is null in JSON
+    summary["thresholds"][0] |= {"name": "shrinking", "value": None}
+    assert "the last step is less than – as long as the first" in without_figures(summary)
+
+
+def test_the_words_of_a_verdict_fit_the_thresholds_that_it_is_given_by():
+    parts = [part for look in WORDS.values() for part in look.meaning if isinstance(part, Phrase)]
+    values = values_in_force(cases.summary())
+    assert {part.threshold for part in parts} <= {*values}
+    assert all(part.at(values[part.threshold]) == part.words for part in parts)
 
 
 def luminance(color: str) -> float:

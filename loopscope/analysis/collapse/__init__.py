@@ -5,9 +5,9 @@ loops do for the loss stands beside the geometry, and a verdict needs both.
 """
 
 from loopscope.analysis.collapse.sign_values import NEEDED, per_sample
-from loopscope.analysis.collapse.signs import SIGNS, Sign
+from loopscope.analysis.collapse.signs import SIGNS, THRESHOLDS, Sign
 from loopscope.analysis.collapse.statistics import differences, signs
-from loopscope.analysis.collapse.verdicts import THRESHOLDS, VERDICTS, Verdict, judge
+from loopscope.analysis.collapse.verdicts import VERDICTS, Verdict, judge
 
 __all__ = [
     "NEEDED",

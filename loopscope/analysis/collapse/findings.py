@@ -1,16 +1,17 @@
-"""Summary: what a comparison found, as one JSON value (`summary.json`, see docs/SUMMARY.md)."""
+"""Findings: what a comparison tells, and its one JSON value (`summary.json`, docs/SUMMARY.md)."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
-from loopscope import __version__
+from loopscope._version import __version__
 from loopscope.analysis.collapse import (
     SIGNS,
     THRESHOLDS,
@@ -23,11 +24,34 @@ from loopscope.analysis.collapse import (
 from loopscope.analysis.collapse.sign_values import Key, by_key
 from loopscope.analysis.collapse.statistics import paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import label, onset
-from loopscope.analysis.comparisons.result import Comparison
-from loopscope.errors import InputError
-from loopscope.models.native.layout import Layout
+from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables.model_records import model_record, model_records
+from loopscope.names import block_number
 
 FORMAT, VERSION = "loopscope-summary", 1
+
+
+@runtime_checkable
+class Windows(Protocol):
+    """What is asked of the windows of tokens that a model read (`text.windows.Samples`)."""
+
+    @property
+    def tokens(self) -> Any:
+        """Ids, one row per window: an array or tensor of shape (sample, pos)."""
+
+    @property
+    def source(self) -> str:
+        """Where the text came from."""
+
+    @property
+    def sha256(self) -> str:
+        """Equal only for equal windows."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """How the windows were chosen: `seed`."""
+
+    def __len__(self) -> int: ...
 
 
 class Findings:
@@ -37,60 +61,104 @@ class Findings:
     """
 
     def __init__(
-        self, comparison: Comparison, *, thresholds: Mapping[str, float] | None = None
+        self,
+        tables: Tables,
+        *,
+        windows: Mapping[str, Windows] | None = None,
+        reference: str | None = None,
+        added: Sequence[str] = (),
+        twins: Mapping[str, str] | None = None,
+        missing: Mapping[str, Sequence[int]] | None = None,
+        failed: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
-        """Take a comparison.
+        """Take what was measured; `Comparison.findings` does it for a comparison.
 
         Args:
-            comparison: What `compare` gave.
+            tables: Of all models; update, cka and rank at least.
+            windows: What each model read, by its name in the tables.
+            reference: The model that others are held against; the first when not given.
+            added: Untrained twins that nobody named; they get no verdict.
+            twins: Name of each model's untrained twin, where there is one.
+            missing: Steps that a series leaves out though its others are regular, by its name.
+            failed: Targets that could not be measured, with the reason.
+            notes: What a reader should know beside the numbers.
             thresholds: Other values for some of `collapse.THRESHOLDS`, by name.
         """
-        self.comparison = comparison
+        self.tables = tables
+        self.windows = dict(windows or {})
+        self.reference = next(iter(tables.models), None) if reference is None else reference
+        self.added = tuple(added)
+        self.twins = dict(twins or {})
+        self.missing = dict(missing or {})
+        self.failed, self.notes = list(failed), list(notes)
         self.thresholds = dict(thresholds or {})
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> "Findings":
+        """Judge the same measurements by other thresholds.
+
+        Args:
+            thresholds: Other values for some of `collapse.THRESHOLDS`, by name.
+
+        Returns:
+            New findings; these stay as they are.
+        """
+        findings = copy(self)
+        findings.__dict__.pop("verdicts", None)
+        findings.thresholds = {**self.thresholds, **thresholds}
+        return findings
 
     @cached_property
     def samples(self) -> pd.DataFrame:
         """The signs of every sample (`collapse.per_sample`)."""
-        return per_sample(self.comparison.tables)
+        return per_sample(self.tables)
 
     @cached_property
     def signs(self) -> pd.DataFrame:
         """Mean and interval of each sign (`collapse.signs`)."""
-        return summarised(self.samples, self.comparison.tables)
+        return summarised(self.samples, self.tables)
 
     @cached_property
     def verdicts(self) -> dict[Key, Verdict]:
         """The verdict on every checkpoint and loop that the user named."""
-        own = self.signs[~self.signs["model"].isin(self.comparison.added)]
-        return judge(own, thresholds=self.thresholds, loopless=loopless(self.comparison))
+        named = self.signs[~self.signs["model"].isin(self.added)]
+        return judge(named, thresholds=self.thresholds, loopless=loopless(self.tables))
 
     @cached_property
     def differences(self) -> pd.DataFrame:
         """Every checkpoint against the first model (`collapse.differences`)."""
-        found = self.comparison
-        tokens = {name: one.sha256 for name, one in found.samples.items()}
-        added = frozenset(found.added)
-        return differences(self.samples, tokens=tokens, depth=self.depth, skip=added)
+        tokens = {name: windows.sha256 for name, windows in self.windows.items()}
+        return differences(
+            self.samples, tokens=tokens, depth=self.depth, skip=frozenset(self.added)
+        )
 
     @cached_property
     def depth(self) -> dict[Key, tuple[int, int]]:
         """K, and the most iterations that were run, of each checkpoint and loop."""
-        update, delta = self.comparison.tables.update, self.comparison.tables.delta
+        update, delta = self.tables.update, self.tables.delta
         assert update is not None
         run = {} if delta is None else {k: int(v["t"].max()) + 1 for k, v in by_key(delta).items()}
-        found = {}
+        depth = {}
         for key, rows in by_key(update).items():
-            K = sum(str(block).startswith("core") for block in rows["block"].unique())
-            found[key] = (K, max(K, run.get(key, K)))
-        return found
+            K = sum(block_number(str(block)) is not None for block in rows["block"].unique())
+            depth[key] = (K, max(K, run.get(key, K)))
+        return depth
 
     @property
     def same_tokens(self) -> bool:
         """Whether all models were measured on the same windows of tokens."""
-        return len({one.sha256 for one in self.comparison.samples.values()}) < 2
+        return len({windows.sha256 for windows in self.windows.values()}) < 2
 
     def label(self, key: Key) -> str:
-        """How a checkpoint is called in text."""
+        """Call a checkpoint in text.
+
+        Args:
+            key: Of the checkpoint and loop.
+
+        Returns:
+            Its model and, where they matter, step and loop.
+        """
         return label(key, self._loops[key.model])
 
     @cached_property
@@ -114,15 +182,6 @@ class Findings:
         Returns:
             JSON values; numbers that are not finite are None.
         """
-        found = self.comparison
-        limits = {one.name: self.thresholds.get(one.name, one.value) for one in THRESHOLDS}
-        told = [
-            {
-                "name": one.name, "measures": one.signs, "value": limits[one.name],
-                "unit": one.unit, "meaning": one.meaning,
-            }
-            for one in THRESHOLDS
-        ]  # fmt: skip
         first = next(iter(self.verdicts), None)
         value = {
             "format": FORMAT,
@@ -131,82 +190,98 @@ class Findings:
             "command": command,
             "samples": self._samples(),
             "reference": None if first is None else self.label(first),
-            "measures": [_told(sign) for sign in SIGNS],
-            "thresholds": told,
+            "measures": [_described(sign) for sign in SIGNS],
+            "thresholds": self._thresholds(),
             "checkpoints": [self._checkpoint(key) for key in self.verdicts],
             "differences": self._differences(),
             "series": self._series(),
-            "failed": [{"target": t, "reason": reason} for t, reason in found.failed],
-            "notes": [note for note in found.notes if not note.startswith("not measured: ")],
+            "failed": [{"target": t, "reason": reason} for t, reason in self.failed],
+            "notes": [note for note in self.notes if not note.startswith("not measured: ")],
         }
         return _plain(value)
 
     def _samples(self) -> dict[str, Any]:
-        samples = list(self.comparison.samples.values())
-        seeds = {one.options.get("seed") for one in samples}
+        windows = list(self.windows.values())
+        seeds = {part.options.get("seed") for part in windows}
         return {
-            "data": samples[0].source if samples else "",
-            "count": max((len(one) for one in samples), default=0),
-            "tokens": samples[0].tokens.shape[1] if samples else 0,
+            "data": windows[0].source if windows else "",
+            "count": max(map(len, windows), default=0),
+            "tokens": windows[0].tokens.shape[1] if windows else 0,
             "seed": seeds.pop() if len(seeds) == 1 else None,
             "same_tokens": self.same_tokens,
         }
 
+    def _thresholds(self) -> list[dict[str, Any]]:
+        entries = []
+        for threshold in THRESHOLDS:
+            value = self.thresholds.get(threshold.name, threshold.value)
+            entries.append(
+                {
+                    "name": threshold.name,
+                    "measures": threshold.signs,
+                    "value": value,
+                    "unit": threshold.unit,
+                    "meaning": threshold.meaning_at(value),
+                }
+            )
+        return entries
+
     def _checkpoint(self, key: Key) -> dict[str, Any]:
-        told = self.comparison.tables.provenance["models"][key.model]
-        config = told.get("config") or {}
+        record = model_record(self.tables.provenance, key.model)
+        target = record.target_at(key.step)
+        return {
+            "label": self.label(key),
+            **key._asdict(),
+            "target": str(target if target is not None else key.model),
+            "variant": record.variant,
+            "layout": record.layout,
+            "K": self.depth[key][0],
+            "T": self.depth[key][1],
+            "untrained": record.untrained_at(key.step),
+            "samples": len(self._by_key[key]),
+            "measures": self._measures(key),
+            "verdict": asdict(self.verdicts[key]),
+        }
+
+    def _measures(self, key: Key) -> dict[str, Any]:
+        """Every sign of a checkpoint, with its difference to the untrained twin."""
         twin = self._twin(key)
-        own = self._by_key[key]
         measures = {}
         for sign in SIGNS:
             row = self._rows[key][sign.name]
             against = None
             if twin is not None and key != twin[0]:
-                d = paired_difference(own[sign.name], twin[1][sign.name])
-                mean = twin[1][sign.name].mean()
+                twin_values = twin[1][sign.name]
+                d = paired_difference(self._by_key[key][sign.name], twin_values)
                 if d is not None:
+                    mean = twin_values.mean()
                     against = {"mean": mean, "difference": d.mean, "low": d.low, "high": d.high}
             numbers = {name: row[name] for name in ("mean", "low", "high", "std")}
             counts = {name: int(row[name]) for name in ("n", "n_flagged")}
             measures[sign.name] = {**numbers, **counts, "untrained": against}
-        verdict = self.verdicts[key]
-        target = told.get("target")
-        if key.step is not None:
-            target = told.get("steps", {}).get(str(key.step), {}).get("target", target)
-        return {
-            "label": self.label(key),
-            **key._asdict(),
-            "target": str(target if target is not None else key.model),
-            "variant": config.get("variant") if "map" not in told else None,
-            "layout": _layout(told),
-            "K": self.depth[key][0],
-            "T": self.depth[key][1],
-            "untrained": key.model.endswith("@init"),
-            "samples": len(own),
-            "measures": measures,
-            "verdict": asdict(verdict),
-        }
+        return measures
 
     @cached_property
     def _by_key(self) -> dict[Key, pd.DataFrame]:
+        """The signs of every sample of each checkpoint and loop, by sample."""
         return {key: rows.set_index("sample") for key, rows in by_key(self.samples).items()}
 
     def _twin(self, key: Key) -> tuple[Key, pd.DataFrame] | None:
         """The untrained twin's same loop."""
-        name = self.comparison.twins.get(key.model)
-        there = Key(name, None, key.loop) if name is not None else None
-        return None if there not in self._by_key else (there, self._by_key[there])
+        name = self.twins.get(key.model)
+        twin = Key(name, None, key.loop) if name is not None else None
+        return None if twin not in self._by_key else (twin, self._by_key[twin])
 
     def _differences(self) -> list[dict[str, Any]]:
         table, rows = self.differences, []
         names = ("model", "step", "loop", "sign", "against_step", "against_loop")
         kept = [column for column in table.columns if column not in names]
-        reference = self.comparison.reference
         for row in table.to_dict("records"):
             key = Key.of((row["model"], row["step"], row["loop"]))
-            other = Key.of((reference, row["against_step"], row["against_loop"]))
-            told = {"label": self.label(key), "against": self.label(other), "measure": row["sign"]}
-            rows.append({**told, **{str(name): row[name] for name in kept}})
+            against = Key.of((self.reference, row["against_step"], row["against_loop"]))
+            labels = {"label": self.label(key), "against": self.label(against)}
+            numbers = {str(name): row[name] for name in kept}
+            rows.append({**labels, "measure": row["sign"], **numbers})
         return rows
 
     def _series(self) -> list[dict[str, Any]]:
@@ -214,60 +289,44 @@ class Findings:
         for key, verdict in self.verdicts.items():
             if key.step is not None:
                 runs.setdefault((key.model, key.loop), {})[key.step] = verdict
-        found = []
+        entries = []
         for (model, loop), verdicts in runs.items():
             began = onset(verdicts)
-            found.append(
+            entries.append(
                 {
                     "model": model,
                     "loop": loop,
                     "steps": sorted(verdicts),
-                    "missing": self.comparison.missing.get(model, []),
+                    "missing": self.missing.get(model, []),
                     "onset": None if began is None else began._asdict(),
                 }
             )
-        return found
+        return entries
 
 
-def _told(sign: Sign) -> dict[str, str]:
+def _described(sign: Sign) -> dict[str, str]:
     names = ("name", "title", "unit", "range", "formula", "meaning")
     return {name: getattr(sign, name) for name in names}
 
 
-def loopless(comparison: Comparison) -> list[str]:
-    """Models that run no layers again with the same weights."""
-    found = []
-    for name, told in comparison.tables.provenance["models"].items():
-        config = told.get("config") or {}
-        if "map" in told:
-            if not told["map"].get("loops"):
-                found.append(name)
-        elif "layout" in config and not _shared(config["layout"]):
-            found.append(name)
-    return found
+def loopless(tables: Tables) -> list[str]:
+    """Name the models that run no layers again with the same weights.
 
+    Args:
+        tables: What was measured; their provenance tells.
 
-def _shared(layout: str) -> bool:
-    try:
-        return Layout.parse(layout).shared
-    except InputError:
-        return False
-
-
-def _layout(told: Mapping[str, Any]) -> str:
-    """The layout of a native model, or the loops of another."""
-    config = told.get("config") or {}
-    if "map" not in told:
-        return str(config.get("layout", ""))
-    return str(told["map"].get("layout") or config.get("architecture") or "")
+    Returns:
+        Names in the tables, in order.
+    """
+    return [record.name for record in model_records(tables.provenance) if record.has_loop is False]
 
 
 def _plain(value: Any) -> Any:
     """With JSON's own types; numbers that are not finite and nulls of pandas become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(part) for part in value]
     if value is None or value is pd.NA or isinstance(value, str | bool):
         return None if value is pd.NA else value
     if isinstance(value, np.generic):

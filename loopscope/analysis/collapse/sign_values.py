@@ -1,5 +1,6 @@
 """The signs of every sample: tables → one row per checkpoint, loop and sample."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,9 @@ from loopscope.analysis.collapse.signs import SIGNS
 from loopscope.analysis.tables.aggregate import sound
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
+from loopscope.names import KEYS, block_number, block_order, state_name, state_names
 
 NEEDED = ("update", "cka", "rank")
-KEYS = ["model", "step", "loop"]
-"""What a checkpoint and loop is called in the tables."""
-
 NAMES = [sign.name for sign in SIGNS]
 
 
@@ -38,11 +37,9 @@ def per_sample(tables: Tables) -> pd.DataFrame:
             f"the signs of collapse need {', '.join(missing)}, which was not measured; measure "
             f"with {', '.join(NEEDED)}."
         )
-    cases = checkpoints(tables)
     parts = {name: _parts(frame) for name, frame in frames.items() if name in _USED}
-    found = [_of_loop(parts, key) for key in cases]
-    joined = pd.concat(found, ignore_index=True)
-    return joined.astype({"step": "Int64", "sample": "int32"})
+    rows = [_of_loop(parts, key) for key in checkpoints(tables)]
+    return pd.concat(rows, ignore_index=True).astype({"step": "Int64", "sample": "int32"})
 
 
 _USED = ("update", "cka", "rank", "delta", "readout", "loss")
@@ -57,13 +54,27 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, row: Any) -> "Key":
-        """From a row's model, step (perhaps null) and loop."""
+        """Read a row's key.
+
+        Args:
+            row: Its model, step (perhaps null) and loop.
+
+        Returns:
+            The key.
+        """
         model, step, loop = row
         return cls(str(model), None if pd.isna(step) else int(step), str(loop))
 
 
 def checkpoints(tables: Tables) -> list[Key]:
-    """Each checkpoint and loop once; models and loops in order, steps sorted."""
+    """List the checkpoints and loops that were measured.
+
+    Args:
+        tables: With the table rank.
+
+    Returns:
+        Each once; models and loops in order, steps sorted.
+    """
     assert tables.rank is not None
     pairs = tables.rank[KEYS].astype({"model": object, "loop": object}).drop_duplicates()
     keys = [Key.of(row) for row in pairs.itertuples(index=False, name=None)]
@@ -73,7 +84,14 @@ def checkpoints(tables: Tables) -> list[Key]:
 
 
 def by_key(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    """The rows of each checkpoint and loop, in order of first appearance."""
+    """Group the rows of a table by checkpoint and loop.
+
+    Args:
+        table: With the columns model, step and loop.
+
+    Returns:
+        Rows by key, in order of first appearance.
+    """
     groups: Any = table.groupby(KEYS, sort=False, dropna=False, observed=True)
     return {Key.of(key): rows for key, rows in groups}
 
@@ -93,44 +111,46 @@ def _wide(frame: pd.DataFrame, columns: list[str], value: str = "value") -> pd.D
 
 
 def _of_loop(parts: dict[str, dict], key: Key) -> pd.DataFrame:
-    own = {name: groups.get(key[:2]) for name, groups in parts.items()}
+    """The signs of every sample of one checkpoint and loop, from the rows of each checkpoint."""
+    checkpoint = {name: groups.get(key[:2]) for name, groups in parts.items()}
 
-    def of(table: str, *, any_loop: bool = False) -> pd.DataFrame | None:
-        frame = own.get(table)
+    def rows_of(table: str, *, any_loop: bool = False) -> pd.DataFrame | None:
+        frame = checkpoint.get(table)
         if frame is None:
             return None
         rows = frame if any_loop else frame[frame["loop"].eq(key.loop)]
         return rows if len(rows) else None
 
-    rank = of("rank")
+    update, delta, rank = rows_of("update"), rows_of("delta"), rows_of("rank")
+    loss = rows_of("loss", any_loop=True)
     assert rank is not None
     out = pd.DataFrame(
         np.nan, index=pd.Index(sorted(rank["sample"].unique()), name="sample"), columns=NAMES
     )
-    _loss(out, of("loss", any_loop=True))
-    busiest, K = _shares(out, of("update"))
+    _fill_loss(out, loss)
+    busiest, K = _fill_shares(out, update)
     if K:
-        _alike(out, of("cka"), K)
-    _ranks(out, rank, K)
-    _readout(out, of("readout"), K, busiest)
-    _steps(out, of("delta"), K)
-    _broken(out, [of("update"), of("delta"), of("loss", any_loop=True), of("rank")], K)
+        _fill_likeness(out, rows_of("cka"), K)
+    _fill_ranks(out, rank, K)
+    _fill_readout(out, rows_of("readout"), K, busiest)
+    _fill_steps(out, delta, K)
+    _fill_nonfinite(out, [update, delta, loss, rank], K)
     step: Any = pd.NA if key.step is None else key.step
-    told = out.reset_index().assign(model=key.model, step=step, loop=key.loop)
-    return told[[*KEYS, "sample", *NAMES]]
+    rows = out.reset_index().assign(model=key.model, step=step, loop=key.loop)
+    return rows[[*KEYS, "sample", *NAMES]]
 
 
-def _loss(out: pd.DataFrame, loss: pd.DataFrame | None) -> None:
+def _fill_loss(out: pd.DataFrame, loss: pd.DataFrame | None) -> None:
     if loss is not None:
         out["loss"] = loss.assign(v=loss["value"].where(sound(loss))).set_index("sample")["v"]
 
 
-def _shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, int]:
+def _fill_shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, int]:
     """Skew and share of the first loop; the busiest loop's number and K."""
     if update is None:
         return 0, 0
     wide = _wide(update, ["block"])
-    cores = sorted((c for c in wide.columns if str(c).startswith("core")), key=lambda c: int(c[4:]))
+    cores = [c for c in block_order(map(str, wide.columns)) if block_number(c) is not None]
     K = len(cores)
     if not K:
         return 0, 0
@@ -144,11 +164,12 @@ def _shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, int]:
     return busiest, K
 
 
-def _alike(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
+def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
+    """Mean CKA of consecutive states, by both estimators."""
     if cka is None:
         return
     rbf = cka[cka["kernel"].eq("rbf")]
-    pairs = [(f"h{t}", f"h{t + 1}") for t in range(K)]
+    pairs = list(pairwise(state_names(K)))
     for estimator in ("biased", "debiased"):
         part = rbf[rbf["estimator"].eq(estimator)]
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
@@ -156,22 +177,24 @@ def _alike(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
             out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
 
 
-def _ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int) -> None:
+def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int) -> None:
+    """Effective ranks of h(0) and h(K), their ratio, and the slope in between."""
     erank = _wide(rank[rank["measure"].eq("effective")], ["state"])
-    out["erank_0"], out["erank_K"] = erank["h0"], erank[f"h{K}"]
+    out["erank_0"], out["erank_K"] = erank[state_name(0)], erank[state_name(K)]
     if not K:
         return
     out["erank_ratio"] = out["erank_K"] / out["erank_0"]
-    states = [f"h{t}" for t in range(K + 1)]
+    states = state_names(K)
     if all(state in erank.columns for state in states):
         t = np.arange(K + 1) - K / 2
         out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
 
 
-def _readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: int) -> None:
+def _fill_readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: int) -> None:
+    """What the loop, and the loops besides the busiest, do for the loss of a coda lens."""
     if readout is None or not K:
         return
-    L = _wide(readout, ["t"])
+    L = _wide(readout, ["t"])  # L(t) by sample and t
     within = L[list(range(K + 1))]
     out["loop_gain"] = L[0] - L[K]
     if K > 1:
@@ -183,7 +206,8 @@ def _readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: i
         out["more_loss"] = L[T] - L[K]
 
 
-def _steps(out: pd.DataFrame, delta: pd.DataFrame | None, K: int) -> None:
+def _fill_steps(out: pd.DataFrame, delta: pd.DataFrame | None, K: int) -> None:
+    """Length of the last step, and over the first."""
     if delta is None or not K:
         return
     out["delta_last"] = _wide(delta, ["t"])[K - 1]
@@ -193,7 +217,7 @@ def _steps(out: pd.DataFrame, delta: pd.DataFrame | None, K: int) -> None:
         out["step_ratio"] = _wide(later, ["t"], "ratio").prod(axis=1, skipna=False)
 
 
-def _broken(out: pd.DataFrame, frames: list[pd.DataFrame | None], K: int) -> None:
+def _fill_nonfinite(out: pd.DataFrame, frames: list[pd.DataFrame | None], K: int) -> None:
     """Which samples have values that are not finite, up to h(K)."""
     out["nonfinite"] = 0.0
     for frame in frames:

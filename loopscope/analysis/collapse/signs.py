@@ -1,4 +1,4 @@
-"""The measures of collapse: names, formulas, ranges, and what each says."""
+"""The measures of collapse: names, formulas, ranges, what each says, and its thresholds."""
 
 from dataclasses import dataclass
 
@@ -177,3 +177,121 @@ SIGNS = (
     ),
 )
 """Every sign, in the order of the tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A number that a sign is held against in a verdict's condition.
+
+    Attributes:
+        name: Under which `judge` takes another value.
+        signs: What is held against it.
+        value: The number.
+        unit: Empty for a pure number.
+        meaning: What it means to be on the other side of `value`.
+        otherwise: The same for any other number, as `filled` takes it; empty where `meaning` fits
+            all.
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    value: float
+    unit: str = ""
+    meaning: str
+    otherwise: str = ""
+
+    def meaning_at(self, value: float) -> str:
+        """Say what it means to be on the other side of the number in force.
+
+        Args:
+            value: The number, in the threshold's unit.
+
+        Returns:
+            `meaning` for the threshold's own value, else a sentence with the number.
+        """
+        usual = value == self.value or not self.otherwise
+        return self.meaning if usual else filled(self.otherwise, value)
+
+
+def filled(template: str, value: float | None) -> str:
+    """Write a number into a sentence.
+
+    Args:
+        template: With {value} or {percent} where the number goes.
+        value: The number; None where there is none.
+
+    Returns:
+        The sentence: 0.3 is "0.3" as a value and "30 %" as percent, None is –.
+    """
+    if value is None:
+        return template.format(value="–", percent="–")
+    return template.format(value=f"{value:g}", percent=f"{100 * value:g} %")
+
+
+THRESHOLDS = (
+    Threshold(
+        name="little_gain",
+        signs=("loop_gain", "rest_gain"),
+        value=0.02,
+        unit="of the loss",
+        meaning="loops that take off less do little",
+    ),
+    Threshold(
+        name="harm",
+        signs=("overthinking",),
+        value=0.1,
+        unit="nats/token",
+        meaning="an earlier state read better by more: the loop does harm",
+    ),
+    Threshold(
+        name="uneven",
+        signs=("skew",),
+        value=0.5,
+        meaning="half way from an even split to one loop doing everything",
+        otherwise="{percent} of the way from an even split to one loop doing everything",
+    ),
+    Threshold(
+        name="alike",
+        signs=("cka_debiased",),
+        value=0.98,
+        meaning="consecutive states are all but the same, up to rotation and scale",
+        otherwise="consecutive states have a CKA above {value}; 1 is the same, up to rotation and "
+        "scale",
+    ),
+    Threshold(
+        name="half_rank",
+        signs=("erank_ratio",),
+        value=0.5,
+        meaning="the loop loses half of the effective rank that it is given",
+        otherwise="the loop keeps less than {percent} of the effective rank that it is given",
+    ),
+    Threshold(
+        name="rank_one",
+        signs=("erank_K",),
+        value=2.0,
+        meaning="fewer than two directions are left",
+        otherwise="fewer than {value} directions are left",
+    ),
+    Threshold(
+        name="growing",
+        signs=("step_ratio",),
+        value=1.0,
+        meaning="the last step is longer than the first",
+        otherwise="the last step is more than {percent} as long as the first",
+    ),
+    Threshold(
+        name="shrinking",
+        signs=("step_ratio",),
+        value=0.5,
+        meaning="the last step is less than half as long as the first",
+        otherwise="the last step is less than {percent} as long as the first",
+    ),
+    Threshold(
+        name="stable",
+        signs=("more_loss",),
+        value=0.05,
+        unit="nats/token",
+        meaning="more loops than trained cost no more than this",
+    ),
+)
+"""The numbers of the verdicts' conditions (`verdicts.LADDER`)."""

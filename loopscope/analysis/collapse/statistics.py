@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from loopscope.analysis.collapse.sign_values import KEYS, Key, by_key, per_sample
-from loopscope.analysis.collapse.signs import SIGNS
+from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
+from loopscope.analysis.collapse.signs import SIGNS, Sign
 from loopscope.analysis.tables.frames import Tables
+from loopscope.names import KEYS
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -37,11 +38,11 @@ def bootstrap_mean(values: np.ndarray) -> Interval:
         return Interval(np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(float(values[0]), float(values[0]))
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL,
         method=_method(values), rng=np.random.default_rng(SEED),
     ).confidence_interval  # fmt: skip
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(interval.low), float(interval.high))
 
 
 def _method(values: np.ndarray) -> str:
@@ -68,14 +69,22 @@ def signs(tables: Tables) -> pd.DataFrame:
 
 
 def summarised(samples: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """As `signs`, from what `per_sample` gave for these tables."""
-    lost = set() if tables.loss is None else set(tables.loss["model"].astype(str))
+    """Average the signs of every sample.
+
+    Args:
+        samples: What `per_sample` gave for these tables.
+        tables: Tell which models' loss was measured.
+
+    Returns:
+        As `signs`.
+    """
+    with_loss = set() if tables.loss is None else set(tables.loss["model"].astype(str))
     rows = []
     for key, part in by_key(samples).items():
         for sign in SIGNS:
             values = part[sign.name].dropna().to_numpy(dtype=np.float64)
             n = len(values)
-            measured = n > 0 or (sign.name == "loss" and key.model in lost)
+            measured = n > 0 or (sign.name == "loss" and key.model in with_loss)
             rows.append(
                 {
                     **key._asdict(),
@@ -116,7 +125,8 @@ def paired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
     """Difference of two signs on the same samples.
 
     Args:
-        a, b: Values by sample number; a sample that one of them lacks is left out.
+        a: Values by sample number.
+        b: The same; a sample that one of them lacks is left out.
 
     Returns:
         The difference a − b, or None below two pairs.
@@ -136,7 +146,8 @@ def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
     """Difference of two signs on different samples, as of models with different tokenizers.
 
     Args:
-        a, b: Values of each sample.
+        a: Values of each sample.
+        b: The same; other samples.
 
     Returns:
         The difference of the means, or None below two samples.
@@ -148,13 +159,13 @@ def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
     mean = float(x.mean() - y.mean())
     if np.ptp(x) == 0 and np.ptp(y) == 0:
         return Difference(mean, mean, mean, np.nan, float(mean == 0), n, False)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (x, y), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=RESAMPLES,
         confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED),
     ).confidence_interval  # fmt: skip
     pooled = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
     p = float(stats.ttest_ind(x, y, equal_var=False).pvalue)
-    return Difference(mean, float(found.low), float(found.high), mean / pooled, p, n, False)
+    return Difference(mean, float(interval.low), float(interval.high), mean / pooled, p, n, False)
 
 
 def differences(
@@ -188,46 +199,55 @@ def differences(
         for key, part in by_key(samples).items()
         if key.model not in skip
     }
-    rows = []
-    for key, other in _pairs(list(parts)):
-        same = tokens is None or tokens.get(key.model) == tokens.get(other.model)
-        alike = depth is None or depth.get(key) == depth.get(other)
-        names = {"against_step": other.step, "against_loop": other.loop}
+    rows, nan = [], float("nan")
+    for key, against in _pairs(list(parts)):
+        same_tokens = tokens is None or tokens.get(key.model) == tokens.get(against.model)
+        same_depth = depth is None or depth.get(key) == depth.get(against)
+        names = {"against_step": against.step, "against_loop": against.loop}
         for sign in SIGNS:
-            a, b = parts[key][sign.name], parts[other][sign.name]
-            found, reason = None, None
-            if a.count() < 2:
-                reason = "it could not be measured there"
-            elif b.count() < 2:
-                reason = "it could not be measured in the reference"
-            elif sign.name in ("more_loss", "step_ratio") and not alike:
-                reason = "other numbers of loops were run"
-            elif sign.per_token and not same:
-                reason = "it counts per token, and the tokenizers differ"
-            else:
-                found = (paired_difference if same else unpaired_difference)(a, b)
-                reason = None if found else "fewer than two samples have it in both"
-            told = found or Difference(np.nan, np.nan, np.nan, np.nan, np.nan, 0, same)
-            row = {**key._asdict(), **names, "sign": sign.name, **told._asdict()}
+            a, b = parts[key][sign.name], parts[against][sign.name]
+            reason = _incomparable(sign, a, b, same_tokens=same_tokens, same_depth=same_depth)
+            difference = None
+            if reason is None:
+                difference = (paired_difference if same_tokens else unpaired_difference)(a, b)
+                reason = None if difference else "fewer than two samples have it in both"
+            numbers = difference or Difference(nan, nan, nan, nan, nan, 0, same_tokens)
+            row = {**key._asdict(), **names, "sign": sign.name, **numbers._asdict()}
             rows.append({**row, "reason": reason})
     columns = [*KEYS, "against_step", "against_loop", "sign", *Difference._fields, "reason"]
     table = pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "against_step": "Int64"})
     table.insert(columns.index("p") + 1, "p_adjusted", np.nan)
-    there = table["p"].notna()
-    if there.any():
-        table.loc[there, "p_adjusted"] = stats.false_discovery_control(table.loc[there, "p"])
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p_adjusted"] = stats.false_discovery_control(table.loc[tested, "p"])
     return table
+
+
+def _incomparable(
+    sign: Sign, a: pd.Series, b: pd.Series, *, same_tokens: bool, same_depth: bool
+) -> str | None:
+    """Why a sign of a checkpoint (a) is not held against the reference's (b); None if it is."""
+    if a.count() < 2:
+        return "it could not be measured there"
+    if b.count() < 2:
+        return "it could not be measured in the reference"
+    if sign.name in ("more_loss", "step_ratio") and not same_depth:
+        return "other numbers of loops were run"
+    if sign.per_token and not same_tokens:
+        return "it counts per token, and the tokenizers differ"
+    return None
 
 
 def _pairs(keys: list[Key]) -> Iterator[tuple[Key, Key]]:
     """Each checkpoint and what it is held against."""
     model = keys[0].model if keys else ""
-    own = [key for key in keys if key.model == model]
+    references = [key for key in keys if key.model == model]
+    loops = [reference.loop for reference in references]
     for key in keys:
-        loop = key.loop if any(one.loop == key.loop for one in own) else own[0].loop
-        steps = [one.step for one in own if one.loop == loop]
+        loop = key.loop if key.loop in loops else loops[0]
+        steps = [reference.step for reference in references if reference.loop == loop]
         same = key.step if key.step in steps else steps[-1]
         step = steps[0] if key.model == model else same
-        other = Key(model, step, loop)
-        if other != key:
-            yield key, other
+        against = Key(model, step, loop)
+        if against != key:
+            yield key, against

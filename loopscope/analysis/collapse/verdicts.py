@@ -4,6 +4,8 @@ A sign is above a threshold where its whole 95 % interval is; where the interval
 answer is unknown. Answers are joined by three-valued logic (Kleene): a verdict is given where its
 condition surely holds and that of every more serious one surely does not; otherwise the verdict is
 "uncertain", between those that are left.
+
+`signs.THRESHOLDS` holds the numbers, `LADDER` the conditions; `verdict_of` asks them of one loop.
 """
 
 import math
@@ -15,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from loopscope.analysis.collapse.sign_values import Key, by_key
-from loopscope.analysis.collapse.signs import SIGNS
+from loopscope.analysis.collapse.signs import SIGNS, THRESHOLDS
 from loopscope.errors import unknown_name
 
 Answer = bool | None
@@ -29,86 +31,6 @@ MIN_SAMPLES = 8
 
 MOST_FLAGGED = 0.1
 """A sign that is missing in more of the samples than this decides nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """A number that a sign is held against.
-
-    Attributes:
-        name: Under which `judge` takes another value.
-        signs: What is held against it.
-        value: The number.
-        unit: Empty for a pure number.
-        meaning: What it means to be on the other side.
-    """
-
-    name: str
-    signs: tuple[str, ...]
-    value: float
-    unit: str = ""
-    meaning: str
-
-
-THRESHOLDS = (
-    Threshold(
-        name="little_gain",
-        signs=("loop_gain", "rest_gain"),
-        value=0.02,
-        unit="of the loss",
-        meaning="loops that take off less do little",
-    ),
-    Threshold(
-        name="harm",
-        signs=("overthinking",),
-        value=0.1,
-        unit="nats/token",
-        meaning="an earlier state read better by more: the loop does harm",
-    ),
-    Threshold(
-        name="uneven",
-        signs=("skew",),
-        value=0.5,
-        meaning="half way from an even split to one loop doing everything",
-    ),
-    Threshold(
-        name="alike",
-        signs=("cka_debiased",),
-        value=0.98,
-        meaning="consecutive states are all but the same, up to rotation and scale",
-    ),
-    Threshold(
-        name="half_rank",
-        signs=("erank_ratio",),
-        value=0.5,
-        meaning="the loop loses half of the effective rank that it is given",
-    ),
-    Threshold(
-        name="rank_one",
-        signs=("erank_K",),
-        value=2.0,
-        meaning="fewer than two directions are left",
-    ),
-    Threshold(
-        name="growing",
-        signs=("step_ratio",),
-        value=1.0,
-        meaning="the last step is longer than the first",
-    ),
-    Threshold(
-        name="shrinking",
-        signs=("step_ratio",),
-        value=0.5,
-        meaning="the last step is less than half as long as the first",
-    ),
-    Threshold(
-        name="stable",
-        signs=("more_loss",),
-        value=0.05,
-        unit="nats/token",
-        meaning="more loops than trained cost no more than this",
-    ),
-)
 
 
 class Estimate(NamedTuple):
@@ -160,72 +82,248 @@ class Claim(NamedTuple):
     words: str
 
 
-def all_of(*claims: Claim) -> Claim:
-    """Three-valued "and"; the words are of those that decide."""
-    answers = [claim.answer for claim in claims]
-    answer = False if False in answers else None if None in answers else True
-    return Claim(answer, _said(claims, answer))
-
-
-def any_of(*claims: Claim) -> Claim:
-    """Three-valued "or"; the words are of those that decide."""
-    answers = [claim.answer for claim in claims]
-    answer = True if True in answers else None if None in answers else False
-    return Claim(answer, _said(claims, answer))
-
-
-def _said(claims: Iterable[Claim], answer: Answer) -> str:
-    """Words of the claims that give the answer; of an unknown one, all that are not against it."""
-    return "; ".join(dict.fromkeys(c.words for c in claims if c.answer is answer))
-
-
 class Signs:
     """The signs of one checkpoint, to be held against thresholds."""
 
     def __init__(self, estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> None:
+        """Take the signs of one loop.
+
+        Args:
+            estimates: Its signs by name.
+            thresholds: Number by threshold name.
+        """
         self.estimates, self.thresholds = estimates, thresholds
 
-    def above(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
-        """Whether a sign's mean is above a threshold; `unmeasured` where there is no such sign."""
-        return self._claim(sign, self.thresholds[threshold], unmeasured, gt)
+    def has(self, sign: str) -> bool:
+        """Tell whether a sign was measured.
 
-    def below(self, sign: str, threshold: str, *, unmeasured: Answer = None) -> Claim:
-        """Whether a sign's mean is below a threshold; `unmeasured` where there is no such sign."""
-        return self._claim(sign, self.thresholds[threshold], unmeasured, lt)
+        Args:
+            sign: Its name.
 
-    def little(self, gain: str) -> Claim:
-        """Whether a gain is but a small part of the loss."""
-        if not self.has("loss"):
-            return Claim(None, f"{TITLES[gain]}: the loss was not measured")
-        part = self.thresholds["little_gain"]
-        limit = part * self.estimates["loss"].mean
-        said = f" ({part:.0%} of the loss)"
-        return self._claim(gain, limit, None, lt, said)
+        Returns:
+            Whether any sample has a value of it.
+        """
+        return sign in self.estimates and self.estimates[sign].n > 0
 
-    def _claim(
+    def claim(
         self,
         sign: str,
         limit: float,
-        unmeasured: Answer,
         holds: Callable[[float, float], bool],
-        said: str = "",
+        *,
+        unmeasured: Answer = None,
+        remark: str = "",
     ) -> Claim:
-        found = self.estimates.get(sign)
-        if found is None or not found.n:
-            return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
-        told = f"{TITLES[sign]} {interval(found)}"
-        if found.n < MIN_SAMPLES or found.n_flagged > MOST_FLAGGED * (found.n + found.n_flagged):
-            few = f"known in {found.n} of {found.n + found.n_flagged} samples only"
-            return Claim(None, f"{told}, {few}")
-        ends = {holds(found.low, limit), holds(found.high, limit)}
-        if math.isnan(found.low) or len(ends) > 1:
-            return Claim(None, f"{told}, not clearly on one side of {limit:.3g}{said}")
-        side = "above" if found.mean > limit else "below" if found.mean < limit else "at"
-        return Claim(ends.pop(), f"{told}, {side} {limit:.3g}{said}")
+        """Hold a sign's interval against a number.
 
-    def has(self, sign: str) -> bool:
-        """Whether a sign was measured."""
-        return sign in self.estimates and self.estimates[sign].n > 0
+        Args:
+            sign: Its name.
+            limit: The number, in the sign's unit.
+            holds: Whether a value is on the side that is asked for.
+            unmeasured: The answer where there is no such sign.
+            remark: Follows the number in the words.
+
+        Returns:
+            Yes or no where both ends of the interval agree and enough samples have the sign.
+        """
+        estimate = self.estimates.get(sign)
+        if estimate is None or not estimate.n:
+            return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
+        words = f"{TITLES[sign]} {interval(estimate)}"
+        samples = estimate.n + estimate.n_flagged
+        if estimate.n < MIN_SAMPLES or estimate.n_flagged > MOST_FLAGGED * samples:
+            return Claim(None, f"{words}, known in {estimate.n} of {samples} samples only")
+        ends = {holds(estimate.low, limit), holds(estimate.high, limit)}
+        if math.isnan(estimate.low) or len(ends) > 1:
+            return Claim(None, f"{words}, not clearly on one side of {limit:.3g}{remark}")
+        mean = estimate.mean
+        side = "above" if mean > limit else "below" if mean < limit else "at"
+        return Claim(ends.pop(), f"{words}, {side} {limit:.3g}{remark}")
+
+
+Condition = Callable[[Signs], Claim]
+"""What can be asked of one loop's signs."""
+
+
+@dataclass(frozen=True)
+class Above:
+    """Whether a sign is above a threshold; `unmeasured` where there is no such sign."""
+
+    sign: str
+    threshold: str
+    unmeasured: Answer = None
+
+    def __call__(self, signs: Signs) -> Claim:
+        limit = signs.thresholds[self.threshold]
+        return signs.claim(self.sign, limit, gt, unmeasured=self.unmeasured)
+
+
+@dataclass(frozen=True)
+class Below:
+    """Whether a sign is below a threshold; `unmeasured` where there is no such sign."""
+
+    sign: str
+    threshold: str
+    unmeasured: Answer = None
+
+    def __call__(self, signs: Signs) -> Claim:
+        limit = signs.thresholds[self.threshold]
+        return signs.claim(self.sign, limit, lt, unmeasured=self.unmeasured)
+
+
+@dataclass(frozen=True)
+class Little:
+    """Whether a gain is but a small part of the loss; of `instead` where `gain` has no value."""
+
+    gain: str
+    instead: str = ""
+    threshold: str = "little_gain"
+
+    def __call__(self, signs: Signs) -> Claim:
+        gain = self.instead if self.instead and not signs.has(self.gain) else self.gain
+        if not signs.has("loss"):
+            return Claim(None, f"{TITLES[gain]}: the loss was not measured")
+        part = signs.thresholds[self.threshold]
+        limit = part * signs.estimates["loss"].mean
+        return signs.claim(gain, limit, lt, remark=f" ({100 * part:.3g}% of the loss)")
+
+
+@dataclass(frozen=True, init=False)
+class AllOf:
+    """Three-valued "and"; the words are of those that decide."""
+
+    conditions: tuple[Condition, ...]
+
+    def __init__(self, *conditions: Condition) -> None:
+        object.__setattr__(self, "conditions", conditions)
+
+    def __call__(self, signs: Signs) -> Claim:
+        claims = [condition(signs) for condition in self.conditions]
+        answers = [claim.answer for claim in claims]
+        answer = False if False in answers else None if None in answers else True
+        return Claim(answer, _deciding_words(claims, answer))
+
+
+@dataclass(frozen=True, init=False)
+class AnyOf:
+    """Three-valued "or"; the words are of those that decide."""
+
+    conditions: tuple[Condition, ...]
+
+    def __init__(self, *conditions: Condition) -> None:
+        object.__setattr__(self, "conditions", conditions)
+
+    def __call__(self, signs: Signs) -> Claim:
+        claims = [condition(signs) for condition in self.conditions]
+        answers = [claim.answer for claim in claims]
+        answer = True if True in answers else None if None in answers else False
+        return Claim(answer, _deciding_words(claims, answer))
+
+
+def _deciding_words(claims: Iterable[Claim], answer: Answer) -> str:
+    """Words of the claims that give the answer; of an unknown one, all that are not against it."""
+    return "; ".join(dict.fromkeys(c.words for c in claims if c.answer is answer))
+
+
+def overflows(signs: Signs) -> Claim:
+    """Ask whether any sample has values that are not finite.
+
+    Args:
+        signs: Of one loop.
+
+    Returns:
+        Yes with the share of the samples, or no.
+    """
+    share = signs.estimates["nonfinite"].mean if signs.has("nonfinite") else 0.0
+    if share > 0:
+        return Claim(True, f"{share:.3g} of the samples have NaN or infinite values")
+    return Claim(False, "all values are finite")
+
+
+def lasts(signs: Signs) -> Claim:
+    """Ask whether more loops than trained give finite losses.
+
+    Args:
+        signs: Of one loop.
+
+    Returns:
+        Yes, or no with the number of samples in which they do not.
+    """
+    estimate = signs.estimates.get("more_loss")
+    lost = 0 if estimate is None else estimate.n_flagged
+    if lost:
+        return Claim(False, f"more loops give NaN or infinite losses in {lost} samples")
+    return Claim(True, "more loops give finite losses")
+
+
+class Rung(NamedTuple):
+    """One verdict and when it is given.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        condition: What has to hold.
+        meaning: The condition in words, with the names of its thresholds.
+    """
+
+    verdict: str
+    condition: Condition
+    meaning: str
+
+
+HARM = Above("overthinking", "harm")
+USELESS = Little("loop_gain")
+"""The whole loop brings little."""
+
+IDLE = Little("rest_gain", instead="loop_gain")
+"""The loops besides the busiest bring little; with one iteration, that one does."""
+
+LADDER = (
+    Rung("unstable", overflows, "values are NaN or infinite, up to h(K) or in the loss"),
+    Rung(
+        "unstable",
+        AllOf(Above("step_ratio", "growing", unmeasured=False), HARM),
+        "the last step is more than `growing` of the first, and an earlier state is read better by "
+        "more than `harm`",
+    ),
+    Rung(
+        "collapsed",
+        AllOf(
+            AnyOf(Below("erank_K", "rank_one"), Below("erank_ratio", "half_rank")),
+            AnyOf(HARM, IDLE),
+        ),
+        "h(K) has fewer than `rank_one` directions, or less than `half_rank` of the effective rank "
+        "of h(0); and an earlier state is read better by more than `harm`, or the loops besides "
+        "the busiest take less than `little_gain` off the loss",
+    ),
+    Rung(
+        "stagnant",
+        AllOf(Above("cka_debiased", "alike"), USELESS),
+        "consecutive states have a debiased CKA above `alike`, and the whole loop takes less than "
+        "`little_gain` off the loss",
+    ),
+    Rung(
+        "skewed",
+        AllOf(Above("skew", "uneven", unmeasured=False), IDLE),
+        "the skew is above `uneven`, and the loops besides the busiest take less than "
+        "`little_gain` off the loss",
+    ),
+    Rung(
+        "unstable",
+        Above("overthinking", "harm", unmeasured=False),
+        "an earlier state is read better by more than `harm`, whatever the geometry",
+    ),
+    Rung(
+        "converging",
+        AllOf(
+            Below("step_ratio", "shrinking", unmeasured=False),
+            Below("more_loss", "stable", unmeasured=False),
+            lasts,
+        ),
+        "the last step, of the T loops run, is less than `shrinking` of the first, and more loops "
+        "than trained cost less than `stable`",
+    ),
+)
+"""The conditions in the order in which they are asked, the most serious first; else `healthy`."""
 
 
 def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> Verdict:
@@ -238,81 +336,87 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
     Returns:
         The verdict with its evidence.
     """
-    given = Signs(estimates, thresholds)
-    harm = given.above("overthinking", "harm")
-    harmful = given.above("overthinking", "harm", unmeasured=False)
-    # with one iteration there are no others: what the loop does is what it does
-    others = "rest_gain" if given.has("rest_gain") else "loop_gain"
-    idle, unused = given.little(others), given.little("loop_gain")
-    ladder = [
-        ("unstable", _not_finite(estimates)),
-        ("unstable", all_of(given.above("step_ratio", "growing", unmeasured=False), harm)),
-        (
-            "collapsed",
-            all_of(
-                any_of(given.below("erank_K", "rank_one"), given.below("erank_ratio", "half_rank")),
-                any_of(harm, idle),
-            ),
-        ),
-        (
-            "stagnant",
-            all_of(given.above("cka_debiased", "alike"), unused),
-        ),
-        ("skewed", all_of(given.above("skew", "uneven", unmeasured=False), idle)),
-        ("unstable", harmful),
-        (
-            "converging",
-            all_of(
-                given.below("step_ratio", "shrinking", unmeasured=False),
-                given.below("more_loss", "stable", unmeasured=False),
-                _lasting(estimates),
-            ),
-        ),
-    ]
+    signs = Signs(estimates, thresholds)
+    claims = [(rung.verdict, rung.condition(signs)) for rung in LADDER]
     checks = tuple(
-        Check(verdict=name, answer=_ANSWERS[claim.answer], because=claim.words)
-        for name, claim in ladder
+        Check(verdict=verdict, answer=_ANSWERS[claim.answer], because=claim.words)
+        for verdict, claim in claims
     )
-    counts = [e.n for e in estimates.values() if e.n]
-    if not counts or max(counts) < MIN_SAMPLES:
-        few = f"{max(counts, default=0)} samples are too few to judge; measure {MIN_SAMPLES}"
+    if few := _too_few(estimates):
         return Verdict(verdict="uncertain", evidence=(few,), checks=checks)
-    left: list[str] = []
+    left = _left(claims)
+    if left.verdicts == ("healthy",) and (useless := USELESS(signs)).answer:
+        doubt = f"{useless.words}, though the states change"
+        left = Left(("stagnant", "healthy"), (doubt,), "")
+    evidence = _evidence(left, signs)
+    if len(left.verdicts) > 1:
+        return Verdict(verdict="uncertain", between=left.verdicts, evidence=evidence, checks=checks)
+    return Verdict(verdict=left.verdicts[0], evidence=evidence, checks=checks)
+
+
+class Left(NamedTuple):
+    """What a loop may be once every condition was asked.
+
+    Attributes:
+        verdicts: Those that are left, the most serious first.
+        doubts: Words of the conditions that may hold.
+        decisive: Words of the first that surely holds; empty without one.
+    """
+
+    verdicts: tuple[str, ...]
+    doubts: tuple[str, ...]
+    decisive: str
+
+
+def _too_few(estimates: Mapping[str, Estimate]) -> str:
+    """Why there are too few samples to judge; empty where there are enough."""
+    most = max((estimate.n for estimate in estimates.values()), default=0)
+    if most >= MIN_SAMPLES:
+        return ""
+    return f"{most} samples are too few to judge; measure {MIN_SAMPLES}"
+
+
+def _left(claims: Iterable[tuple[str, Claim]]) -> Left:
+    """The verdicts that may hold, down to the first that surely does."""
+    verdicts: dict[str, None] = {}
     doubts: list[str] = []
-    sure = ""
-    for name, claim in ladder:
+    for verdict, claim in claims:
         if claim.answer is False:
             continue
-        if name not in left:
-            left.append(name)
+        verdicts[verdict] = None
         if claim.answer:
-            sure = claim.words
-            break
+            return Left(tuple(verdicts), tuple(doubts), claim.words)
         doubts.append(claim.words)
-    else:
-        left.append("healthy")
-    if left == ["healthy"] and unused.answer:
-        left = ["stagnant", "healthy"]
-        doubts = [f"{unused.words}, though the states change"]
-    if len(left) > 1:
-        told = tuple(dict.fromkeys(doubts + ([sure] if sure else [])))
-        return Verdict(verdict="uncertain", between=tuple(left), evidence=told, checks=checks)
-    told = (sure,) if sure else tuple(healthy_words(estimates))
-    return Verdict(verdict=left[0], evidence=told, checks=checks)
+    return Left((*verdicts, "healthy"), tuple(doubts), "")
 
 
-def healthy_words(estimates: Mapping[str, Estimate]) -> list[str]:
+def _evidence(left: Left, signs: Signs) -> tuple[str, ...]:
+    """The sentences behind a verdict: doubts where several are left, else what decides it."""
+    decisive = (left.decisive,) if left.decisive else ()
+    if len(left.verdicts) > 1:
+        return tuple(dict.fromkeys((*left.doubts, *decisive)))
+    return decisive or _healthy_evidence(signs)
+
+
+def _healthy_evidence(signs: Signs) -> tuple[str, ...]:
     """What speaks for a loop: what it does for the loss, then its geometry."""
     shown = ("loop_gain", "rest_gain", "skew", "cka_debiased", "erank_ratio")
-    told = [f"{TITLES[n]} {interval(estimates[n])}" for n in shown if _there(estimates, n)]
-    return ["; ".join(told)] if told else []
+    words = [f"{TITLES[n]} {interval(signs.estimates[n])}" for n in shown if signs.has(n)]
+    return ("; ".join(words),) if words else ()
 
 
-def interval(found: Estimate) -> str:
-    """A mean with its interval, three significant digits: 0.0421 [0.039, 0.045]."""
-    if math.isnan(found.low):
-        return _number(found.mean)
-    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
+def interval(estimate: Estimate) -> str:
+    """Write a mean with its interval, three significant digits: 0.0421 [0.039, 0.045].
+
+    Args:
+        estimate: Of a sign.
+
+    Returns:
+        The mean alone where there is no interval.
+    """
+    if math.isnan(estimate.low):
+        return _number(estimate.mean)
+    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
 def _number(value: float) -> str:
@@ -325,26 +429,6 @@ TITLES = {sign.name: sign.title for sign in SIGNS}
 _ANSWERS: dict[Answer, Literal["yes", "no", "unknown"]] = {
     True: "yes", False: "no", None: "unknown",
 }  # fmt: skip
-
-
-def _there(estimates: Mapping[str, Estimate], name: str) -> bool:
-    return name in estimates and estimates[name].n > 0
-
-
-def _lasting(estimates: Mapping[str, Estimate]) -> Claim:
-    """Whether more loops than trained give finite losses."""
-    found = estimates.get("more_loss")
-    lost = 0 if found is None else found.n_flagged
-    if lost:
-        return Claim(False, f"more loops give NaN or infinite losses in {lost} samples")
-    return Claim(True, "more loops give finite losses")
-
-
-def _not_finite(estimates: Mapping[str, Estimate]) -> Claim:
-    share = estimates["nonfinite"].mean if _there(estimates, "nonfinite") else 0.0
-    if share > 0:
-        return Claim(True, f"{share:.3g} of the samples have NaN or infinite values")
-    return Claim(False, "all values are finite")
 
 
 BAD = ("skewed", "stagnant", "collapsed", "unstable")
@@ -370,24 +454,31 @@ def judge(
     Raises:
         UnknownNameError: for a threshold that does not exist.
     """
-    limits = {one.name: one.value for one in THRESHOLDS}
+    limits = {threshold.name: threshold.value for threshold in THRESHOLDS}
     for name in thresholds or {}:
         if name not in limits:
             raise unknown_name("threshold", name, limits)
     limits |= dict(thresholds or {})
     plain = set(loopless)
-    found: dict[Key, Verdict] = {}
+    verdicts: dict[Key, Verdict] = {}
     for key, rows in by_key(signs).items():
         if key.model in plain:
             reason = "it has no loop: no layers are run again with the same weights"
-            found[key] = Verdict(verdict=None, evidence=(reason,))
+            verdicts[key] = Verdict(verdict=None, evidence=(reason,))
         else:
-            found[key] = verdict_of(estimates(rows), limits)
-    return found
+            verdicts[key] = verdict_of(estimates_of(rows), limits)
+    return verdicts
 
 
-def estimates(rows: pd.DataFrame) -> dict[str, Estimate]:
-    """The signs of one checkpoint by name, from its rows of `collapse.signs`."""
+def estimates_of(rows: pd.DataFrame) -> dict[str, Estimate]:
+    """Read the signs of one checkpoint and loop.
+
+    Args:
+        rows: Its rows of `collapse.signs`.
+
+    Returns:
+        Estimate by name of the sign.
+    """
     columns = rows[["mean", "low", "high", "n", "n_flagged"]].to_numpy(dtype=float).tolist()
     return {
         str(sign): Estimate(mean, low, high, int(n), int(flagged))
@@ -434,23 +525,37 @@ def onset(verdicts: Mapping[int, Verdict]) -> Onset | None:
 
 
 def parse_verdicts(text: str) -> tuple[str, ...]:
-    """Verdicts from a comma-separated list, as --fail-on takes it.
+    """Read verdicts from a comma-separated list, as --fail-on takes it.
+
+    Args:
+        text: Such as "collapsed,unstable".
+
+    Returns:
+        Each verdict once, in the order given.
 
     Raises:
         UnknownNameError: for a word that is no verdict.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    known = (*VERDICTS, "uncertain")
+    allowed = (*VERDICTS, "uncertain")
     for name in names:
-        if name not in known:
-            raise unknown_name("verdict", name, known)
+        if name not in allowed:
+            raise unknown_name("verdict", name, allowed)
     if not names:
-        raise unknown_name("verdict", text, known)
+        raise unknown_name("verdict", text, allowed)
     return names
 
 
 def label(key: Key, loops: int = 1) -> str:
-    """How a checkpoint is called in text: model, step and, where it has several, loop."""
+    """Call a checkpoint in text by its model, step and, where it has several, loop.
+
+    Args:
+        key: Of the checkpoint and loop.
+        loops: How many loops the model has.
+
+    Returns:
+        Such as "base, step 500, H".
+    """
     model, step, loop = key
     words: list[Any] = [model]
     if step is not None:

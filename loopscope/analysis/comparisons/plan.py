@@ -82,11 +82,11 @@ class Plan:
     @property
     def models(self) -> list[str]:
         """Names in the tables, in order."""
-        return list(dict.fromkeys(one.model for one in self.checkpoints))
+        return list(dict.fromkeys(checkpoint.model for checkpoint in self.checkpoints))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Candidate:
     """A target before it is looked into; of a series it knows its run and step."""
 
     target: Any
@@ -97,6 +97,15 @@ class _Found:
     @property
     def series(self) -> Hashable:
         return None if self.run is None else (self.run.resolve(), self.prefix.lower())
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """A model of the tables: what it may be called, the shortest first, and its checkpoints."""
+
+    names: tuple[str, ...]
+    checkpoints: list[Checkpoint]
+    steps: list[int] = field(default_factory=list)
 
 
 def look_up(
@@ -122,36 +131,54 @@ def look_up(
     """
     if not targets:
         raise InputError("no models given; name at least one.")
-    found = [one for target in targets for one in _expanded(target)]
-    found = _side_by_side(found) if series else [_Found(target=one.target) for one in found]
-    groups: dict[Hashable, list[_Found]] = {}
-    for number, one in enumerate(found):
-        groups.setdefault(one.series or number, []).append(one)
     plan = Plan(checkpoints=[])
-    named: list[tuple[str, str, str]] = []
-    members: list[list[Checkpoint]] = []
-    steps: list[list[int]] = []
-    for group in groups.values():
-        first = group[0]
-        if first.run is None:
-            single = _looked_into(first.target, trust_remote_code)
-            full = str(first.target) if single.named else single.model
-            named.append((single.model, full, full))
-            members.append([single])
-            steps.append([])
-        else:
-            full = str(first.run)
-            named.append((first.run.resolve().name, full, f"{full}/{first.prefix}*"))
-            members.append(_members(group, plan.failed, trust_remote_code))
-            steps.append([one.step for one in group if one.step is not None])
-    for label, group_found, there in zip(_labels(named), members, steps, strict=True):
-        plan.checkpoints += [replace(one, model=label) for one in group_found]
-        if gap := missing_steps(there):
-            plan.missing[label] = gap
+    entries = [
+        _single(group[0].target, trust_remote_code)
+        if group[0].run is None
+        else _series(group, plan.failed, trust_remote_code)
+        for group in _grouped(targets, series)
+    ]
+    for label, entry in zip(_labels([entry.names for entry in entries]), entries, strict=True):
+        plan.checkpoints += [replace(checkpoint, model=label) for checkpoint in entry.checkpoints]
+        if gaps := missing_steps(entry.steps):
+            plan.missing[label] = gaps
     if not plan.checkpoints:
         reasons = "; ".join(f"{target}: {reason}" for target, reason in plan.failed)
         raise InputError(f"none of the steps can be read: {reasons}")
     return plan
+
+
+def _grouped(targets: Sequence[Any], series: bool) -> list[list[_Candidate]]:
+    """What the targets mean, in order; the steps of a series are one group."""
+    candidates = [candidate for target in targets for candidate in _expanded(target)]
+    if series:
+        candidates = _side_by_side(candidates)
+    else:
+        candidates = [_Candidate(target=candidate.target) for candidate in candidates]
+    groups: dict[Hashable, list[_Candidate]] = {}
+    for number, candidate in enumerate(candidates):
+        groups.setdefault(candidate.series or number, []).append(candidate)
+    return list(groups.values())
+
+
+def _single(target: Any, trust_remote_code: bool) -> _Entry:
+    """A checkpoint by itself."""
+    checkpoint = _looked_into(target, trust_remote_code)
+    full = str(target) if checkpoint.named else checkpoint.model
+    return _Entry(names=(checkpoint.model, full, full), checkpoints=[checkpoint])
+
+
+def _series(
+    group: list[_Candidate], failed: list[tuple[str, str]], trust_remote_code: bool
+) -> _Entry:
+    """A run; steps that cannot be read are added to `failed`."""
+    run, prefix = group[0].run, group[0].prefix
+    assert run is not None
+    return _Entry(
+        names=(run.resolve().name, str(run), f"{run}/{prefix}*"),
+        checkpoints=_members(group, failed, trust_remote_code),
+        steps=[candidate.step for candidate in group if candidate.step is not None],
+    )
 
 
 def missing_steps(steps: Sequence[int]) -> list[int]:
@@ -164,14 +191,14 @@ def missing_steps(steps: Sequence[int]) -> list[int]:
         The numbers in gaps that are multiples of the usual distance; empty where fewer than three
         steps or no more than half of the distances are equal.
     """
-    there = sorted(set(steps))
-    gaps = [b - a for a, b in pairwise(there)]
+    present = sorted(set(steps))
+    gaps = [b - a for a, b in pairwise(present)]
     usual, count = Counter(gaps).most_common(1)[0] if gaps else (0, 0)
     if count < 2 or 2 * count <= len(gaps):
         return []
     return [
         step
-        for a, b in pairwise(there)
+        for a, b in pairwise(present)
         if (b - a) % usual == 0
         for step in range(a + usual, b, usual)
     ]
@@ -188,34 +215,39 @@ def with_twins(plan: Plan, *, seed: int) -> Plan:
         The same plan with twins at the end of its checkpoints.
     """
     named: dict[Hashable, str] = {}
-    for one in plan.checkpoints:
-        if one.untrained and one.kin is not None:
-            named.setdefault(one.kin, one.model)
-    made: dict[Hashable, Checkpoint] = {}
+    for checkpoint in plan.checkpoints:
+        if checkpoint.untrained and checkpoint.kin is not None:
+            named.setdefault(checkpoint.kin, checkpoint.model)
+    added: dict[Hashable, Checkpoint] = {}
     taken, twins = set(plan.models), dict(plan.twins)
-    for one in plan.checkpoints:
-        if one.untrained or one.model in twins:
+    for checkpoint in plan.checkpoints:
+        model, kin = checkpoint.model, checkpoint.kin
+        if checkpoint.untrained or model in twins:
             continue
-        if one.kin is None:
-            plan.notes.append(f"{one.model}: no untrained twin: {_no_twin(one)}")
+        if kin is None:
+            plan.notes.append(f"{model}: no untrained twin: {_why_no_twin(checkpoint)}")
             continue
-        if one.kin in named:
-            twins[one.model] = named[one.kin]
+        if kin in named:
+            twins[model] = named[kin]
             continue
-        if one.kin not in made:
-            label = twin_name(one.model)
-            if label in taken:
-                label = twin_name(str(one.target))
-            target = twin_name(str(one.target)) if one.named else one.target.untrained(seed)
-            made[one.kin] = replace(one, target=target, model=label, step=None, untrained=True)
-        twins[one.model] = made[one.kin].model
-        twin = made[one.kin]
-        made[one.kin] = replace(twin, twin_of=(*twin.twin_of, one.model))
-    return replace(plan, checkpoints=[*plan.checkpoints, *made.values()], twins=twins)
+        twin = added[kin] if kin in added else _twin(checkpoint, taken, seed)
+        added[kin] = replace(twin, twin_of=(*twin.twin_of, model))
+        twins[model] = twin.model
+    return replace(plan, checkpoints=[*plan.checkpoints, *added.values()], twins=twins)
 
 
-def _no_twin(one: Checkpoint) -> str:
-    if one.named:
+def _twin(checkpoint: Checkpoint, taken: set[str], seed: int) -> Checkpoint:
+    """The untrained twin of a checkpoint, under a name that no other model has."""
+    label = twin_name(checkpoint.model)
+    if label in taken:
+        label = twin_name(str(checkpoint.target))
+    target = checkpoint.target
+    twin = twin_name(str(target)) if checkpoint.named else target.untrained(seed)
+    return replace(checkpoint, target=twin, model=label, step=None, untrained=True)
+
+
+def _why_no_twin(checkpoint: Checkpoint) -> str:
+    if checkpoint.named:
         return "a factory makes its own weights"
     return "it is wrapped in memory, where only its weights are known"
 
@@ -224,103 +256,109 @@ def _is_named(target: Any) -> bool:
     return isinstance(target, str | Path)
 
 
-def _expanded(target: Any) -> Iterator[_Found]:
+def _expanded(target: Any) -> Iterator[_Candidate]:
     """The checkpoints that a target means: itself, what a pattern matches, or steps in a folder."""
     text = str(target)
     path = Path(text).expanduser()
     if not _is_named(target) or text in zoo():
-        yield _Found(target=target)
+        yield _Candidate(target=target)
     elif path.is_dir() and not (path / "config.json").is_file():
-        yield from _steps_in(path) or [_Found(target=target)]  # the latter is an error, told later
+        # without steps it is an error, told later
+        yield from _steps_in(path) or [_Candidate(target=target)]
     elif has_magic(text) and not path.exists():
-        there = sorted((Path(one) for one in glob(str(path))), key=natural_key)
-        usable = [one for match in there for one in _matched(match)]
-        if not usable:
-            what = f"none of the {len(there)} that match is one" if there else "nothing matches"
+        matches = sorted((Path(name) for name in glob(str(path))), key=natural_key)
+        candidates = [candidate for match in matches for candidate in _matched(match)]
+        if not candidates:
+            what = f"none of the {len(matches)} that match is one" if matches else "nothing matches"
             raise InputError(f"{text} names no checkpoint folder: {what}.")
-        yield from usable
+        yield from candidates
     else:
-        yield _Found(target=target)
+        yield _Candidate(target=target)
 
 
-def _matched(path: Path) -> list[_Found]:
+def _matched(path: Path) -> list[_Candidate]:
     """What one match of a pattern is; nothing for files and other folders."""
     if not path.is_dir():
         return []
     if STEP.fullmatch(path.name):
         return [_step(path)]
     if (path / "config.json").is_file():
-        return [_Found(target=str(path))]
+        return [_Candidate(target=str(path))]
     return _steps_in(path)
 
 
-def _steps_in(folder: Path) -> list[_Found]:
+def _steps_in(folder: Path) -> list[_Candidate]:
     """The subfolders of a run that are called after their step."""
-    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
-    return [_step(path) for path in below if STEP.fullmatch(path.name)]
+    subfolders = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+    return [_step(path) for path in subfolders if STEP.fullmatch(path.name)]
 
 
-def _step(path: Path, target: Any = None) -> _Found:
-    found = STEP.fullmatch(path.name)
-    assert found is not None
-    return _Found(
+def _step(path: Path, target: Any = None) -> _Candidate:
+    match = STEP.fullmatch(path.name)
+    assert match is not None
+    return _Candidate(
         target=str(path) if target is None else target,
         run=path.parent,
-        prefix=found[1],
-        step=int(found[2]),
+        prefix=match[1],
+        step=int(match[2]),
     )
 
 
-def _side_by_side(found: list[_Found]) -> list[_Found]:
+def _side_by_side(candidates: list[_Candidate]) -> list[_Candidate]:
     """Step folders that were named one by one (a shell expands patterns) are a series too."""
-    paths = [Path(str(one.target)).expanduser() if _is_named(one.target) else None for one in found]
-    guessed = [
-        _step(path, one.target)
-        if one.run is None and path is not None and STEP.fullmatch(path.name) and path.is_dir()
-        else one
-        for one, path in zip(found, paths, strict=True)
-    ]
-    many = Counter(one.series for one in guessed)
-    return [new if many[new.series] > 1 else one for one, new in zip(found, guessed, strict=True)]
+    as_steps = [_as_step(candidate) for candidate in candidates]
+    sizes = Counter(step.series for step in as_steps)
+    pairs = zip(candidates, as_steps, strict=True)
+    return [step if sizes[step.series] > 1 else candidate for candidate, step in pairs]
+
+
+def _as_step(candidate: _Candidate) -> _Candidate:
+    """A folder that is called after its step as a part of a series; anything else as it is."""
+    target = candidate.target
+    if candidate.run is not None or not _is_named(target):
+        return candidate
+    path = Path(str(target)).expanduser()
+    return _step(path, target) if STEP.fullmatch(path.name) and path.is_dir() else candidate
 
 
 def _members(
-    group: list[_Found], failed: list[tuple[str, str]], trust_remote_code: bool
+    group: list[_Candidate], failed: list[tuple[str, str]], trust_remote_code: bool
 ) -> list[Checkpoint]:
     """The steps of one series that can be read, in order."""
-    paths = [str(Path(str(one.target)).expanduser().resolve()) for one in group]
+    paths = [str(Path(str(candidate.target)).expanduser().resolve()) for candidate in group]
     if twice := sorted(path for path, n in Counter(paths).items() if n > 1):
         raise InputError(f"{', '.join(twice)} is given twice; give each checkpoint once.")
-    found: dict[int, Checkpoint] = {}
-    for one in sorted(group, key=lambda one: one.step or 0):
-        assert one.step is not None
+    members: dict[int, Checkpoint] = {}
+    for candidate in sorted(group, key=lambda candidate: candidate.step or 0):
+        step = candidate.step
+        assert step is not None
         try:
-            if one.step in found:
-                raise InputError(f"step {one.step} is there already, as {found[one.step].target}.")
-            first = next(iter(found.values()), None)
-            checkpoint = _looked_into(one.target, trust_remote_code, like=first)
+            if step in members:
+                raise InputError(f"step {step} is there already, as {members[step].target}.")
+            first = next(iter(members.values()), None)
+            checkpoint = _looked_into(candidate.target, trust_remote_code, like=first)
         except (InputError, OSError) as error:
-            failed.append((str(one.target), str(error)))
+            failed.append((str(candidate.target), str(error)))
             continue
-        found[one.step] = replace(checkpoint, step=one.step)
-    return list(found.values())
+        members[step] = replace(checkpoint, step=step)
+    return list(members.values())
 
 
 def _looked_into(
     target: Any, trust_remote_code: bool, *, like: Checkpoint | None = None
 ) -> Checkpoint:
-    """A checkpoint under its own name; `like` is one of the same series."""
+    """A checkpoint under its own name; `like` is another of the same series."""
     if not _is_named(target):
         return _in_memory(target)
     name, config = peek(target, trust_remote_code=trust_remote_code)
-    place = locate(target, trust_remote_code=trust_remote_code, weights=False)
+    source = locate(target, trust_remote_code=trust_remote_code, weights=False)
     return Checkpoint(
         target=target,
         model=name,
         plain=None if config is None else config.variant == "vanilla",
         foreign=config is None,
-        kin=_kin(config, place) if like is None else like.kin,
-        untrained=place.untrained,
+        kin=_kin(config, source) if like is None else like.kin,
+        untrained=source.untrained,
     )
 
 
@@ -337,12 +375,12 @@ def _in_memory(model: Hooked) -> Checkpoint:
     )
 
 
-def _kin(config: LoopConfig | None, place: Target) -> Hashable:
+def _kin(config: LoopConfig | None, source: Target) -> Hashable:
     """What decides an untrained twin: the configuration and the tokenizer."""
-    if place.kind == "factory":
+    if source.kind == "factory":
         return None
-    folder = Path(place.place)
-    if place.kind == "native":
+    folder = Path(source.place)
+    if source.kind == "native":
         file = folder / "tokenizer.json"
         return config, hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))

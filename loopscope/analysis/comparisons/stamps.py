@@ -27,20 +27,20 @@ def stamp_of_target(target: str | Path, *, trust_remote_code: bool) -> dict[str,
     Returns:
         JSON values; None for a factory, whose weights are known only when it was called.
     """
-    found = locate(target, trust_remote_code=trust_remote_code)
-    if found.kind == "factory":
+    source = locate(target, trust_remote_code=trust_remote_code)
+    if source.kind == "factory":
         return None
-    files = {}
-    for path in sorted(Path(found.place).iterdir()):
-        ignored = path.name.startswith(".") or (found.untrained and path.suffix in _WEIGHTS)
+    folder, files = Path(source.place), {}
+    for path in sorted(folder.iterdir()):
+        ignored = path.name.startswith(".") or (source.untrained and path.suffix in _WEIGHTS)
         if path.is_file() and not ignored:
-            told = path.stat()
-            files[path.name] = [told.st_size, told.st_mtime_ns]
-    return {"folder": str(Path(found.place).resolve()), "files": files}
+            status = path.stat()
+            files[path.name] = [status.st_size, status.st_mtime_ns]
+    return {"folder": str(folder.resolve()), "files": files}
 
 
 def stamp_of_model(model: Hooked) -> dict[str, Any]:
-    """A hash of what a model computes with: weights, buffers, settings and code.
+    """Hash what a model computes with: weights, buffers, settings and code.
 
     Args:
         model: A native or wrapped model. Of its code the files that define its modules are seen,
@@ -60,7 +60,7 @@ def stamp_of_model(model: Hooked) -> dict[str, Any]:
     for name, module in model.named_modules():
         settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
         digest.update(f"{name} {sorted(settings.items())};".encode())
-    if any(one._forward_hooks or one._forward_pre_hooks for one in _hooked(model)):
+    if any(part._forward_hooks or part._forward_pre_hooks for part in _hooked(model)):
         digest.update(uuid4().bytes)  # what hooks do is not to be seen
     for code in _code({type(module) for module in model.modules()}):
         digest.update(code)
@@ -105,7 +105,7 @@ def _installed(path: Path) -> bool:
 
 def _compiled(name: str, code: CodeType) -> Iterator[bytes]:
     """Instructions, names and constants of a function and those inside it."""
-    plain = [one for one in code.co_consts if not isinstance(one, CodeType)]
+    plain = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
     yield name.encode() + code.co_code + repr((code.co_names, plain)).encode()
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -113,12 +113,26 @@ def _compiled(name: str, code: CodeType) -> Iterator[bytes]:
 
 
 def stamp_of_data(data: str | Path | None) -> str:
-    """A hash of the text, or of the shipped held-out samples."""
+    """Hash a text.
+
+    Args:
+        data: Its file; the shipped held-out samples when not given.
+
+    Returns:
+        The SHA-256 of the file, or that it cannot be read.
+    """
     return _of_file(zoo_folder() / "heldout.parquet" if data is None else Path(data))
 
 
 def stamp_of_spec(spec: Any) -> Any:
-    """What a specification says, as JSON values or a hash of its file."""
+    """Tell specifications of a loop apart.
+
+    Args:
+        spec: As in `load`: values, a file, or None.
+
+    Returns:
+        The values as they are; of a file what `stamp_of_data` gives.
+    """
     if spec is None or isinstance(spec, Mapping):
         return spec
     return _of_file(Path(spec))

@@ -31,7 +31,7 @@ class StoreError(InputError):
 
 
 def cuts(samples: int, tokens: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where samples are cut into shards, the same for any number of processes.
+    """Cut samples into shards, the same for any number of processes.
 
     Args:
         samples: How many there are.
@@ -41,8 +41,8 @@ def cuts(samples: int, tokens: int, batch_size: int) -> list[tuple[int, int]]:
     Returns:
         First sample, and the one after the last, of each shard.
     """
-    wanted = max(1, min(SAMPLES, TOKENS // tokens))
-    size = batch_size * max(1, round(wanted / batch_size))
+    ideal = max(1, min(SAMPLES, TOKENS // tokens))
+    size = batch_size * max(1, round(ideal / batch_size))
     return [(start, min(start + size, samples)) for start in range(0, samples, size)]
 
 
@@ -63,7 +63,14 @@ class Store:
         self._held: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes | None:
-        """What is stored under a name; None where there is nothing, or it cannot be read."""
+        """Read what is stored under a name.
+
+        Args:
+            name: The name, `/` between its parts.
+
+        Returns:
+            The content; None where there is nothing, or it cannot be read.
+        """
         if self.folder is None:
             return self._held.get(name)
         try:
@@ -73,6 +80,10 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Store something; on the disk when this returns.
+
+        Args:
+            name: Its name, `/` between the parts.
+            content: What is stored.
 
         Raises:
             StoreError: if the disk is full, or the like.
@@ -94,14 +105,26 @@ class Store:
             ) from error
 
     def size(self, *, besides: Iterable[str] = ()) -> int:
-        """Bytes of all checkpoints' shards but those of some keys."""
+        """Sum up the shards of all checkpoints but some.
+
+        Args:
+            besides: Keys that do not count.
+
+        Returns:
+            Bytes; 0 in memory.
+        """
         if self.folder is None or not self.folder.is_dir():
             return 0
-        others = [path for path in self._keys() if path.name not in set(besides)]
-        return sum(file.stat().st_size for path in others for file in path.iterdir())
+        skipped = set(besides)
+        folders = [path for path in self._keys() if path.name not in skipped]
+        return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove the shards of some keys, and everything if no other key is left."""
+        """Remove the shards of some keys, and everything if no other key is left.
+
+        Args:
+            keys: The keys, known or not.
+        """
         for key in keys:
             for name in [name for name in self._held if name.startswith(f"{key}/")]:
                 del self._held[name]
@@ -112,8 +135,8 @@ class Store:
 
     def _keys(self) -> list[Path]:
         assert self.folder is not None
-        there = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [path for path in there if path.is_dir() and path.name != "samples"]
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [path for path in paths if path.is_dir() and path.name != "samples"]
 
 
 class Shelf:
@@ -126,39 +149,55 @@ class Shelf:
     def samples(self) -> Samples | None:
         """The samples it is measured on; None before `begin`."""
         try:
-            told = json.loads(self.store.read(f"{self.key}/samples.json") or b"")
-            held = self.store.read(f"samples/{told['sha256']}.npy")
-            if held is None or hashlib.sha256(held[-told["bytes"] :]).hexdigest() != told["sha256"]:
+            record = json.loads(self.store.read(f"{self.key}/samples.json") or b"")
+            sha256 = record["sha256"]
+            content = self.store.read(f"samples/{sha256}.npy")
+            if content is None or _sha256(content[-record["bytes"] :]) != sha256:
                 return None
-            windows = np.load(BytesIO(held), allow_pickle=False)
+            windows = np.load(BytesIO(content), allow_pickle=False)
         except (ValueError, KeyError):
             return None
         return Samples(
             tokens=torch.from_numpy(windows.astype(np.int64)),
-            source=told["source"],
-            sha256=told["sha256"],
-            options=told["options"],
+            source=record["source"],
+            sha256=sha256,
+            options=record["options"],
         )
 
     def begin(self, samples: Samples) -> None:
-        """Note the samples; equal ones of several checkpoints are stored once."""
+        """Note the samples; equal ones of several checkpoints are stored once.
+
+        Args:
+            samples: What the checkpoint is measured on.
+
+        Raises:
+            StoreError: as `Store.write`.
+        """
         windows = samples.tokens.numpy().astype("<i4")
         name = f"samples/{samples.sha256}.npy"
         if self.store.read(name) is None or self.samples() is None:
             content = BytesIO()
             np.save(content, windows)
             self.store.write(name, content.getvalue())
-        told = {
+        record = {
             "source": samples.source,
             "sha256": samples.sha256,
             "bytes": windows.nbytes,
             "options": samples.options,
         }
-        text = json.dumps(told, ensure_ascii=False, default=int)
+        text = json.dumps(record, ensure_ascii=False, default=int)
         self.store.write(f"{self.key}/samples.json", text.encode())
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether a shard is there and undamaged."""
+        """Look for a shard.
+
+        Args:
+            start: Its first sample.
+            stop: The one after its last.
+
+        Returns:
+            Whether it is there and undamaged.
+        """
         if (start, stop) not in self._sound and self.get(start, stop) is None:
             return False
         self._sound.add((start, stop))
@@ -167,13 +206,26 @@ class Shelf:
     def put(self, start: int, stop: int, tables: Tables) -> None:
         """Store a shard.
 
+        Args:
+            start: Its first sample.
+            stop: The one after its last.
+            tables: Its tables.
+
         Raises:
             StoreError: as `Store.write`.
         """
         self.store.write(self._name(start, stop), packed(tables))
 
     def get(self, start: int, stop: int) -> Tables | None:
-        """A shard; None where it is missing or damaged."""
+        """Read a shard.
+
+        Args:
+            start: Its first sample.
+            stop: The one after its last.
+
+        Returns:
+            Its tables; None where it is missing or damaged.
+        """
         content = self.store.read(self._name(start, stop))
         try:
             return None if content is None else unpacked(content)
@@ -185,7 +237,14 @@ class Shelf:
 
 
 def packed(tables: Tables) -> bytes:
-    """Tables as one file: a SHA-256, then Parquet files and their provenance in a zip archive."""
+    """Make one file of tables.
+
+    Args:
+        tables: The tables.
+
+    Returns:
+        A SHA-256 (32 bytes), then a zip archive of Parquet files and their provenance.
+    """
     content = BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("provenance.json", json.dumps(tables.provenance, ensure_ascii=False))
@@ -199,7 +258,13 @@ def packed(tables: Tables) -> bytes:
 
 
 def unpacked(content: bytes) -> Tables:
-    """Tables from what `packed` gave.
+    """Make tables of what `packed` gave.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        The tables, as they were.
 
     Raises:
         ValueError: if a byte of it is not as it was.
@@ -208,19 +273,30 @@ def unpacked(content: bytes) -> Tables:
     if hashlib.sha256(whole).digest() != digest:
         raise ValueError("the shard is damaged")
     with zipfile.ZipFile(BytesIO(whole)) as archive:
-        told = json.loads(archive.read("provenance.json"))
+        provenance = json.loads(archive.read("provenance.json"))
         frames: dict[str, Any] = {}
         for name in TABLES:
             if f"{name}.parquet" in archive.namelist():
                 frame = pq.read_table(BytesIO(archive.read(f"{name}.parquet"))).to_pandas()
                 frames[name] = empty(name) if frame.empty else frame
-    return Tables(**frames, provenance=told)
+    return Tables(**frames, provenance=provenance)
 
 
-def key_of(told: Mapping[str, Any]) -> str:
-    """A name for what a result depends on, as JSON values: other values, another name."""
-    text = json.dumps(told, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Name what a result depends on: other values, another name.
+
+    Args:
+        facts: JSON values, in any order.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
+    return _sha256(text.encode())[:32]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 __all__ = ["Shelf", "Store", "StoreError", "cuts", "key_of"]

@@ -3,13 +3,20 @@
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from loopscope.analysis.comparisons.plan import Checkpoint, Plan, look_up, with_twins
-from loopscope.analysis.comparisons.result import Comparison, save_with_report
+from loopscope.analysis.comparisons.result import (
+    Comparison,
+    Outcome,
+    comparison_of,
+    joined,
+    merged,
+    save_with_report,
+)
 from loopscope.analysis.comparisons.stamps import (
     stamp_of_data,
     stamp_of_model,
@@ -18,14 +25,14 @@ from loopscope.analysis.comparisons.stamps import (
 )
 from loopscope.analysis.comparisons.store import Shelf, Store, StoreError, cuts, key_of
 from loopscope.analysis.measuring.streaming import Measuring
-from loopscope.analysis.options import Settings, made, takes
+from loopscope.analysis.options import Settings, build_options, takes
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import BY_NAME, SCHEMAS
 from loopscope.devices import check_seed, parse_dtype
 from loopscope.errors import InputError
 from loopscope.files import claimed
 from loopscope.models.hooked import Hooked
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 from loopscope.models.opening.loading import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
@@ -57,7 +64,13 @@ class Watch:
         """
 
     def resumed(self, checkpoint: Checkpoint, samples: int, total: int) -> None:
-        """Samples that an earlier run did; arguments as of `measured`."""
+        """Instead of `measured`, for samples that an earlier run did.
+
+        Args:
+            checkpoint: Of which checkpoint.
+            samples: How many.
+            total: All samples of the checkpoint.
+        """
 
     def late(self, samples: int) -> None:
         """Samples that an earlier run did and `planned` could not count.
@@ -141,14 +154,15 @@ def compare(
         if twins:
             plan = with_twins(plan, seed=how.seed)
         _meet(processes, store)
-        mine = Work(plan, how, store, processes, watch).run()
-        outcomes = mine
+        seen = Work(plan, how, store, processes, watch).run()
+        outcomes = seen
         if folder is not None:
-            sent = [replace(outcome, error=None) for outcome in mine]  # few errors can be sent
+            sent = [replace(outcome, error=None) for outcome in seen]  # few errors can be sent
             outcomes = joined(processes.gather(sent))
         if not processes.main:
             return Comparison(tables=Tables(), samples={})
-        comparison = _comparison(plan, merged(plan, outcomes, store, how.batch_size), mine)
+        result = merged(plan, outcomes, store, how.batch_size)
+        comparison = comparison_of(plan, result, seen)
         if folder is not None:
             keys = [outcome.key for outcome in outcomes if outcome.key]
             _finish(comparison, folder, store, keys, write)
@@ -161,7 +175,7 @@ def compare(
 def _checked(settings: Mapping[str, Any]) -> Settings:
     """The settings, as far as they can be checked without looking at a target."""
     besides = ("targets", "progress", "out", "twins", "series", "write")
-    how: Settings = made(Settings, settings, "compare", besides)
+    how: Settings = build_options(Settings, settings, "compare", besides)
     check_seed(how.seed)
     if how.dtype is not None:
         parse_dtype(how.dtype)
@@ -235,23 +249,6 @@ def _meet(processes: Processes, store: Store) -> None:
 
 
 # -- one process's share -------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of one checkpoint.
-
-    Attributes:
-        key: Where its shards are; empty if it could not even be looked at.
-        stamp: What its weights were told by.
-        failed: Why it could not be measured; empty if it could.
-        error: What was raised then, in this process.
-    """
-
-    key: str = ""
-    stamp: dict[str, Any] = field(default_factory=dict)
-    failed: str = ""
-    error: BaseException | None = None
 
 
 class _NothingToRegroup(InputError):
@@ -463,14 +460,14 @@ def _count(shards: Iterable[tuple[int, int]]) -> int:
     return sum(stop - start for start, stop in shards)
 
 
-def _more_loops(model: Hooked, wanted: int | None) -> tuple[int | None, str]:
+def _more_loops(model: Hooked, requested: int | None) -> tuple[int | None, str]:
     """Iterations to run besides a model's own, and what to note."""
     K = model.K
-    if wanted == 0 or K == 0:
+    if requested == 0 or K == 0:
         return None, ""
-    if wanted is not None and wanted <= K:
-        return None, f"more loops: {wanted} are not more than its own {K}"
-    return 2 * K if wanted is None else wanted, ""
+    if requested is not None and requested <= K:
+        return None, f"more loops: {requested} are not more than its own {K}"
+    return 2 * K if requested is None else requested, ""
 
 
 def _reason(error: Exception) -> str:
@@ -482,156 +479,6 @@ def _reason(error: Exception) -> str:
 
 
 # -- after the last checkpoint -------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Merged:
-    """What was measured, and what could not be.
-
-    Attributes:
-        tables: The tables; None where nothing was measured.
-        samples: The samples of each model.
-        failed: Checkpoints that could not be measured, with the reason.
-    """
-
-    tables: Tables | None = None
-    samples: dict[str, Samples] = field(default_factory=dict)
-    failed: list[tuple[Checkpoint, str]] = field(default_factory=list)
-
-
-def joined(of_processes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """Put together what each process saw.
-
-    Args:
-        of_processes: The outcomes of each process.
-
-    Returns:
-        What became of each checkpoint.
-    """
-    outcomes = []
-    for seen in zip(*of_processes, strict=True):
-        keyed = next((outcome for outcome in seen if outcome.key), seen[0])
-        failed = next((outcome for outcome in seen if outcome.failed), keyed)
-        outcomes.append(
-            Outcome(key=keyed.key, stamp=keyed.stamp, failed=failed.failed, error=failed.error)
-        )
-    return outcomes
-
-
-def merged(plan: Plan, outcomes: Sequence[Outcome], store: Store, batch_size: int) -> Merged:
-    """Make tables of the shards of all checkpoints, of whatever process.
-
-    Args:
-        plan: The checkpoints.
-        outcomes: What became of each, over all processes.
-        store: Where the shards are.
-        batch_size: As they were measured with.
-
-    Returns:
-        Tables in the plan's order. The provenance of a model has its target and stamp besides, of
-        a series those of every step.
-
-    Raises:
-        InputError: if a shard cannot be seen from here.
-    """
-    result, parts = Merged(), []
-    same: dict[str, Samples] = {}
-    records: dict[str, dict[str, Any]] = {}
-    for checkpoint, outcome in zip(plan.checkpoints, outcomes, strict=True):
-        if checkpoint.twin_of and not result.samples.keys() & {*checkpoint.twin_of}:
-            continue  # nobody asked for it, and what it is the twin of was not measured
-        if outcome.failed:
-            result.failed.append((checkpoint, outcome.failed))
-            continue
-        shelf = Shelf(store, outcome.key)
-        samples = shelf.samples()
-        if samples is None:
-            raise _unseen(checkpoint, store)
-        samples = same.setdefault(samples.sha256, samples)
-        first = result.samples.setdefault(checkpoint.model, samples)
-        if first.sha256 != samples.sha256:
-            reason = "its tokenizer is not that of the run's first step, so its samples differ"
-            result.failed.append((checkpoint, reason))
-            continue
-        places = cuts(len(samples), samples.tokens.shape[1], batch_size)
-        shards = [shard for place in places if (shard := shelf.get(*place)) is not None]
-        if len(shards) < len(places):
-            raise _unseen(checkpoint, store)
-        parts += shards
-        record = shards[0].provenance["models"][checkpoint.model]
-        _note_origin(records.setdefault(checkpoint.model, record), checkpoint, outcome)
-    result.tables = Tables.join(parts) if parts else None
-    return result
-
-
-def _note_origin(record: dict[str, Any], checkpoint: Checkpoint, outcome: Outcome) -> None:
-    """Put target, stamp, step and twins into a model's provenance."""
-    origin: dict[str, Any] = {"target": str(checkpoint.target) if checkpoint.named else None}
-    if outcome.stamp:
-        origin["stamp"] = outcome.stamp
-    if "target" not in record:
-        record |= origin
-    if checkpoint.twin_of:
-        record["twin_of"] = list(checkpoint.twin_of)
-    if checkpoint.step is not None:
-        record.setdefault("steps", {})[str(checkpoint.step)] = origin
-
-
-def _unseen(checkpoint: Checkpoint, store: Store) -> InputError:
-    where = store.folder or "memory"
-    return InputError(
-        f"shards of {checkpoint.label} cannot be seen in {where}: --out must be a folder that all "
-        "processes share, and nothing else may write to it. Give the same command again."
-    )
-
-
-def _comparison(plan: Plan, result: Merged, mine: Sequence[Outcome]) -> Comparison:
-    """The result, with all that was left out.
-
-    Raises:
-        InputError: if nothing but twins was measured.
-    """
-    named = [(checkpoint, why) for checkpoint, why in result.failed if not checkpoint.twin_of]
-    asked = [checkpoint for checkpoint in plan.checkpoints if not checkpoint.twin_of]
-    if len(named) == len(asked) or result.tables is None:
-        raise _nothing_measured(named, mine)
-    remarks = list(plan.notes)
-    for checkpoint, why in result.failed:
-        if checkpoint.twin_of:
-            remarks.append(f"{', '.join(checkpoint.twin_of)}: no untrained twin: {why}")
-    failed = [*plan.failed]
-    for checkpoint, why in named:
-        failed.append((str(checkpoint.target) if checkpoint.named else checkpoint.label, why))
-    measured = result.samples
-    twins = {m: twin for m, twin in plan.twins.items() if twin in measured and m in measured}
-    result.tables.provenance["comparison"] = {
-        "twins": twins,
-        "missing": plan.missing,
-        "failed": [list(pair) for pair in failed],
-    }
-    return Comparison(
-        tables=result.tables,
-        samples=measured,
-        failed=failed,
-        missing=plan.missing,
-        twins=twins,
-        incomplete=any(checkpoint.step is None for checkpoint, _ in named),
-        remarks=remarks,
-    )
-
-
-def _nothing_measured(
-    failed: Sequence[tuple[Checkpoint, str]], mine: Sequence[Outcome]
-) -> InputError:
-    cause = next((outcome.error for outcome in mine if outcome.error is not None), None)
-    reasons = {why: checkpoint for checkpoint, why in reversed(failed)}
-    if len(reasons) == 1:
-        error = InputError(failed[0][1])
-    else:
-        each = "; ".join(f"{one.label}: {why}" for why, one in reversed(reasons.items()))
-        error = InputError(f"none of the checkpoints can be measured: {each}")
-    error.__cause__ = cause
-    return error
 
 
 def _finish(
@@ -663,4 +510,4 @@ def _finish(
         store.remove(keys)
 
 
-__all__ = ["Comparison", "Outcome", "Watch", "Work", "compare", "identity", "joined", "merged"]
+__all__ = ["Comparison", "Watch", "Work", "compare", "identity"]

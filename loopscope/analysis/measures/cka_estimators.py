@@ -33,7 +33,12 @@ _SAME = 2.0**-44
 
 
 class PairwiseCKA(NamedTuple):
-    """CKA of all pairs of states, (state, state) each, by both estimators."""
+    """CKA of all pairs of states, (state, state) each, by both estimators.
+
+    Attributes:
+        biased: By HSIC_0.
+        debiased: By HSIC_1.
+    """
 
     biased: Flagged
     debiased: Flagged
@@ -46,7 +51,7 @@ def cka(
     bandwidth: float = 1.0,
     grams: Sequence[Float64[Tensor, "pos pos"]] | None = None,
 ) -> dict[str, PairwiseCKA]:
-    """CKA of all pairs of states of one sample; the tokens are the examples.
+    """Measure the CKA of all pairs of states of one sample; the tokens are the examples.
 
     `CKA = HSIC(K, L) / sqrt(HSIC(K, K)·HSIC(L, L))` (Kornblith et al. 2019), biased with HSIC_0 and
     debiased with HSIC_1 (Song et al. 2007). RBF kernel exp(−d² / (2·t²·median(d²))), the median
@@ -68,7 +73,8 @@ def cka(
         squared distances are 0 and the median of the others was taken.
 
     Raises:
-        InputError: On fewer than 4 tokens, an unknown kernel or a bandwidth that is not positive.
+        UnknownNameError: for a kernel that does not exist, with near matches.
+        InputError: on fewer than 4 tokens, or a bandwidth that is not positive.
     """
     check(states[0].shape[0], kernels, bandwidth)
     with torch.autocast(states[0].device.type, enabled=False):  # it would round the products
@@ -81,6 +87,52 @@ def _cka(
     bandwidth: float,
     grams: Sequence[Tensor] | None,
 ) -> dict[str, PairwiseCKA]:
+    matrices, norms, flags = _centred_grams(states, grams)
+    results: dict[str, PairwiseCKA] = {}
+    if "linear" in kernels:  # first, as the other one overwrites the Gram matrices
+        results["linear"] = _align(matrices, norms, flags)
+    if "rbf" in kernels:
+        diagonal = torch.ones_like(norms, dtype=torch.float64)
+        for s, state in enumerate(states):
+            if flags[s] == Flag.NONE:
+                gram = None if grams is None else grams[s]
+                flags[s] = _rbf(matrices[s], norms[s], bandwidth, state, gram)
+                diagonal[s] -= 2 * _level(matrices[s])
+        results["rbf"] = _align(matrices, diagonal, flags)
+    return {kernel: results[kernel] for kernel in kernels}
+
+
+def check(tokens: int, kernels: Sequence[str], bandwidth: float) -> int:
+    """Refuse what CKA is not defined for.
+
+    Args:
+        tokens: Tokens of a sample.
+        kernels: As of `cka`.
+        bandwidth: As of `cka`.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        UnknownNameError: for a kernel that does not exist, with near matches.
+        InputError: on fewer than 4 tokens, or a bandwidth that is not positive.
+    """
+    for kernel in kernels:
+        if kernel not in KERNELS:
+            raise unknown_name("kernel", kernel, KERNELS)
+    if not (np.isfinite(bandwidth) and bandwidth > 0):
+        raise InputError(f"bandwidth is {bandwidth}; it must be a positive number (default 1).")
+    if tokens < MIN_TOKENS:
+        raise InputError(
+            f"CKA needs at least {MIN_TOKENS} tokens per sample, got {tokens}; give longer samples."
+        )
+    return tokens
+
+
+def _centred_grams(
+    states: list[Tensor], grams: Sequence[Tensor] | None
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Centred Gram matrices (state, pos, pos), their diagonals (state, pos), and flags (state,)."""
     n = states[0].shape[0]
     exact = any(state.dtype == torch.float64 for state in states)
     dtype = torch.float64 if exact else torch.float32
@@ -94,33 +146,7 @@ def _cka(
         else:
             flags[s] = _centred_gram(state.to(dtype), matrices[s])
         norms[s] = matrices[s].diagonal()
-
-    results: dict[str, PairwiseCKA] = {}
-    if "linear" in kernels:  # first, as the other one overwrites the Gram matrices
-        results["linear"] = _align(matrices, norms, flags)
-    if "rbf" in kernels:
-        diagonal = torch.ones_like(norms, dtype=torch.float64)
-        for s, state in enumerate(states):
-            if flags[s] == Flag.NONE:
-                at_hand = None if grams is None else grams[s]
-                flags[s] = _rbf(matrices[s], norms[s], bandwidth, state, at_hand)
-                diagonal[s] -= 2 * _level(matrices[s])
-        results["rbf"] = _align(matrices, diagonal, flags)
-    return {kernel: results[kernel] for kernel in kernels}
-
-
-def check(tokens: int, kernels: Sequence[str], bandwidth: float) -> int:
-    """Refuse what CKA is not defined for; returns the number of tokens."""
-    for kernel in kernels:
-        if kernel not in KERNELS:
-            raise unknown_name("kernel", kernel, KERNELS)
-    if not (np.isfinite(bandwidth) and bandwidth > 0):
-        raise InputError(f"bandwidth is {bandwidth}; it must be a positive number (default 1).")
-    if tokens < MIN_TOKENS:
-        raise InputError(
-            f"CKA needs at least {MIN_TOKENS} tokens per sample, got {tokens}; give longer samples."
-        )
-    return tokens
+    return matrices, norms, flags
 
 
 def _centred_gram(x: Tensor, out: Tensor) -> Flag:
@@ -132,7 +158,7 @@ def _centred_gram(x: Tensor, out: Tensor) -> Flag:
     size = float(torch.linalg.vector_norm(x))
     x = x - x.mean(0)
     spread = float(torch.linalg.vector_norm(x))
-    flag = _sound(size, spread)
+    flag = _flag_of_spread(size, spread)
     if flag != Flag.NONE:
         out.zero_()
         return flag
@@ -147,7 +173,7 @@ def _centre_gram(gram: Tensor, out: Tensor) -> Flag:
     means = gram.mean(1)
     squares = gram.diagonal() - 2 * means + means.mean()
     size, spread = float(gram.diagonal().sum()), float(squares.sum())
-    flag = _sound(max(size, 0) ** 0.5, max(spread, 0) ** 0.5)
+    flag = _flag_of_spread(max(size, 0) ** 0.5, max(spread, 0) ** 0.5)
     if flag != Flag.NONE:
         out.zero_()
         return flag
@@ -158,7 +184,8 @@ def _centre_gram(gram: Tensor, out: Tensor) -> Flag:
     return flag
 
 
-def _sound(size: float, spread: float) -> Flag:
+def _flag_of_spread(size: float, spread: float) -> Flag:
+    """`NONFINITE`, `ZERO` for a state that is constant up to rounding, `NONE` where all is well."""
     if not np.isfinite(size + spread):
         return Flag.NONFINITE
     return Flag.ZERO if spread <= _CONSTANT * size else Flag.NONE
@@ -226,8 +253,8 @@ def _median(values: Tensor) -> float:
         upper, lower = float(ordered[middle]), float(ordered[middle - 1])
     else:
         # One pivot: numpy partitions around a single index ten times faster than around two.
-        parted = np.partition(values.numpy(), middle)
-        upper, lower = float(parted[middle]), float(parted[:middle].max())
+        partitioned = np.partition(values.numpy(), middle)
+        upper, lower = float(partitioned[middle]), float(partitioned[:middle].max())
     return upper if len(values) % 2 else (lower + upper) / 2
 
 
@@ -262,13 +289,13 @@ def _align(kernels: Tensor, diagonal: Tensor, flags: np.ndarray) -> PairwiseCKA:
 
 def _normalised(hsic: np.ndarray, noise: np.ndarray, flags: np.ndarray, undefined: Flag) -> Flagged:
     """HSIC_ab / sqrt(HSIC_aa·HSIC_bb), NaN where a state's own HSIC does not exceed the noise."""
-    own = np.diag(hsic)
-    states = np.where((flags == Flag.NONE) & (own <= noise), undefined, flags).astype(np.int8)
-    states = np.where((flags == Flag.ZERO_MEDIAN) & (own <= noise), undefined, states)
+    self_hsic = np.diag(hsic)
+    states = np.where((flags == Flag.NONE) & (self_hsic <= noise), undefined, flags).astype(np.int8)
+    states = np.where((flags == Flag.ZERO_MEDIAN) & (self_hsic <= noise), undefined, states)
     broken = (states != Flag.NONE) & (states != Flag.ZERO_MEDIAN)
-    own = np.where(broken, np.nan, own)
+    self_hsic = np.where(broken, np.nan, self_hsic)
     flag = np.where(broken[:, None] | (states == Flag.NONE), states[:, None], states)
-    return Flagged(hsic / np.sqrt(np.outer(own, own)), flag.astype(np.int8))
+    return Flagged(hsic / np.sqrt(np.outer(self_hsic, self_hsic)), flag.astype(np.int8))
 
 
 class CkaRows(LoopRows):
@@ -283,17 +310,17 @@ class CkaRows(LoopRows):
 
     def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
         return [
-            (*pair, *how)
-            for how in product(setup.options.kernels, ESTIMATORS)
+            (*pair, *estimate)
+            for estimate in product(setup.options.kernels, ESTIMATORS)
             for pair in combinations_with_replacement(loop.states, 2)
         ]
 
     def fill_sample(self, rows: Rows, sample: int, loop: LoopStates) -> None:
         kernels = self.options.kernels
-        pairwise = cka(
+        by_kernel = cka(
             loop.states, kernels=kernels, bandwidth=self.options.bandwidth, grams=loop.grams
         )
-        tables = [getattr(pairwise[kernel], name) for kernel in kernels for name in ESTIMATORS]
+        matrices = [getattr(by_kernel[kernel], name) for kernel in kernels for name in ESTIMATORS]
         a, b = np.triu_indices(len(loop.states))
-        rows.values["value"][sample] = np.concatenate([table.value[a, b] for table in tables])
-        rows.flag[sample] = np.concatenate([table.flag[a, b] for table in tables])
+        rows.values["value"][sample] = np.concatenate([cka_ab.value[a, b] for cka_ab in matrices])
+        rows.flag[sample] = np.concatenate([cka_ab.flag[a, b] for cka_ab in matrices])

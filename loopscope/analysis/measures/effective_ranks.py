@@ -17,7 +17,7 @@ RANK_MEASURES = ("effective", "stable", "participation")
 
 
 def ranks(sigma: Float64[np.ndarray, " rank"]) -> Flagged:
-    """Effective rank, stable rank and participation ratio, in the order of `RANK_MEASURES`.
+    """Give effective rank, stable rank and participation ratio, in the order of `RANK_MEASURES`.
 
     * effective: exp(−Σ p ln p), p = σ/Σσ (Roy & Vetterli 2007), with 0 ln 0 = 0;
     * stable: Σσ² / σ_0²;

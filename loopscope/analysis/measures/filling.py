@@ -1,4 +1,4 @@
-"""Filling: what a measure is told, and how it turns trajectories into rows of its tables."""
+"""Filling: what a measure works from, and how it turns trajectories into rows of its tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from loopscope.models.trajectory import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a measure is told before the first batch is recorded.
+    """What a measure knows before the first batch is recorded.
 
     Attributes:
         model: The model.
@@ -46,16 +46,16 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a measure is given of one batch.
+    """One batch, as a measure sees it.
 
     Attributes:
-        here: Its samples.
+        samples: The numbers of its samples in the tables.
         trajectory: Its trajectory, with logits where a measure needs them.
         longer: The trajectory of the model with more iterations, where there is one.
         drop: Tokens to leave out at the start of each sample.
     """
 
-    here: slice
+    samples: slice
     trajectory: Trajectory
     longer: Trajectory | None
     drop: int

@@ -18,7 +18,7 @@ _SMALL = 384
 def gram(
     state: Float[Tensor, "pos d_model"], *, center: bool = False
 ) -> Float64[Tensor, "side side"]:
-    """The smaller of X Xᵀ (tokens) and Xᵀ X (width) in float64; X Xᵀ where they are equally large.
+    """Give the smaller of X Xᵀ (tokens) and Xᵀ X (width) in float64; X Xᵀ where they are alike.
 
     Args:
         state: One sample's state, (pos, d_model), any float dtype.
@@ -59,7 +59,14 @@ def singular_values(
 def singular_values_of_grams(
     grams: Sequence[Float64[Tensor, "_ _"]],
 ) -> list[Float64[np.ndarray, " _"]]:
-    """`singular_values` of several states from what `gram` returned for each."""
+    """Give the `singular_values` of several states from their Gram matrices.
+
+    Args:
+        grams: What `gram` returned for each state.
+
+    Returns:
+        The singular values of each, in descending order, float64.
+    """
     finite = [bool(torch.isfinite(product.diagonal().sum())) for product in grams]
     usable = [p if ok else torch.zeros_like(p) for p, ok in zip(grams, finite, strict=True)]
     sigmas = []

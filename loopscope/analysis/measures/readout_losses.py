@@ -55,7 +55,7 @@ class ReadoutRows(MeasureRows):
             more = [batch.longer.h[t] for t in self.more]
             by_state += [read_out_losses(self.longer, tokens, h) for h in more]
         values = torch.stack([torch.stack(column).cpu() for column in by_state], 1).numpy()
-        self.rows.values["value"][batch.here], self.rows.flag[batch.here] = flagged(values)
+        self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = flagged(values)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"readout": [] if self.rows is None else [self.rows.frame(model, self.loop)]}
@@ -78,7 +78,8 @@ class LossRows(MeasureRows):
         assert logits is not None and tokens is not None
         by_sample = losses(logits, tokens)
         value, flag = flagged(torch.stack(by_sample).cpu().numpy())
-        self.rows.values["value"][batch.here, 0], self.rows.flag[batch.here, 0] = value, flag
+        self.rows.values["value"][batch.samples, 0] = value
+        self.rows.flag[batch.samples, 0] = flag
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"loss": [] if self.rows is None else [self.rows.frame(model, self.loop)]}

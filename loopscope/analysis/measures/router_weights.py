@@ -18,7 +18,7 @@ from loopscope.names import block_name
 
 
 def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flagged]:
-    """Mean weight per slot and mean entropy of one router (MeSH Eq. 3), per sample.
+    """Give the mean weight per slot and mean entropy of one router (MeSH Eq. 3), per sample.
 
     Args:
         w: Router weights, a softmax over the slots, (batch, pos, slot).
@@ -33,7 +33,7 @@ def router_statistics(w: Float[Tensor, "batch pos slot"]) -> tuple[Flagged, Flag
 
 
 def gate_statistics(p: Float[Tensor, "batch pos"]) -> tuple[Flagged, Flagged]:
-    """Mean probability and mean entropy of one gate (an exit gate, a token router), per sample.
+    """Give mean probability and mean entropy of one gate (exit gate, token router), per sample.
 
     Args:
         p: The gate's probability for each token, (batch, pos).
@@ -48,9 +48,15 @@ def gate_statistics(p: Float[Tensor, "batch pos"]) -> tuple[Flagged, Flagged]:
 
 
 def alpha_sources(iterations: int, *, transition: bool = True) -> tuple[str, ...]:
-    """Names of the sources of `alpha`, in its order: `h_emb`, `prelude`, `core1` … `coreK`.
+    """Name the sources of `alpha`, in its order: `h_emb`, `prelude`, `core1` … `coreK`.
 
-    Without a transitional cycle the prelude's output is in no slot, hence no source.
+    Args:
+        iterations: K.
+        transition: Whether there is a transitional cycle; without it the prelude's output is in no
+            slot, hence no source.
+
+    Returns:
+        K + 2 names, or K + 1 without a transitional cycle.
     """
     cores = map(block_name, range(iterations))
     return ("h_emb", *(("prelude",) if transition else ()), *cores)
@@ -59,7 +65,7 @@ def alpha_sources(iterations: int, *, transition: bool = True) -> tuple[str, ...
 def alpha(
     w_write: Float[Tensor, "batch pos iter slot"], w_read: Float[Tensor, "batch pos iter slot"]
 ) -> Float64[Tensor, "batch pos iter source"]:
-    """How much each earlier output contributes to every state, exactly and per token.
+    """Tell how much each earlier output contributes to every state, exactly and per token.
 
     h(t+1) = Σ_i α_i ⊙ h_m(i) + α_pre ⊙ f_pre(h_emb) + α_emb ⊙ h_emb (MeSH Eq. 7 with our extension
     to the transitional cycle), where α_i(t+1) = Σ_b w_read_b(t)·w_write_b(i) for i ≤ t and
@@ -83,12 +89,27 @@ def alpha(
 def alpha_statistics(
     w_write: Float[Tensor, "batch pos iter slot"], w_read: Float[Tensor, "batch pos iter slot"]
 ) -> Flagged:
-    """Mean of `alpha` over the tokens: (batch, K + 1 states, K + 2 sources)."""
+    """Average `alpha` over the tokens.
+
+    Args:
+        w_write: As of `alpha`, (batch, pos, K + 1, slot).
+        w_read: Likewise.
+
+    Returns:
+        Values and flags, (batch, K + 1 states, K + 2 sources).
+    """
     return flagged(alpha(w_write, w_read).mean(1).cpu().numpy())
 
 
 def alpha_exists(iterations: int) -> np.ndarray:
-    """Which (state, source) pairs of `alpha` exist: a core output only feeds later states."""
+    """Tell which (state, source) pairs of `alpha` exist: a core output only feeds later states.
+
+    Args:
+        iterations: K.
+
+    Returns:
+        Booleans, (K + 1 states, K + 2 sources).
+    """
     states, sources = np.ogrid[: iterations + 1, : iterations + 2]
     return sources <= states + 1
 
@@ -147,42 +168,53 @@ class RoutingKeys:
         """(kind, t, target) of each row, in the table's order."""
         return [*self.cycles, *self.alpha, *self.gates]
 
-    def fill(self, rows: Rows, here: slice, trajectory: Trajectory, drop: int) -> None:
+    def fill(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
         """Write one batch: means and entropies of all routers, then α, then gates.
 
         Args:
             rows: The table, with the keys `all`.
-            here: Which samples.
+            samples: Which samples.
             trajectory: The batch.
             drop: Tokens left out at the start of each sample.
         """
-        mean, entropy, flag = rows.values["mean"], rows.values["entropy"], rows.flag
-        column = 0
         cycles = _cycles(trajectory)
-        for w in (w for steps in cycles.values() for w in steps.values()):
-            average, spread = router_statistics(w[:, drop:])
-            now = slice(column, column := column + w.shape[-1])
-            mean[here, now] = average.value
-            entropy[here, now] = spread.value[:, None]
-            flag[here, now] = np.maximum(average.flag, spread.flag[:, None])
+        self._fill_routers(rows, samples, cycles, drop)
         if self.alpha:
-            stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
-            alpha = alpha_statistics(*stacks)
-            exists = alpha_exists(stacks[0].shape[2] - 1)
-            now = slice(column, column := column + len(self.alpha))
-            mean[here, now] = alpha.value[:, exists]
-            flag[here, now] = alpha.flag[:, exists]
-        for at, (_, t, name) in enumerate(self.gates, start=column):
+            self._fill_alpha(rows, samples, cycles, drop)
+        self._fill_gates(rows, samples, trajectory, drop)
+
+    def _fill_routers(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
+        column = 0
+        for w in (w for steps in cycles.values() for w in steps.values()):
+            mean, entropy = router_statistics(w[:, drop:])
+            slots = slice(column, column := column + w.shape[-1])
+            rows.values["mean"][samples, slots] = mean.value
+            rows.values["entropy"][samples, slots] = entropy.value[:, None]
+            rows.flag[samples, slots] = np.maximum(mean.flag, entropy.flag[:, None])
+
+    def _fill_alpha(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
+        stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
+        alpha = alpha_statistics(*stacks)
+        exists = alpha_exists(stacks[0].shape[2] - 1)
+        start = len(self.cycles)
+        pairs = slice(start, start + len(self.alpha))
+        rows.values["mean"][samples, pairs] = alpha.value[:, exists]
+        rows.flag[samples, pairs] = alpha.flag[:, exists]
+
+    def _fill_gates(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
+        start = len(self.cycles) + len(self.alpha)
+        for column, (_, t, name) in enumerate(self.gates, start=start):
             p = trajectory.gates[name][t]
             if p is None:
-                flag[here, at] = Flag.NONFINITE
+                rows.flag[samples, column] = Flag.NONFINITE
                 continue
-            average, spread = gate_statistics(p[:, drop:])
-            mean[here, at], entropy[here, at] = average.value, spread.value
-            flag[here, at] = np.maximum(average.flag, spread.flag)
+            mean, entropy = gate_statistics(p[:, drop:])
+            rows.values["mean"][samples, column] = mean.value
+            rows.values["entropy"][samples, column] = entropy.value
+            rows.flag[samples, column] = np.maximum(mean.flag, entropy.flag)
 
     def token_rows(self, loop: Trajectory, words: Sequence[str]) -> Rows | None:
-        """Weights of routers and gates in the first sample, token by token.
+        """List the weights of routers and gates in the first sample, token by token.
 
         Args:
             loop: One loop of the first batch.
@@ -191,8 +223,8 @@ class RoutingKeys:
         Returns:
             The rows of the table `tokens`; None without routers and gates.
         """
-        places = [*self.cycles, *self.gates]
-        if not places:
+        targets = [*self.cycles, *self.gates]
+        if not targets:
             return None
         weights = [w[0] for steps in _cycles(loop).values() for w in steps.values()]
         gates = [loop.gates[name][t] for _, t, name in self.gates]
@@ -200,7 +232,7 @@ class RoutingKeys:
         values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
         keys = columns(
             ("kind", "t", "target", "pos"),
-            [(*place, pos) for place in places for pos in range(len(words))],
+            [(*target, pos) for target in targets for pos in range(len(words))],
         )
         keys["token"] = np.array(words, dtype=object)[keys["pos"]]
         rows = Rows("tokens", 1, keys)
@@ -229,23 +261,23 @@ class RoutingRows(LoopRows):
         return list(self.routes[loop.loop].all)
 
     def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
-        self.routes[loop.loop].fill(rows, batch.here, loop, batch.drop)
+        self.routes[loop.loop].fill(rows, batch.samples, loop, batch.drop)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
-        words = [rows.frame(model, loop) for loop, rows in self.tokens.items()]
-        return {**super().frames(model), "tokens": words}
+        tokens = [rows.frame(model, loop) for loop, rows in self.tokens.items()]
+        return {**super().frames(model), "tokens": tokens}
 
 
 def _cycles(trajectory: Trajectory) -> Cycles:
     """Write and read weights of all cycles, the transitional one first."""
-    start = trajectory.transition
-    found: Cycles = {}
+    transition = trajectory.transition
+    cycles: Cycles = {}
     for kind, steps in (("write", trajectory.w_write), ("read", trajectory.w_read)):
         if steps is not None:
-            first = {} if start is None else {-1: getattr(start, f"w_{kind}")}
+            first = {} if transition is None else {-1: getattr(transition, f"w_{kind}")}
             # a router may be left out of some iterations
-            found[kind] = first | {t: w for t, w in enumerate(steps) if w is not None}
-    return found
+            cycles[kind] = first | {t: w for t, w in enumerate(steps) if w is not None}
+    return cycles
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,13 @@ SPECTRUM_LENGTH = 50
 
 
 class Spectrum(NamedTuple):
-    """The first singular values over the largest, their decimal logarithms and flags."""
+    """The first singular values over the largest, their decimal logarithms and flags.
+
+    Attributes:
+        sigma_rel: σ_i/σ_0.
+        log10_sigma_rel: Its decimal logarithm.
+        flag: Codes of `Flag`.
+    """
 
     sigma_rel: np.ndarray
     log10_sigma_rel: np.ndarray
@@ -25,7 +31,7 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(sigma: Float64[np.ndarray, " rank"], count: int = SPECTRUM_LENGTH) -> Spectrum:
-    """The first `count` ratios σ_i/σ_0 (MeSH Figure 5) and log10 of them.
+    """Give the first `count` ratios σ_i/σ_0 (MeSH Figure 5) and log10 of them.
 
     Args:
         sigma: Singular values in descending order.
@@ -60,7 +66,8 @@ class SpectrumRows(LoopRows):
         return list(product(loop.states, range(SPECTRUM_LENGTH)))
 
     def fill_sample(self, rows: Rows, sample: int, loop: LoopStates) -> None:
-        lines = [spectrum(sigma) for sigma in loop.sigmas]
+        spectra = [spectrum(sigma) for sigma in loop.sigmas]
         for column in ("sigma_rel", "log10_sigma_rel"):
-            rows.values[column][sample] = np.concatenate([getattr(x, column) for x in lines])
-        rows.flag[sample] = np.concatenate([line.flag for line in lines])
+            ratios = [getattr(of_state, column) for of_state in spectra]
+            rows.values[column][sample] = np.concatenate(ratios)
+        rows.flag[sample] = np.concatenate([of_state.flag for of_state in spectra])

@@ -11,7 +11,7 @@ from loopscope.analysis.tables.rows import Rows, columns
 
 
 def steps(h: list[Tensor], *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """How far the state moves: `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`, and from step to step.
+    """Measure how far the state moves, `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`, and from step to step.
 
     Args:
         h: h(0) … h(T), each (batch, pos, d_model).
@@ -62,8 +62,9 @@ class DeltaRows(MeasureRows):
                 further = steps(more, first=self.K - 1)
                 value = torch.cat([value, further[0][:, 1:]], dim=1)
                 ratio = torch.cat([ratio, further[1][:, 1:]], dim=1)
-            rows.values["value"][batch.here], rows.flag[batch.here] = flagged(value.cpu().numpy())
-            rows.values["ratio"][batch.here] = ratio.cpu().numpy()
+            sizes, flag = flagged(value.cpu().numpy())
+            rows.values["value"][batch.samples], rows.flag[batch.samples] = sizes, flag
+            rows.values["ratio"][batch.samples] = ratio.cpu().numpy()
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"delta": [rows.frame(model, loop) for loop, rows in self.rows.items()]}

@@ -17,7 +17,7 @@ from loopscope.names import block_name
 def relative_update(
     h: Float[Tensor, "batch pos d_model"], f_h: Float[Tensor, "batch pos_out d_out"]
 ) -> Flagged:
-    """Relative update of a block, one value per sample.
+    """Measure the relative update of a block, one value per sample.
 
     `2·||f(h) − h||_F / (||f(h)||_F + ||h||_F)` (MeSH Section 2, Figure 3), with 0/0 = 0: 0 where
     the block copies its input, 2/3 where it doubles it, 2 (the largest value) where it negates it.
@@ -43,7 +43,14 @@ def relative_update(
 
 
 def sample_norm(x: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, " batch"]:
-    """Frobenius norm of every sample, accumulated in float64."""
+    """Frobenius norm of every sample, accumulated in float64.
+
+    Args:
+        x: A state, (batch, pos, d_model), any float dtype.
+
+    Returns:
+        One norm per sample, (batch,).
+    """
     return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
 
 
@@ -59,5 +66,5 @@ class UpdateRows(LoopRows):
     def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
         for column, (h, f_h) in enumerate(loop.blocks.values()):
             value, flag = relative_update(h[:, batch.drop :], f_h[:, batch.drop :])
-            rows.values["value"][batch.here, column] = value
-            rows.flag[batch.here, column] = flag
+            rows.values["value"][batch.samples, column] = value
+            rows.flag[batch.samples, column] = flag

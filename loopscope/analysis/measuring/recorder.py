@@ -1,21 +1,52 @@
 """Recorder: turns the trajectories of one model into rows, batch by batch."""
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleStates, Setup
-from loopscope.analysis.measuring.threads import Each
 from loopscope.analysis.tables.frames import empty, stack
 from loopscope.analysis.tables.registry import BY_NAME
 from loopscope.errors import InputError
 from loopscope.models.trajectory import Trajectory
+
+Each = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+"""Applies a function to the number of each sample: `map`, or a pool's."""
+
+
+@contextmanager
+def one_thread_per_sample() -> Iterator[Each]:
+    """A `map` over samples on as many threads as torch may use, each computing on one.
+
+    The matrices of a sample are too small to be shared between threads, and numpy's and torch's
+    threads get in each other's way: several samples at a time are much faster.
+    """
+    threads = torch.get_num_threads()
+    with threadpool_limits(1, user_api="blas"):
+        if threads == 1:
+            yield map
+            return
+        try:
+            with ThreadPoolExecutor(
+                threads, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                yield pool.map
+        finally:  # the number is one per thread, but new threads take the last that was set
+            torch.set_num_threads(threads)
 
 
 class Recorder:
     """The tables of one model while it runs: rows of fixed number, no activations.
 
     Attributes:
+        options: How to measure.
+        counts: Iterations of each loop in the first batch; every batch must have them.
         measures: Those asked for, by name.
     """
 
@@ -54,7 +85,7 @@ class Recorder:
         Args:
             start: Number of its first sample.
             trajectory: Its trajectory.
-            each: Applies a function to each sample's number; `map`, or a pool's.
+            each: Applies a function to each sample's number, as `one_thread_per_sample` gives it.
             longer: That of the model with more iterations, where there is one.
 
         Raises:
@@ -63,7 +94,7 @@ class Recorder:
         self._check(trajectory)
         size, drop = len(trajectory.h_emb), self.options.drop_first
         batch = Batch(
-            here=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop
+            samples=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop
         )
         for rows in self.measures.values():
             rows.add(batch)
@@ -81,8 +112,8 @@ class Recorder:
         }
 
         def add(i: int) -> None:
-            own = {number: h[i] for number, h in states.items()}
-            sample = SampleStates(own, numbers, self.options, spectral=self._spectral)
+            of_sample = {number: h[i] for number, h in states.items()}
+            sample = SampleStates(of_sample, numbers, self.options, spectral=self._spectral)
             for rows in self._by_sample:
                 rows.add_sample(start + i, sample)
 

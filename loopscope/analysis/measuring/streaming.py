@@ -1,6 +1,7 @@
 """Measure: run a model over samples and keep nothing but rows (states → tables)."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -9,10 +10,9 @@ from torch import Tensor
 
 from loopscope.analysis.measures.cka_estimators import check
 from loopscope.analysis.measures.filling import Setup
-from loopscope.analysis.measuring.recorder import Recorder
-from loopscope.analysis.measuring.threads import one_thread_per_sample
+from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
 from loopscope.analysis.measuring.token_windows import checked_tokens, samples_provenance
-from loopscope.analysis.options import Options, check_batch_size, made, takes
+from loopscope.analysis.options import Options, build_options, check_batch_size, takes
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import BY_NAME, DEFAULT
 from loopscope.errors import InputError
@@ -62,8 +62,9 @@ def measure(
         InputError: On unknown measures, kernels or options, samples that cannot be measured, or a
             model whose number of iterations changes between batches.
     """
-    how = made(Options, {**options, "measures": measures}, "measure", ("batch_size", "name"))
-    measuring = Measuring(model, samples, how, batch_size=batch_size, name=name)
+    keywords = {**options, "measures": measures}
+    settings = build_options(Options, keywords, "measure", ("batch_size", "name"))
+    measuring = Measuring(model, samples, settings, batch_size=batch_size, name=name)
     return measuring.part(0, len(measuring), progress)
 
 
@@ -103,7 +104,7 @@ class Measuring:
         self.options = options
         self.tokens = checked_tokens(samples, d_vocab=model.config.d_vocab)
         self.batch_size = check_batch_size(batch_size)
-        _check(self.tokens, options)
+        _check_length(self.tokens, options)
         self.model, self.step = model, step
         self.name = model.name if name is None else name
         self.provenance = _provenance(model, samples, self.tokens, options)
@@ -111,8 +112,7 @@ class Measuring:
         self._reads_logits = any(measure.logits for measure in measures)
         self._no_loss = model.why_no_loss() if self._reads_logits else ""
         self._unread: str | None = None if "readout" in options.measures else ""
-        self._more = any(measure.longer for measure in measures)
-        self._longer: tuple[Hooked | None, str] | None = None
+        self._wants_longer = any(measure.longer for measure in measures)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -131,14 +131,12 @@ class Measuring:
         Raises:
             InputError: if the number of iterations changes between batches.
         """
-        if self._longer is None:
-            T = self.options.more_loops if self._more else None
-            self._longer = longer_model(self.model, T)
+        model_T, _ = self._longer
         recorder: Recorder | None = None
         with one_thread_per_sample() as each:
             for begin in range(start, stop, self.batch_size):
                 batch = self.tokens[begin : min(begin + self.batch_size, stop)]
-                trajectory, longer = self._captured(batch)
+                trajectory, longer = self._capture(batch, model_T)
                 if recorder is None:
                     recorder = self._recorder(trajectory, start, stop)
                 recorder.add(begin - start, trajectory, each, longer)
@@ -152,24 +150,29 @@ class Measuring:
         }
         return Tables(**frames, provenance={"models": {self.name: self.provenance}})
 
-    def _captured(self, batch: Tensor) -> tuple[Trajectory, Trajectory | None]:
+    @cached_property
+    def _longer(self) -> tuple[Hooked | None, str]:
+        """The model with more iterations, or None and why there is none."""
+        return longer_model(self.model, self.options.more_loops if self._wants_longer else None)
+
+    def _capture(
+        self, batch: Tensor, model_T: Hooked | None
+    ) -> tuple[Trajectory, Trajectory | None]:
         """The batch's trajectory, and that with more iterations where there are more."""
         logits = self._reads_logits and not self._no_loss
-        longer_model = self._longer[0] if self._longer else None
-        if longer_model is None:
+        if model_T is None:
             return capture(self.model, batch, memory=False, logits=logits), None
-        longer = capture(longer_model, batch, memory=False)
+        longer = capture(model_T, batch, memory=False)
         return self.model.shortened(longer, logits=logits), longer
 
     def _recorder(self, first: Trajectory, start: int, stop: int) -> Recorder:
-        """Everything is known by now: the recorder is told, and provenance noted."""
-        assert self._longer is not None
+        """Make a part's recorder from its first batch; provenance notes what is left out."""
         longer, why_not_longer = self._longer
         if self._reads_logits and not self._no_loss:
             self._no_loss = _no_logits(first, self.tokens, self.model)
         if self._unread is None:
             self._unread = self._no_loss or why_unread(self.model, first)
-        words = _strings(self.model, self.tokens[0]) if start == 0 else None
+        words = _token_strings(self.model, self.tokens[0]) if start == 0 else None
         recorder = Recorder(
             Setup(
                 model=self.model, options=self.options, first=first, samples=stop - start,
@@ -247,7 +250,7 @@ def _numbered(frame: pd.DataFrame, start: int, step: int | None) -> pd.DataFrame
     return frame
 
 
-def _check(tokens: Tensor, options: Options) -> None:
+def _check_length(tokens: Tensor, options: Options) -> None:
     left = tokens.shape[1] - options.drop_first
     if left < MIN_TOKENS:
         dropped = f", {options.drop_first} of which are dropped" if options.drop_first else ""
@@ -258,7 +261,7 @@ def _check(tokens: Tensor, options: Options) -> None:
     check(left, options.kernels, options.bandwidth)
 
 
-def _strings(model: Hooked, tokens: Tensor) -> list[str]:
+def _token_strings(model: Hooked, tokens: Tensor) -> list[str]:
     """Each token as text, or as its number for a model without a tokenizer."""
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -283,10 +286,10 @@ def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Hooked) -> str:
 def _provenance(model: Hooked, samples: Any, tokens: Tensor, options: Options) -> dict[str, Any]:
     """Everything needed to tell two measurements apart, as JSON values."""
     config = model.config
-    trained = config.n_ctx
+    context = config.n_ctx
     notes = []
-    if trained is not None and tokens.shape[1] > trained:
-        notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {trained}"]
+    if context is not None and tokens.shape[1] > context:
+        notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {context}"]
     first = next(model.parameters())  # of a model spread over devices, one stands for all
     return {
         "config": config.to_dict(),

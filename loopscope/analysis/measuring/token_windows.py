@@ -13,7 +13,7 @@ from loopscope.errors import InputError
 
 
 def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sample pos"]:
-    """Token windows as an int64 tensor.
+    """Check token windows and give them as an int64 tensor.
 
     Args:
         samples: Integers (sample, pos) as a tensor or array, or an object with such `tokens`.
@@ -29,10 +29,11 @@ def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sampl
     if isinstance(tokens, np.ndarray) and np.issubdtype(tokens.dtype, np.integer):
         tokens = torch.from_numpy(tokens.astype(np.int64))
     if not isinstance(tokens, Tensor):
-        given = f"an array of {tokens.dtype}" if isinstance(tokens, np.ndarray) else type(tokens)
+        is_array = isinstance(tokens, np.ndarray)
+        kind = f"an array of {tokens.dtype}" if is_array else type(tokens)
         raise InputError(
             f"samples must be integer token ids (samples × tokens) as a tensor or array, or from "
-            f"loopscope.load_samples; got {given}."
+            f"loopscope.load_samples; got {kind}."
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise InputError(f"samples must hold integer token ids, got {tokens.dtype}.")
@@ -57,7 +58,7 @@ def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sampl
 
 
 def samples_provenance(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> dict[str, Any]:
-    """Where samples came from: what they tell themselves, and their hash and size.
+    """Tell where samples came from: what they say of themselves, their hash and size.
 
     Args:
         samples: What the user gave.
@@ -66,12 +67,12 @@ def samples_provenance(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> dic
     Returns:
         At least source, sha256 (of the tokens as little-endian int32), samples and tokens.
     """
-    told = getattr(samples, "provenance", None)
+    origin = getattr(samples, "provenance", None)
     data = tokens.numpy().astype("<i4").tobytes()
     return {
         "source": "tokens given in Python",
         "sha256": hashlib.sha256(data).hexdigest(),
-        **(dict(told) if isinstance(told, Mapping) else {}),
+        **(dict(origin) if isinstance(origin, Mapping) else {}),
         "samples": tokens.shape[0],
         "tokens": tokens.shape[1],
     }

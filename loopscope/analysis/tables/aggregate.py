@@ -8,8 +8,7 @@ out). A value is left out, never averaged in, when its `flag` is set or it is no
 import numpy as np
 import pandas as pd
 
-KEYS = ["model", "step", "loop"]
-"""What one panel of a figure stands for."""
+from loopscope.names import KEYS
 
 STRUCTURAL = ("short",)
 """Flags of rows that merely pad the table (no such singular value exists); they count nowhere."""
@@ -155,6 +154,6 @@ def left_out(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     ).reset_index()
     flags = exists.loc[part["_bad"], [*KEYS, "flag"]].astype({"flag": object})
     flags["flag"] = flags["flag"].fillna("nonfinite")
-    met = flags.drop_duplicates().groupby(KEYS, observed=True, sort=False, dropna=False)["flag"]
-    reasons = met.agg(lambda f: ", ".join(sorted(f))).rename("reasons").reset_index()
+    by_key = flags.drop_duplicates().groupby(KEYS, observed=True, sort=False, dropna=False)["flag"]
+    reasons = by_key.agg(lambda f: ", ".join(sorted(f))).rename("reasons").reset_index()
     return table.merge(reasons, on=KEYS, how="left").fillna({"reasons": ""})

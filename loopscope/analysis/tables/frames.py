@@ -126,27 +126,27 @@ class Tables(_Frames):
         paths = {name: folder / f"{name}.parquet" for name in TABLES}
         paths = {name: path for name, path in paths.items() if path.is_file()}
         if not paths:
-            what = "holds no tables" if folder.is_dir() else "is not a folder"
+            problem = "holds no tables" if folder.is_dir() else "is not a folder"
             raise InputError(
-                f"{folder} {what}; expected at least one of "
+                f"{folder} {problem}; expected at least one of "
                 f"{', '.join(f'{name}.parquet' for name in TABLES)}, as `loopscope figures` "
                 "and Tables.save write them."
             )
         provenances = {name: _provenance(path) for name, path in paths.items()}
-        foreign = [paths[name].name for name, told in provenances.items() if told is None]
+        foreign = [paths[name].name for name, origin in provenances.items() if origin is None]
         if foreign:
             raise InputError(
                 f"{folder}: {', '.join(foreign)} was not written by loopscope (no provenance in "
                 "it); give a folder written by Tables.save."
             )
-        first, *others = provenances.values()
-        if any(other != first for other in others):
+        first, *later = provenances.values()
+        if any(provenance != first for provenance in later):
             raise InputError(
                 f"{folder} mixes tables of different runs; measure again into an empty folder."
             )
         frames = {name: pq.read_table(path).to_pandas() for name, path in paths.items()}
         for name, frame in frames.items():
-            _check_columns(name, frame, where=str(paths[name]))
+            _check_columns(name, frame, paths[name])
             if frame.empty:  # the file has no categories to tell its dtypes from
                 frames[name] = empty(name)
         return cls(**frames, provenance=first or {})
@@ -172,9 +172,9 @@ class Tables(_Frames):
         models: dict[str, Any] = {}
         for part in parts:
             models = {**part.provenance.get("models", {}), **models}
-        named = dict.fromkeys(name for part in parts for name in part.models)
-        told = {name: models.get(name) for name in named}
-        return cls(**_stacked(parts), provenance=parts[0].provenance | {"models": told})
+        names = dict.fromkeys(name for part in parts for name in part.models)
+        in_order = {name: models.get(name) for name in names}
+        return cls(**_stacked(parts), provenance=parts[0].provenance | {"models": in_order})
 
     @classmethod
     def concat(cls, tables: Iterable["Tables"]) -> "Tables":
@@ -218,7 +218,14 @@ class Tables(_Frames):
 
 
 def empty(table: str) -> pd.DataFrame:
-    """A table without rows, with its columns and dtypes."""
+    """Make a table without rows, with its columns and dtypes.
+
+    Args:
+        table: The table's name.
+
+    Returns:
+        A data frame of length 0.
+    """
     return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in schema(table).items()})
 
 
@@ -230,24 +237,24 @@ def _flagged(frame: pd.DataFrame) -> int | str:
     return int(frame["flag"].notna().sum()) if "flag" in frame else ""
 
 
-def _check_columns(table: str, frame: pd.DataFrame, *, where: str) -> None:
-    wanted, found = list(schema(table)), [str(column) for column in frame.columns]
-    if found == wanted:
+def _check_columns(table: str, frame: pd.DataFrame, path: Path) -> None:
+    declared, columns = list(schema(table)), [str(column) for column in frame.columns]
+    if columns == declared:
         return
-    missing = [column for column in wanted if column not in found]
-    extra = [column for column in found if column not in wanted]
+    missing = [column for column in declared if column not in columns]
+    extra = [column for column in columns if column not in declared]
     problems = [f"lacks {', '.join(missing)}"] if missing else []
     problems += [f"has {', '.join(extra)} besides"] if extra else []
     raise InputError(
-        f"{where}: the table {table} {' and '.join(problems) or 'has its columns out of order'}; "
-        f"its columns are {', '.join(wanted)}."
+        f"{path}: the table {table} {' and '.join(problems) or 'has its columns out of order'}; "
+        f"its columns are {', '.join(declared)}."
     )
 
 
 def _to_arrow(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> pa.Table:
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    told = json.dumps(provenance, ensure_ascii=False).encode()
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: told})
+    text = json.dumps(provenance, ensure_ascii=False).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: text})
 
 
 def _provenance(path: Path) -> dict[str, Any] | None:
@@ -261,20 +268,27 @@ def _provenance(path: Path) -> dict[str, Any] | None:
 
 def _stacked(parts: Sequence[Tables]) -> dict[str, pd.DataFrame]:
     """The tables that any of them has, each below each other."""
-    found = {
+    by_table = {
         name: [part.frames()[name] for part in parts if name in part.frames()] for name in TABLES
     }
-    return {name: stack(frames) for name, frames in found.items() if frames}
+    return {name: stack(frames) for name, frames in by_table.items() if frames}
 
 
 def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Put tables of one kind below each other; categories in order of first appearance."""
+    """Put tables of one kind below each other.
+
+    Args:
+        frames: Data frames with the same columns.
+
+    Returns:
+        One data frame; categories in order of first appearance.
+    """
     columns = {}
     for name in frames[0].columns:
         series = [frame[name] for frame in frames]
         if isinstance(frames[0][name].dtype, pd.CategoricalDtype):
             # a column without rows or flags may have categories of another dtype
-            series = [one.cat.set_categories(one.cat.categories.astype("str")) for one in series]
+            series = [s.cat.set_categories(s.cat.categories.astype("str")) for s in series]
             columns[name] = pd.Series(union_categoricals(series))
         else:
             columns[name] = pd.concat(series, ignore_index=True)

@@ -15,6 +15,15 @@ class Rows:
 
     `values[column]` and `flag` are arrays (sample, row) to write into; the other columns are the
     same for each sample and only stored once until `frame` is called.
+
+    Attributes:
+        table: The table's name.
+        samples: Number of samples.
+        columns: Its columns besides the common ones, with their dtypes.
+        keys: The columns that tell a sample's rows apart.
+        rows: Rows of each sample.
+        values: Column → what is measured, NaN until written.
+        flag: Codes of `Flag`.
     """
 
     def __init__(self, table: str, samples: int, keys: Mapping[str, Sequence[str] | np.ndarray]):
@@ -39,7 +48,15 @@ class Rows:
         self.flag = np.full(shape, int(Flag.NONE), dtype=np.int8)
 
     def frame(self, model: str, loop: str = "core") -> pd.DataFrame:
-        """The table; its values are the arrays themselves, not copies of them."""
+        """Give the table; its values are the arrays themselves, not copies of them.
+
+        Args:
+            model: The model's name.
+            loop: The loop's name.
+
+        Returns:
+            One row per sample and key, with the columns of `schema`.
+        """
         total = self.samples * self.rows
         no_step = pd.arrays.IntegerArray(np.zeros(total, np.int64), np.ones(total, bool))
         filled = {
@@ -54,7 +71,7 @@ class Rows:
                 filled[column] = self.values[column].reshape(-1)
             else:
                 filled[column] = _tiled(self.keys[column], self.samples, dtype)
-        return pd.DataFrame({c: filled[c] for c in schema(self.table)}, copy=False)
+        return pd.DataFrame({name: filled[name] for name in schema(self.table)}, copy=False)
 
 
 def columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, np.ndarray]:

@@ -4,8 +4,33 @@ Runs with the same `recipe` differ in nothing but their seed. Those that came to
 averaged; one that did not is never averaged in.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
+
+from loopscope.models.native.configuration import LoopConfig
+
+_SEEDS = ("seed", "data_seed")
+_BESIDES = ("device", "accumulate", "compile", "log_every", "eval_every")
+"""Settings of a recipe that do not change what is learned."""
+
+
+def recipe(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what a run learns, but for its seed: the model, the recipe, the text.
+
+    Args:
+        origin: A `provenance.json` or `run.json` of a run.
+
+    Returns:
+        Setting → value, those of the model as `model.…`; equal for runs that may be averaged.
+    """
+    training, data = origin["training"], origin.get("data") or {}
+    kept = {k: v for k, v in training.items() if k not in ("model", *_SEEDS, *_BESIDES)}
+    model = LoopConfig.from_dict(training["model"]).to_dict()
+    text = {"data": data.get("sha256"), "heldout_share": data.get("heldout_share")}
+    return {**{f"model.{k}": v for k, v in model.items()}, **kept, **text}
 
 
 def progress(training: pd.DataFrame) -> pd.DataFrame:
@@ -23,14 +48,14 @@ def progress(training: pd.DataFrame) -> pd.DataFrame:
     rows["validated"] = rows["val_loss"].notna()
     rows["finished"] = rows["validated"] & rows["step"].eq(rows["steps_planned"])
     runs = rows.groupby("model", sort=False)
-    told = runs.agg(
+    per_run = runs.agg(
         recipe=("recipe", "first"),
         step=("step", "max"),
         steps_planned=("steps_planned", "first"),
         validated=("validated", "any"),
         finished=("finished", "any"),
     )
-    return told.reset_index()
+    return per_run.reset_index()
 
 
 def validation(training: pd.DataFrame) -> pd.DataFrame:
@@ -95,6 +120,6 @@ def _named(training: pd.DataFrame) -> pd.DataFrame:
 
 def _validated(training: pd.DataFrame, *, finished: bool) -> pd.DataFrame:
     """Rows with a validation loss, of the runs that are finished or of the others."""
-    told, rows = progress(training), _named(training)
-    models = told["model"][told["finished"].eq(finished)]
+    runs, rows = progress(training), _named(training)
+    models = runs["model"][runs["finished"].eq(finished)]
     return rows[rows["val_loss"].notna() & rows["model"].isin(models)]

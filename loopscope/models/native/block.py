@@ -6,6 +6,7 @@ be read and patched by name.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,7 +24,7 @@ SHORT = 512
 
 
 def rotary_tables(config: LoopConfig, n_pos: int, like: Tensor) -> Rotary:
-    """Cosines and sines of GPT-NeoX's partial rotary embedding, half-split convention.
+    """Compute the cosines and sines of GPT-NeoX's partial rotary embedding, half-split convention.
 
     Computed in float32 for models up to float32 (as Hugging Face does, so that logits agree) and in
     float64 for float64 models.
@@ -48,7 +49,15 @@ def rotary_tables(config: LoopConfig, n_pos: int, like: Tensor) -> Rotary:
 
 
 def rotate(x: Float[Tensor, "batch pos head d_head"], rotary: Rotary) -> Tensor:
-    """Apply the rotary embedding to the first d_rot dimensions of each head."""
+    """Apply the rotary embedding to the first d_rot dimensions of each head.
+
+    Args:
+        x: Queries or keys, (batch, pos, head, d_head).
+        rotary: What `rotary_tables` gives.
+
+    Returns:
+        A tensor of the same shape; `x` itself where nothing is rotated.
+    """
     if rotary is None:
         return x
     cos, sin = rotary
@@ -61,7 +70,12 @@ def rotate(x: Float[Tensor, "batch pos head d_head"], rotary: Rotary) -> Tensor:
 
 @runtime_checkable
 class NormHooks(Protocol):
-    """Anything with the two HookPoints of a layer norm."""
+    """Anything with the two HookPoints of a layer norm.
+
+    Attributes:
+        hook_scale: sqrt(var + eps) of each token, (batch, pos, 1).
+        hook_normalized: The norm's output, gain and bias included.
+    """
 
     hook_scale: HookPoint
     hook_normalized: HookPoint
@@ -77,7 +91,16 @@ class NormPoints(nn.Module):
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor, at: NormHooks) -> Tensor:
-    """LayerNorm that shows its scale, sqrt(var + eps), where somebody looks at it."""
+    """Apply a LayerNorm that shows its scale, sqrt(var + eps), where somebody looks at it.
+
+    Args:
+        norm: The norm's parameters.
+        x: A state, (batch, pos, d_model).
+        at: The HookPoints of the scale, (batch, pos, 1), and of the result.
+
+    Returns:
+        The normed state, (batch, pos, d_model).
+    """
     if at.hook_scale.has_hooks():
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow in half
         centred = wide - wide.mean(dim=-1, keepdim=True)
@@ -108,6 +131,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.attn_bias)
 
     def forward(self, x: Tensor, at: "AttentionPoints", rotary: Rotary) -> Tensor:
+        """Attend.
+
+        Args:
+            x: The normed stream, (batch, pos, d_model).
+            at: The HookPoints to call.
+            rotary: What `rotary_tables` gives.
+
+        Returns:
+            What is added to the stream, (batch, pos, d_model).
+        """
         batch, pos, _ = x.shape
         q, k, v = self.qkv(x).view(batch, pos, self.n_heads, 3 * self.d_head).chunk(3, dim=-1)
         q, k, v = at.hook_q(q), at.hook_k(k), at.hook_v(v)
@@ -139,6 +172,15 @@ class Mlp(nn.Module):
         self.act_fn = config.act_fn
 
     def forward(self, x: Tensor, at: "MlpPoints") -> Tensor:
+        """Map each token.
+
+        Args:
+            x: The normed stream, (batch, pos, d_model).
+            at: The HookPoints to call.
+
+        Returns:
+            What is added to the stream, (batch, pos, d_model).
+        """
         pre = at.hook_pre(self.up(x))
         if self.act_fn == "gelu":
             post = F.gelu(pre)
@@ -163,6 +205,16 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], at: "VirtualBlock", rotary: Rotary
     ) -> Float[Tensor, "batch pos d_model"]:
+        """Run the layer, attention and MLP side by side or one after the other.
+
+        Args:
+            x: The residual stream, (batch, pos, d_model).
+            at: The HookPoints of the virtual layer.
+            rotary: What `rotary_tables` gives.
+
+        Returns:
+            The residual stream after the layer.
+        """
         x = at.hook_resid_pre(x)
         attn_out = at.hook_attn_out(self.attn(layer_norm(self.ln1, x, at.ln1), at.attn, rotary))
         if self.parallel:
@@ -297,4 +349,56 @@ class VirtualBlock(nn.Module):
         return self._weights[0]
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Run the block with this layer's HookPoints.
+
+        Args:
+            x: The residual stream, (batch, pos, d_model).
+            rotary: What `rotary_tables` gives.
+
+        Returns:
+            The residual stream after the layer.
+        """
         return self.weights(x, self, rotary)
+
+
+class Stack(nn.Module):
+    """Layers under the names 0, 1, …; other children may stand beside them."""
+
+    hook_in: Point  # of the coda only
+
+    def __init__(self, config: LoopConfig, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+        for i in range(depth):
+            self.add_module(str(i), Block(config))
+
+    def __len__(self) -> int:
+        return self.depth
+
+    def __getitem__(self, i: int) -> Block:
+        block = self._modules[str(i)]
+        assert isinstance(block, Block)
+        return block
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[i] for i in range(self.depth))
+
+
+class FinalNorm(nn.LayerNorm):
+    """The final layer norm with its HookPoints (`ln_final.hook_scale`, `.hook_normalized`)."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        super().__init__(config.d_model, eps=config.ln_eps)
+        self.hook_scale = Point()
+        self.hook_normalized = Point()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm h_out.
+
+        Args:
+            x: h_out, (batch, pos, d_model).
+
+        Returns:
+            What the unembedding reads.
+        """
+        return layer_norm(self, x, self)

@@ -23,7 +23,17 @@ PARTS = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with an error that names the file."""
+    """Read a JSON object from a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object's values by key.
+
+    Raises:
+        InputError: naming the file, if it cannot be read or holds something else.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as err:
@@ -34,7 +44,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones in the wanted dtype."""
+    """Read all tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        dtype: What floating tensors are turned into.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -47,7 +68,13 @@ def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a folder's weights, as its index tells; empty without any.
+    """Name the files that hold a folder's weights, as its index tells.
+
+    Args:
+        folder: A folder in Hugging Face's layout.
+
+    Returns:
+        File names; empty where the folder has no weights.
 
     Raises:
         InputError: if the index names files that are not there.
@@ -68,30 +95,17 @@ def weight_files(folder: Path) -> list[str]:
 def fill(model: LoopModel, tensors: dict[str, Tensor], source: Path) -> None:
     """Give a model (on the meta device) its weights; every name and shape must fit.
 
+    Args:
+        model: A model without weights.
+        tensors: Its weights by name; of tied embeddings one is enough.
+        source: Where they come from, for the message.
+
     Raises:
         InputError: naming missing, extra and misshapen tensors.
     """
-    wanted = model.state_dict()
     if model.config.tied_embeddings:
         tensors.setdefault("unembed.weight", tensors.get("embed.weight", torch.empty(0)))
-    missing = [n for n in wanted if n not in tensors]
-    extra = [n for n in tensors if n not in wanted]
-    shapes = [
-        f"{n} is {tuple(tensors[n].shape)} instead of {tuple(wanted[n].shape)}"
-        for n in wanted
-        if n in tensors and tensors[n].shape != wanted[n].shape
-    ]
-    shapes += [
-        f"{n} holds {str(tensors[n].dtype).removeprefix('torch.')} instead of floats"
-        for n in wanted
-        if n in tensors and not tensors[n].is_floating_point()
-    ]
-    problems = []
-    for title, names in (("missing", missing), ("not expected", extra), ("misshapen", shapes)):
-        if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            problems.append(f"{title}: {', '.join(names[:8])}{more}")
-    if problems:
+    if problems := _misfits(model.state_dict(), tensors):
         raise InputError(
             f"the weights in {source} do not fit {model.config.variant} {model.config.layout}; "
             + "; ".join(problems)
@@ -105,8 +119,40 @@ def fill(model: LoopModel, tensors: dict[str, Tensor], source: Path) -> None:
     model._sync_cfg()
 
 
+def _misfits(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """How tensors differ in names, shapes and kind from the parameters of a model."""
+    missing = [n for n in parameters if n not in tensors]
+    extra = [n for n in tensors if n not in parameters]
+    shapes = [
+        f"{n} is {tuple(tensors[n].shape)} instead of {tuple(parameters[n].shape)}"
+        for n in parameters
+        if n in tensors and tensors[n].shape != parameters[n].shape
+    ]
+    shapes += [
+        f"{n} holds {str(tensors[n].dtype).removeprefix('torch.')} instead of floats"
+        for n in parameters
+        if n in tensors and not tensors[n].is_floating_point()
+    ]
+    problems = []
+    for title, names in (("missing", missing), ("not expected", extra), ("misshapen", shapes)):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            problems.append(f"{title}: {', '.join(names[:8])}{more}")
+    return problems
+
+
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer of a folder, or None when it has none."""
+    """Read a folder's tokenizer.
+
+    Args:
+        path: Its `tokenizer.json`.
+
+    Returns:
+        A `tokenizers.Tokenizer`, or None where there is no such file.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     if not path.exists():
         return None
     from tokenizers import Tokenizer
@@ -127,6 +173,9 @@ def load_checkpoint(
         name: The model's name; the folder's when not given.
         dtype: Floating type in memory.
 
+    Returns:
+        The model in evaluation mode, on the CPU.
+
     Raises:
         InputError: for a missing, truncated, misshapen or foreign part, naming it.
     """
@@ -142,7 +191,12 @@ def load_checkpoint(
 
 
 def finish(model: LoopModel, folder: Path) -> None:
-    """Add the optional parts of a folder: tokenizer and provenance."""
+    """Add the optional parts of a folder, tokenizer and provenance; evaluation mode.
+
+    Args:
+        model: A model with its weights.
+        folder: The checkpoint's folder.
+    """
     model.tokenizer = read_tokenizer(folder / "tokenizer.json")
     provenance = folder / "provenance.json"
     if provenance.exists():
@@ -151,15 +205,25 @@ def finish(model: LoopModel, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> LoopConfig:
-    """The configuration of a checkpoint folder, its format checked."""
+    """Read the configuration of a checkpoint folder, its format checked.
+
+    Args:
+        folder: Holds `config.json`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: if the folder is no loopscope checkpoint, or of a version not read here.
+    """
     values = read_json(folder / "config.json")
     kind = values.pop("format", None)
     if kind != FORMAT:
-        told = f"format {kind!r}" if kind is not None else "no format key"
+        actual = f"format {kind!r}" if kind is not None else "no format key"
         if "model_type" in values:
-            told = f"a Hugging Face model of type {values['model_type']!r}"
+            actual = f"a Hugging Face model of type {values['model_type']!r}"
         raise InputError(
-            f"{folder / 'config.json'} is no loopscope configuration ({told}); loopscope folders "
+            f"{folder / 'config.json'} is no loopscope configuration ({actual}); loopscope folders "
             "and Hugging Face folders of type 'gpt_neox' can be loaded."
         )
     version = values.pop("format_version", None)
@@ -211,6 +275,12 @@ def save_into(
     """Write a checkpoint into a folder that holds other files too.
 
     Each file is whole or absent; `config.json`, which makes the folder a checkpoint, comes last.
+
+    Args:
+        model: The model; its tokenizer goes along.
+        folder: Where to; made if it does not exist.
+        provenance: Where the weights come from.
+        half: Store floats in float16.
 
     Raises:
         InputError: as `save`.

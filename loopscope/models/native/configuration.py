@@ -1,21 +1,157 @@
-"""Configuration of a native model: widths, layout, variant."""
+"""Configuration of a native model: layout strings, widths, variant; needs no torch."""
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.layout import Layout
-
-if TYPE_CHECKING:
-    LayoutLike = Layout
-else:  # a layout string is parsed when the configuration is made
-    LayoutLike = Layout | str
+from loopscope.names import block_name
 
 SUPPLEMENTS = ("residual", "anchor", "anchor_emb")
 SINGLE_VARIANTS = ("vanilla", "base", *SUPPLEMENTS, "static", "dynamic", "mesh")
 TRANSITION_QUERIES = ("prelude", "embedding")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+
+_ALLOWED = (
+    "Allowed are 'N' (a plain stack), 'P+CRK+Q' (a C-layer core looped K times, such as 3+6R3+3) "
+    "and 'P+C1+...+CK+Q' (unshared cores, such as 4+8+8+4)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Depths of the prelude, of each core iteration and of the coda.
+
+    Attributes:
+        prelude: Layers before the loop (P).
+        cores: Layers of each iteration, K entries; empty for a plain stack.
+        coda: Layers after the loop (Q).
+        shared: Whether all iterations run the same layers (the `CRK` form).
+
+    Raises:
+        InputError: for depths that cannot be.
+    """
+
+    prelude: int
+    cores: tuple[int, ...] = ()
+    coda: int = 0
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prelude < 0 or self.coda < 0 or any(c < 1 for c in self.cores):
+            raise InputError(
+                f"layout {self} has a core of no layers or a negative depth. {_ALLOWED}"
+            )
+        if self.n_layers < 1:
+            raise InputError(f"a layout needs at least one layer, given {self}. {_ALLOWED}")
+        if self.shared and len(set(self.cores)) != 1:
+            raise InputError(f"a shared core has one depth, given {self.cores}. {_ALLOWED}")
+
+    @classmethod
+    def parse(cls, text: "str | Layout") -> "Layout":
+        """Read a layout string.
+
+        Args:
+            text: `N`, `P+CRK+Q` or `P+C1+...+CK+Q`; P and Q may be 0.
+
+        Returns:
+            The layout; `str()` of it gives the canonical string back.
+
+        Raises:
+            InputError: if the string has another form, naming the allowed ones.
+        """
+        if isinstance(text, Layout):
+            return text
+        compact = re.sub(r"\s*\+\s*", "+", str(text).strip())
+        if re.fullmatch(r"\d{1,4}", compact):
+            return cls(prelude=int(compact))
+        match = re.fullmatch(r"(\d{1,4})\+(\d{1,4})[Rr](\d{1,4})\+(\d{1,4})", compact)
+        if match:
+            p, c, k, q = map(int, match.groups())
+            if k < 1 or c < 1:
+                raise InputError(
+                    f"layout {text!r} loops {c} layers {k} times; both must be at least 1. "
+                    + _ALLOWED
+                )
+            return cls(prelude=p, cores=(c,) * k, coda=q, shared=True)
+        if re.fullmatch(r"\d{1,4}(\+\d{1,4}){2,}", compact):
+            p, *cores, q = map(int, compact.split("+"))
+            return cls(prelude=p, cores=tuple(cores), coda=q)
+        raise InputError(f"layout {text!r} cannot be read. {_ALLOWED}")
+
+    def __str__(self) -> str:
+        if not self.cores:
+            return str(self.prelude)
+        middle = f"{self.cores[0]}R{self.K}" if self.shared else "+".join(map(str, self.cores))
+        return f"{self.prelude}+{middle}+{self.coda}"
+
+    @property
+    def K(self) -> int:
+        """Number of core iterations (N_loop); 0 for a plain stack."""
+        return len(self.cores)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of compute: the unrolled depth."""
+        return self.prelude + sum(self.cores) + self.coda
+
+    @property
+    def n_core_params(self) -> int:
+        """Core layers that own parameters."""
+        return self.cores[0] if self.shared else sum(self.cores)
+
+    @property
+    def n_param_layers(self) -> int:
+        """Layers of parameters."""
+        return self.prelude + self.n_core_params + self.coda
+
+    @property
+    def unshared(self) -> "Layout":
+        """The same compute without a loop: every iteration has layers of its own."""
+        return Layout(prelude=self.prelude, cores=self.cores, coda=self.coda)
+
+    def core_start(self, t: int) -> int:
+        """Give the first virtual layer of an iteration.
+
+        Args:
+            t: The iteration, 0 … K - 1; K gives the first layer of the coda.
+
+        Returns:
+            The layer's number.
+        """
+        return self.prelude + sum(self.cores[:t])
+
+    def core_layers(self, t: int) -> range:
+        """Give the core's layers that an iteration runs.
+
+        Args:
+            t: The iteration, 0 … K - 1.
+
+        Returns:
+            Indices into the layers of the core that own parameters.
+        """
+        if self.shared:
+            return range(self.cores[0])
+        start = sum(self.cores[:t])
+        return range(start, start + self.cores[t])
+
+    def roles(self) -> list[tuple[str, int, int]]:
+        """Name each part that has layers.
+
+        Returns:
+            (`prelude`, `core1` … `coreK` or `coda`, its first virtual layer, its depth), in order.
+        """
+        parts = [("prelude", 0, self.prelude)]
+        parts += [(block_name(t), self.core_start(t), self.cores[t]) for t in range(self.K)]
+        parts.append(("coda", self.core_start(self.K), self.coda))
+        return [part for part in parts if part[2]]
+
+
+if TYPE_CHECKING:
+    LayoutLike = Layout
+else:  # a layout string is parsed when the configuration is made
+    LayoutLike = Layout | str
 
 
 def parse_variant(text: str) -> str:
@@ -24,8 +160,15 @@ def parse_variant(text: str) -> str:
     `anchor*` is an alias of `anchor_emb`; sums of supplements (MeSH Table 4) may be written in any
     order and are sorted; a leading `+` is dropped.
 
+    Args:
+        text: A variant, or a sum of supplements.
+
+    Returns:
+        The canonical name.
+
     Raises:
         UnknownNameError: if a term is no variant, or cannot be part of a sum.
+        InputError: if a supplement is named twice.
     """
     terms = [
         "anchor_emb" if term == "anchor*" else term
@@ -70,6 +213,10 @@ class LoopConfig:
             output) or `embedding`. Not stated in the paper; `prelude` is this project's default.
         bos_token_id: Token put first when a BOS is asked for.
         init_std: Standard deviation of initial weights.
+
+    Raises:
+        UnknownNameError: for an unknown variant, activation or transition query.
+        InputError: for a value that cannot be, or that does not go with the others.
     """
 
     variant: str
@@ -99,6 +246,11 @@ class LoopConfig:
         if self.d_mlp is None and isinstance(self.d_model, int):
             put(self, "d_mlp", 4 * self.d_model)
         self._check_types()
+        self._check_values()
+        self._check_variant()
+
+    def _check_values(self) -> None:
+        """What is of the right type and yet cannot be."""
         if self.d_model % self.n_heads:
             raise InputError(
                 f"n_heads must divide d_model, given {self.n_heads} heads for width "
@@ -114,7 +266,6 @@ class LoopConfig:
             raise unknown_name("act_fn", self.act_fn, ACTIVATIONS)
         if self.transition_query not in TRANSITION_QUERIES:
             raise unknown_name("transition_query", self.transition_query, TRANSITION_QUERIES)
-        self._check_variant()
 
     def _check_types(self) -> None:
         """Values from a JSON file may be of any type; each must be one this field can have."""
@@ -179,7 +330,14 @@ class LoopConfig:
         return self.variant not in ("vanilla", "base")
 
     def replace(self, **changes: Any) -> "LoopConfig":
-        """A copy with some fields changed; all checks run again."""
+        """Copy the configuration with some fields changed; all checks run again.
+
+        Args:
+            **changes: New values by field.
+
+        Returns:
+            The copy.
+        """
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,11 +347,23 @@ class LoopConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "configuration") -> "LoopConfig":
-        """Build a configuration from JSON values; unknown and missing keys raise."""
-        known = [f.name for f in fields(cls)]
+        """Build a configuration from JSON values.
+
+        Args:
+            values: Values by field, as `to_dict` gives them.
+            source: Where they stand, for messages.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            UnknownNameError: for an unknown key, with near matches.
+            InputError: for a missing key, or a value that cannot be.
+        """
+        names = [f.name for f in fields(cls)]
         for key in values:
-            if key not in known:
-                raise unknown_name(f"key in {source}", key, known, hint="Remove or rename it.")
+            if key not in names:
+                raise unknown_name(f"key in {source}", key, names, hint="Remove or rename it.")
         required = ("variant", "layout", "d_model", "n_heads", "d_vocab")
         missing = [key for key in required if key not in values]
         if missing:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from loopscope.errors import InputError
 from loopscope.models.native.checkpoint import fill, finish, read_json, read_tensors, weight_files
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.models.native.loop_model import LoopModel
 
 _ACTIVATIONS = {
@@ -42,12 +41,26 @@ _IGNORED = re.compile(r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)$|rota
 
 
 def is_gpt_neox(values: dict[str, Any]) -> bool:
-    """Whether a Hugging Face configuration is a GPT-NeoX one."""
+    """Tell whether a Hugging Face configuration is a GPT-NeoX one.
+
+    Args:
+        values: The values of its `config.json`.
+
+    Returns:
+        Whether `model_type` says so.
+    """
     return values.get("model_type") == "gpt_neox"
 
 
 def config_from_hf(values: dict[str, Any], source: str) -> LoopConfig:
     """Translate a Hugging Face GPT-NeoX configuration, old keys and new.
+
+    Args:
+        values: The values of its `config.json`.
+        source: Where they stand, for messages.
+
+    Returns:
+        A vanilla configuration.
 
     Raises:
         InputError: for what this model cannot compute (rotary scaling, other activations).
@@ -61,15 +74,15 @@ def config_from_hf(values: dict[str, Any], source: str) -> LoopConfig:
 
 
 def _translate_config(values: dict[str, Any], source: str) -> LoopConfig:
-    given = [values.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
-    for one in given:
-        kind = one.get("rope_type", one.get("type", "default"))
+    settings = [values.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    for setting in settings:
+        kind = setting.get("rope_type", setting.get("type", "default"))
         if kind != "default":
             raise InputError(
                 f"{source} asks for rotary embeddings of type {kind!r}; only 'default' is "
                 "supported."
             )
-    rope = {**given[0], **given[1]}
+    rope = {**settings[0], **settings[1]}
     act = values.get("hidden_act", "gelu")
     if not isinstance(act, str) or act not in _ACTIVATIONS:
         raise InputError(
@@ -98,7 +111,14 @@ def _translate_config(values: dict[str, Any], source: str) -> LoopConfig:
 
 
 def translate(name: str) -> str | None:
-    """Our name of a Hugging Face tensor; None for buffers without weights."""
+    """Translate the name of a Hugging Face tensor into a native model's.
+
+    Args:
+        name: Its name in the file.
+
+    Returns:
+        The native name; None for buffers without weights, an unknown name as it is.
+    """
     if name in _TOP:
         return _TOP[name]
     if _IGNORED.search(name):
@@ -119,6 +139,9 @@ def load_hf(
             `pytorch_model.bin` (read with `weights_only=True`).
         name: The model's name; the folder's when not given.
         dtype: Floating type in memory.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
 
     Raises:
         InputError: for missing, extra, truncated or misshapen parts, and settings not supported.

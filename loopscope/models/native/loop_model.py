@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.hooked import ParameterCount, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
-from loopscope.models.native.block import Block, VirtualBlock, layer_norm, rotary_tables
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.block import Block, FinalNorm, Stack, VirtualBlock, rotary_tables
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.models.native.recurrence import (
     LoopPoints,
     TransitionPoints,
@@ -29,41 +28,6 @@ from loopscope.names import MAIN_LOOP, block_name, state_names, twin_name
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class Stack(nn.Module):
-    """Layers under the names 0, 1, …; other children may stand beside them."""
-
-    hook_in: Point  # of the coda only
-
-    def __init__(self, config: LoopConfig, depth: int) -> None:
-        super().__init__()
-        self.depth = depth
-        for i in range(depth):
-            self.add_module(str(i), Block(config))
-
-    def __len__(self) -> int:
-        return self.depth
-
-    def __getitem__(self, i: int) -> Block:
-        block = self._modules[str(i)]
-        assert isinstance(block, Block)
-        return block
-
-    def __iter__(self) -> Iterator[Block]:
-        return (self[i] for i in range(self.depth))
-
-
-class FinalNorm(nn.LayerNorm):
-    """The final layer norm with its HookPoints (`ln_final.hook_scale`, `.hook_normalized`)."""
-
-    def __init__(self, config: LoopConfig) -> None:
-        super().__init__(config.d_model, eps=config.ln_eps)
-        self.hook_scale = Point()
-        self.hook_normalized = Point()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(self, x, self)
-
-
 class LoopModel(TextMixin, LensMixin, NamedHooks):
     """A vanilla, recursive or MeSH transformer whose every iteration is addressable by name.
 
@@ -76,6 +40,9 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         seed: Seed of the initial weights; None leaves them uninitialised (for loading).
         name: Name shown in tables and figures; the variant when not given.
         tokenizer: A `tokenizers.Tokenizer`, needed for text input only.
+
+    Attributes:
+        provenance: Where the weights come from; empty for fresh ones.
     """
 
     def __init__(
@@ -135,6 +102,9 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
 
         N_compute counts the layers of the unrolled graph (MeSH, Appendix B). Parameters that two
         variants share are drawn first and alike, so their twins start from equal weights.
+
+        Args:
+            seed: Of the random numbers.
         """
         config = self.config
         generator = torch.Generator().manual_seed(seed)
@@ -159,26 +129,82 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             self.recurrence.reset()
 
     def untrained(self, seed: int = 0) -> "LoopModel":
-        """The untrained twin: same configuration and tokenizer, fresh weights."""
+        """Make the untrained twin: same configuration and tokenizer, fresh weights.
+
+        Args:
+            seed: Of its weights.
+
+        Returns:
+            The twin, on the same device and in the same dtype.
+        """
         name = twin_name(str(self.name))
         twin = LoopModel(self.config, seed=seed, name=name, tokenizer=self.tokenizer)
         return twin.to(device=self.cfg.device, dtype=self.cfg.dtype)
 
     def with_layout(self, layout: str | Layout) -> "LoopModel":
-        """The same layers grouped into other virtual blocks; weights are shared, not copied.
+        """Group the same layers into other virtual blocks; weights are shared, not copied.
+
+        Args:
+            layout: Unshared depths `P+C1+...+CK+Q` that add up to the model's layers.
+
+        Returns:
+            A model on the same parameters.
 
         Raises:
             InputError: if the model has a loop or mixes states, or the depths do not add up.
         """
-        return with_layout(self, layout)
+        new = Layout.parse(layout)
+        old = self.config.layout
+        plain = self.config.variant in ("vanilla", "base") and not (old.shared and old.K > 1)
+        if not plain:
+            raise InputError(
+                f"layout can regroup vanilla models only; {self.name!r} is "
+                f"{self.config.variant} {old}. Leave the layout out for it."
+            )
+        if new.n_layers != old.n_layers or (new.shared and new.K > 1):
+            raise InputError(
+                f"layout {new} does not fit: {self.name!r} has {old.n_layers} unshared layers; "
+                "give unshared depths P+C1+...+CK+Q that add up to it."
+            )
+        variant = "base" if new.shared else "vanilla"
+        return _with_config(self, self.config.replace(layout=new, variant=variant))
 
     def with_loops(self, loops: Any) -> "LoopModel":
-        """The same core run another number of times; weights are shared, not copied.
+        """Run the same core another number of times; weights are shared, not copied.
+
+        Args:
+            loops: Iterations K, at least 1; or `{"core": K}`.
+
+        Returns:
+            A model on the same parameters.
 
         Raises:
+            UnknownNameError: for a loop that is not `core`.
             InputError: if the model has no shared core, or weights of its own for each iteration.
         """
-        return with_loops(self, loops)
+        config = self.config
+        if isinstance(loops, Mapping):
+            for name in loops:
+                if name != MAIN_LOOP:
+                    raise unknown_name("loop", name, [MAIN_LOOP])
+            loops = loops.get(MAIN_LOOP, config.K)
+        if isinstance(loops, bool) or not isinstance(loops, int) or loops < 1:
+            raise InputError(f"loops must be a whole number of at least 1, given {loops!r}.")
+        if not config.layout.shared:
+            problem = "has unshared cores" if config.K else "has no loop"
+            raise InputError(
+                f"{self.name!r} ({config.variant} {config.layout}) {problem}, so the number of "
+                "iterations cannot be chosen; leave loops out."
+            )
+        if config.variant == "mesh":
+            raise InputError(
+                f"{self.name!r} (mesh {config.layout}) has routers of its own for each of its "
+                f"{config.K} iterations, so it runs exactly {config.K}; leave loops out."
+            )
+        old = config.layout
+        cores = (old.cores[0],) * loops
+        layout = Layout(prelude=old.prelude, cores=cores, coda=old.coda, shared=True)
+        return _with_config(self, config.replace(layout=layout))
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -221,34 +247,6 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             return logits
         loss = self._loss(logits, tokens, loss_per_token)
         return (logits, loss) if return_type == "both" else loss
-
-    def reaches(self, name: str, stop_at_layer: int) -> bool:
-        """Whether a run with this `stop_at_layer` gets to a hook (canonical name)."""
-        layout, stop = self.config.layout, self._stop(stop_at_layer)
-        assert stop is not None
-        part, _, rest = name.partition(".")
-        if part == "blocks":
-            return int(rest.split(".")[0]) < stop
-        if part == "loop":
-            t, _, point = rest.partition(".")
-            return stop >= layout.core_start(int(t) + (point != "hook_in"))
-        if part == "transition":
-            return stop >= layout.prelude
-        if part == "coda":
-            return stop >= layout.core_start(layout.K)
-        return part == "hook_embed" or (part == "hook_h_out" and stop == layout.n_layers)
-
-    def _stop(self, stop_at_layer: int | None) -> int | None:
-        depth = self.config.layout.n_layers
-        if stop_at_layer is None:
-            return None
-        stop = stop_at_layer + depth if stop_at_layer < 0 else stop_at_layer
-        if not 0 <= stop <= depth:
-            raise InputError(
-                f"stop_at_layer={stop_at_layer} does not exist: the unrolled model has {depth} "
-                f"layers; give 0 … {depth}, or -{depth} … -1."
-            )
-        return stop
 
     def _loss(self, logits: Tensor, tokens: Tensor, per_token: bool) -> Tensor:
         if tokens.shape[1] < 2:
@@ -299,7 +297,7 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
     def read_out(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """What the coda makes of a state: h_out if h(K) were `h`.
+        """Tell what the coda makes of a state: h_out if h(K) were `h`.
 
         Args:
             h: Any state of the loop, (batch, pos, d_model).
@@ -313,7 +311,7 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
     def read_out_logits(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
     ) -> Iterator[Float[Tensor, "pos d_vocab"]]:
-        """Logits if h(K) were `h`, a sample at a time: of a batch they would be the largest tensor.
+        """Give the logits if h(K) were `h`, by sample: a batch's would be the largest tensor.
 
         Args:
             h: Any state of the loop, (batch, pos, d_model).
@@ -345,8 +343,8 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         if self.config.variant == "mesh":
             points = ["write.hook_weights", "read.hook_weights"]
             points += ["hook_memory"] if memory else []
-            places = ["transition", *(f"loop.{t}" for t in range(K))]
-            names += ["transition.hook_in", *(f"{at}.{point}" for at in places for point in points)]
+            cycles = ["transition", *(f"loop.{t}" for t in range(K))]
+            names += ["transition.hook_in", *(f"{at}.{point}" for at in cycles for point in points)]
         return names
 
     @torch.no_grad()
@@ -372,35 +370,38 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             stop_at_layer=None if logits else self.config.layout.n_layers,
         )
         assert isinstance(cache, dict)
-        steps = range(self.config.K)
-        h = (*(cache[f"loop.{t}.hook_in"] for t in steps), cache["coda.hook_in"])
+        h = (*self._of_iterations(cache, "hook_in"), cache["coda.hook_in"])
         last = self.config.layout.prelude - 1
         prelude = cache[f"blocks.{last}.hook_resid_post"] if last >= 0 else None
-
-        def every(point: str) -> tuple[Tensor, ...]:
-            return tuple(cache[f"loop.{t}.{point}"] for t in steps)
-
-        routing: dict[str, Any] = dict.fromkeys(("memory", "w_write", "w_read", "transition"))
-        if self.config.variant == "mesh":
-            routing = {
-                "memory": every("hook_memory") if memory else None,
-                "w_write": every("write.hook_weights"),
-                "w_read": every("read.hook_weights"),
-                "transition": Transition(
-                    query=cache["transition.hook_in"],
-                    memory=cache.get("transition.hook_memory"),
-                    w_write=cache["transition.write.hook_weights"],
-                    w_read=cache["transition.read.hook_weights"],
-                ),
-            }
         return self._trajectory(
-            cache["hook_embed"], prelude, h, every("hook_out"), cache["hook_h_out"],
-            logits=out if logits else None, tokens=ids, **routing,
+            cache["hook_embed"], prelude, h, self._of_iterations(cache, "hook_out"),
+            cache["hook_h_out"], logits=out if logits else None, tokens=ids,
+            **self._routing(cache, memory=memory),
         )  # fmt: skip
+
+    def _of_iterations(self, cache: dict[str, Tensor], point: str) -> tuple[Tensor, ...]:
+        """What was cached at one hook of each iteration."""
+        return tuple(cache[f"loop.{t}.{point}"] for t in range(self.config.K))
+
+    def _routing(self, cache: dict[str, Tensor], *, memory: bool) -> dict[str, Any]:
+        """The fields of a trajectory that only MeSH has."""
+        if self.config.variant != "mesh":
+            return dict.fromkeys(("memory", "w_write", "w_read", "transition"))
+        return {
+            "memory": self._of_iterations(cache, "hook_memory") if memory else None,
+            "w_write": self._of_iterations(cache, "write.hook_weights"),
+            "w_read": self._of_iterations(cache, "read.hook_weights"),
+            "transition": Transition(
+                query=cache["transition.hook_in"],
+                memory=cache.get("transition.hook_memory"),
+                w_write=cache["transition.write.hook_weights"],
+                w_read=cache["transition.read.hook_weights"],
+            ),
+        }
 
     @torch.no_grad()
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
-        """The trajectory of this model from one with more iterations of the same core.
+        """Make the trajectory of this model from one with more iterations of the same core.
 
         Both pass through the same states up to h(K), since nothing in the core knows K; only the
         coda is run anew. Neither model may have hooks.
@@ -429,7 +430,7 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         h: tuple[Tensor, ...],
         h_m: tuple[Tensor, ...],
         h_out: Tensor,
-        **rest: Any,
+        **further: Any,
     ) -> Trajectory:
         """A trajectory with its blocks, those without layers left out."""
         blocks = {} if prelude is None else {"prelude": (h_emb, prelude)}
@@ -437,7 +438,9 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         if self.config.layout.coda:
             blocks["coda"] = (h[-1], h_out)
         path = tuple(str(t) for t in range(len(h_m)))
-        return Trajectory(h_emb=h_emb, h=h, h_m=h_m, h_out=h_out, blocks=blocks, path=path, **rest)
+        return Trajectory(
+            h_emb=h_emb, h=h, h_m=h_m, h_out=h_out, blocks=blocks, path=path, **further
+        )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LoopModel":
         super()._apply(*args, **kwargs)
@@ -458,7 +461,7 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         return facts_to_html(self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """Facts for a reader.
+        """Give facts for a reader.
 
         Returns:
             Name, variant, layout, widths, parameter counts, memory slots, the roles of the virtual
@@ -509,41 +512,6 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             router=sum(p.numel() for p in self.recurrence.parameters()) if mesh else 0,
         )
 
-    def hook_patterns(self) -> dict[str, int]:
-        """Hook names with the virtual layer written {v} and the iteration {t}.
-
-        Returns:
-            Pattern → how many names it stands for.
-        """
-        patterns: dict[str, int] = {}
-        for name in self.hook_dict:
-            first, _, rest = name.partition(".")
-            index, _, tail = rest.partition(".")
-            if first in ("blocks", "loop") and index.isdigit():
-                name = f"{first}.{{{'v' if first == 'blocks' else 't'}}}.{tail}"
-            patterns[name] = patterns.get(name, 0) + 1
-        return patterns
-
-    def hook_listing(self, *, every: bool = False) -> list[str]:
-        """Hook names as lines.
-
-        Args:
-            every: Each of them; otherwise patterns with how many they stand for.
-
-        Returns:
-            A heading and a line for each.
-        """
-        how = "" if every else " (v: virtual layer, t: iteration; --hooks lists all)"
-        lines = [f"hook names{how}"]
-        if every:
-            lines += [f"  {name}" for name in self.hook_dict]
-        else:
-            pairs = self.hook_patterns().items()
-            lines += [f"  {name:<36}{f'× {n}' if n > 1 else ''}" for name, n in pairs]
-        if self.aliases:
-            lines.append("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
-        return lines
-
     # -- what its configuration says of it -------------------------------------------------------
 
     seed = None  # nothing random is drawn
@@ -590,78 +558,20 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         return [(self, "forward"), (self, "read_out"), (self, "unembed")]
 
 
-def with_layout(model: LoopModel, layout: str | Layout) -> LoopModel:
-    """The same layers grouped into other virtual blocks; weights are shared, not copied.
-
-    Raises:
-        InputError: if the model has a loop or mixes states, or the depths do not add up.
-    """
-    new = Layout.parse(layout)
-    old = model.config.layout
-    plain = model.config.variant in ("vanilla", "base") and not (old.shared and old.K > 1)
-    if not plain:
-        raise InputError(
-            f"layout can regroup vanilla models only; {model.name!r} is "
-            f"{model.config.variant} {old}. Leave the layout out for it."
-        )
-    if new.n_layers != old.n_layers or (new.shared and new.K > 1):
-        raise InputError(
-            f"layout {new} does not fit: {model.name!r} has {old.n_layers} unshared layers; "
-            "give unshared depths P+C1+...+CK+Q that add up to it."
-        )
-    variant = "base" if new.shared else "vanilla"
-    return _with_config(model, model.config.replace(layout=new, variant=variant))
-
-
-def with_loops(model: LoopModel, loops: Any) -> LoopModel:
-    """The same core run another number of times; weights are shared, not copied.
-
-    Args:
-        model: A model with a shared core whose iterations have no parameters of their own.
-        loops: Iterations K, at least 1; or `{"core": K}`.
-
-    Raises:
-        InputError: if the model has no shared core, or weights of its own for each iteration.
-    """
-    config = model.config
-    if isinstance(loops, Mapping):
-        for name in loops:
-            if name != MAIN_LOOP:
-                raise unknown_name("loop", name, [MAIN_LOOP])
-        loops = loops.get(MAIN_LOOP, config.K)
-    if isinstance(loops, bool) or not isinstance(loops, int) or loops < 1:
-        raise InputError(f"loops must be a whole number of at least 1, given {loops!r}.")
-    if not config.layout.shared:
-        what = "has unshared cores" if config.K else "has no loop"
-        raise InputError(
-            f"{model.name!r} ({config.variant} {config.layout}) {what}, so the number of "
-            "iterations cannot be chosen; leave loops out."
-        )
-    if config.variant == "mesh":
-        raise InputError(
-            f"{model.name!r} (mesh {config.layout}) has routers of its own for each of its "
-            f"{config.K} iterations, so it runs exactly {config.K}; leave loops out."
-        )
-    old = config.layout
-    cores = (old.cores[0],) * loops
-    layout = Layout(prelude=old.prelude, cores=cores, coda=old.coda, shared=True)
-    return _with_config(model, config.replace(layout=layout))
-
-
 def _with_config(model: LoopModel, config: LoopConfig) -> LoopModel:
     """A model of another configuration on the parameters of this one."""
     with torch.device("meta"):
-        twin = LoopModel(config, seed=None, name=model.name, tokenizer=model.tokenizer)
-    mine = [*model.prelude, *model.core, *model.coda]
-    pairs: list[Any] = list(zip([*twin.prelude, *twin.core, *twin.coda], mine, strict=True))
+        view = LoopModel(config, seed=None, name=model.name, tokenizer=model.tokenizer)
+    layers = [*model.prelude, *model.core, *model.coda]
+    pairs: list[Any] = list(zip([*view.prelude, *view.core, *view.coda], layers, strict=True))
     parts = ("embed", "ln_final", "unembed", "recurrence")
-    pairs += [(getattr(twin, name), getattr(model, name)) for name in parts]
-    for theirs, ours in pairs:
-        trainable = [p.requires_grad for p in ours.parameters()]
-        theirs.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
-        for parameter, flag in zip(ours.parameters(), trainable, strict=True):
+    pairs += [(getattr(view, name), getattr(model, name)) for name in parts]
+    for target, source in pairs:
+        trainable = [p.requires_grad for p in source.parameters()]
+        target.load_state_dict(source.state_dict(keep_vars=True), assign=True)
+        for parameter, flag in zip(source.parameters(), trainable, strict=True):
             parameter.requires_grad_(flag)  # assigning makes shared parameters trainable
-    twin.provenance = model.provenance
-    twin.train(model.training)
-    twin._sync_cfg()
-    return twin
+    view.provenance = model.provenance
+    view.train(model.training)
+    view._sync_cfg()
+    return view

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from loopscope.models.hooked import Hooked, ParameterCount
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.models.native.loop_model import LoopModel
 
 
@@ -26,11 +25,11 @@ def count_parameters(config: LoopConfig) -> ParameterCount:
 def paper_table() -> list[tuple[str, LoopConfig, ParameterCount]]:
     """The rows of MeSH Table 5 (D = 2048, vocabulary padded to 52352) and Pythia's sizes."""
     loop = Layout.parse("4+8R2+4")
-    big: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "d_vocab": 52352}
+    widths: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "d_vocab": 52352}
     rows: list[tuple[str, LoopConfig]] = [
-        ("vanilla 24", LoopConfig(variant="vanilla", layout=Layout.parse("24"), **big)),
-        ("recursive 4+8R2+4", LoopConfig(variant="base", layout=loop, **big)),
-        ("+mesh 4+8R2+4", LoopConfig(variant="mesh", layout=loop, **big)),
+        ("vanilla 24", LoopConfig(variant="vanilla", layout=Layout.parse("24"), **widths)),
+        ("recursive 4+8R2+4", LoopConfig(variant="base", layout=loop, **widths)),
+        ("+mesh 4+8R2+4", LoopConfig(variant="mesh", layout=loop, **widths)),
     ]
     for label, (layers, width, heads, vocab) in PYTHIA.items():
         config = LoopConfig(
@@ -45,7 +44,7 @@ def paper_table() -> list[tuple[str, LoopConfig, ParameterCount]]:
 
 
 def model_counts(model: Hooked) -> list[dict[str, Any]]:
-    """The counts of one model as a table of one row.
+    """Give the counts of one model as a table of one row.
 
     Args:
         model: A native or wrapped model.
@@ -64,7 +63,18 @@ def layout_counts(
     d_vocab: int | None = None,
     slots: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The counts of a layout as a table of one row; widths default to MeSH Table 5's."""
+    """Give the counts of a layout as a table of one row; widths default to MeSH Table 5's.
+
+    Args:
+        layout: A layout string.
+        variant: The variant; `base` with a loop and `vanilla` without one when not given.
+        d_model: Width D; 2048 when not given.
+        d_vocab: Vocabulary size V; 52352 when not given.
+        slots: Memory slots of `mesh`; K + 3 when not given.
+
+    Returns:
+        One row: name, layout, variant, widths, slots and counts.
+    """
     parsed = Layout.parse(layout)
     config = LoopConfig(
         variant=variant or ("base" if parsed.shared else "vanilla"),

@@ -56,16 +56,36 @@ class SumRecurrence(nn.Module):
         self.supplements = config.supplements
 
     def start(self, h_emb: State, pre: State, at: None) -> tuple[State, Any]:
-        """h(0) is the prelude's output."""
+        """Give h(0), the prelude's output.
+
+        Args:
+            h_emb: The scaled embeddings, (batch, pos, d_model).
+            pre: The prelude's output, likewise.
+            at: Not needed.
+
+        Returns:
+            h(0), and what the first step needs.
+        """
         return pre, {"anchor_emb": h_emb}
 
     def step(self, t: int, h: State, h_m: State, carry: Any, at: LoopPoints) -> tuple[State, Any]:
-        """h(t+1) = h_m(t) [+ h(t)] [+ h(0)] [+ h_emb]."""
+        """Compute h(t+1) = h_m(t) [+ h(t)] [+ h(0)] [+ h_emb] (MeSH Section 2).
+
+        Args:
+            t: The iteration, 0 … K − 1.
+            h: h(t), (batch, pos, d_model).
+            h_m: The core's raw output h_m(t).
+            carry: What `start` or the step before passed on.
+            at: The HookPoints of the iteration.
+
+        Returns:
+            h(t+1), and what the next step needs.
+        """
         if t == 0:
             carry = {**carry, "anchor": h}
-        known = {**carry, "residual": h}
+        states = {**carry, "residual": h}
         for name in self.supplements:
-            h_m = h_m + known[name]
+            h_m = h_m + states[name]
         return h_m, carry
 
 
@@ -95,11 +115,31 @@ class WeightedRecurrence(nn.Module):
                 self.coefficients.copy_(torch.tensor([1.0, 0.0, 0.0]))
 
     def start(self, h_emb: State, pre: State, at: None) -> tuple[State, Any]:
-        """h(0) is the prelude's output."""
+        """Give h(0), the prelude's output.
+
+        Args:
+            h_emb: The scaled embeddings, (batch, pos, d_model).
+            pre: The prelude's output, likewise.
+            at: Not needed.
+
+        Returns:
+            h(0), and what the first step needs.
+        """
         return pre, {"h_emb": h_emb}
 
     def step(self, t: int, h: State, h_m: State, carry: Any, at: LoopPoints) -> tuple[State, Any]:
-        """h(t+1) = a1 h_m(t) + a2 h(0) + a3 h_emb."""
+        """Compute h(t+1) = a1 h_m(t) + a2 h(0) + a3 h_emb (MeSH Table 4).
+
+        Args:
+            t: The iteration, 0 … K − 1.
+            h: h(t), (batch, pos, d_model).
+            h_m: The core's raw output h_m(t).
+            carry: What `start` or the step before passed on.
+            at: The HookPoints of the iteration.
+
+        Returns:
+            h(t+1), and what the next step needs.
+        """
         if t == 0:
             carry = {**carry, "h0": h}
         if isinstance(self.coefficients, nn.Linear):
@@ -121,6 +161,15 @@ class Router(nn.Module):
     def forward(
         self, query: State, at: LoopPoints | TransitionPoints
     ) -> tuple[Float[Tensor, "batch pos slot"], Float[Tensor, "batch pos slot"]]:
+        """Compute the weights in float32 at least, and give them in the state's dtype.
+
+        Args:
+            query: What the router looks at, (batch, pos, d_model).
+            at: The HookPoints of the step.
+
+        Returns:
+            Write and read weights, (batch, pos, slot) each.
+        """
         wide = torch.promote_types(query.dtype, torch.float32)
         write = self.write(query).softmax(dim=-1, dtype=wide).to(query.dtype)
         read = self.read(query).softmax(dim=-1, dtype=wide).to(query.dtype)
@@ -143,7 +192,16 @@ class MeshRecurrence(nn.Module):
         self.iterations = nn.ModuleList([Router(config) for _ in range(config.K)])
 
     def start(self, h_emb: State, pre: State, at: TransitionPoints) -> tuple[State, Any]:
-        """m_0 = h_emb, m_{b>0} = 0 (MeSH Eq. 2), then the transitional cycle gives h(0)."""
+        """Set m_0 = h_emb, m_{b>0} = 0 (MeSH Eq. 2); then the transitional cycle gives h(0).
+
+        Args:
+            h_emb: The scaled embeddings, (batch, pos, d_model).
+            pre: The prelude's output, likewise.
+            at: The HookPoints of the transitional cycle.
+
+        Returns:
+            h(0), and what the first step needs.
+        """
         batch, pos, width = h_emb.shape
         empty = h_emb.new_zeros(batch, self.slots - 1, pos, width)
         memory = torch.cat((h_emb.unsqueeze(1), empty), dim=1)
@@ -152,7 +210,18 @@ class MeshRecurrence(nn.Module):
         return self._cycle(memory, pre, write, read, at)
 
     def step(self, t: int, h: State, h_m: State, carry: Any, at: LoopPoints) -> tuple[State, Any]:
-        """m_b += h_m(t) w_write_b(t) (MeSH Eq. 5), then h(t+1) = sum_b m_b w_read_b(t)."""
+        """Write m_b += h_m(t) w_write_b(t) (MeSH Eq. 5), then read h(t+1) = sum_b m_b w_read_b(t).
+
+        Args:
+            t: The iteration, 0 … K − 1.
+            h: h(t), (batch, pos, d_model).
+            h_m: The core's raw output h_m(t).
+            carry: What `start` or the step before passed on.
+            at: The HookPoints of the iteration.
+
+        Returns:
+            h(t+1), and what the next step needs.
+        """
         write, read = self.iterations[t](h, at)
         return self._cycle(carry, h_m, write, read, at)
 
@@ -170,7 +239,14 @@ class MeshRecurrence(nn.Module):
 
 
 def make_recurrence(config: LoopConfig) -> SumRecurrence | WeightedRecurrence | MeshRecurrence:
-    """The recurrence of a variant."""
+    """Make the recurrence of a variant.
+
+    Args:
+        config: Gives the variant, its widths and slots.
+
+    Returns:
+        A module with `start` and `step`, its weights not yet drawn.
+    """
     if config.variant == "mesh":
         return MeshRecurrence(config)
     if config.variant in ("static", "dynamic"):

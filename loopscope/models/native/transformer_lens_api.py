@@ -1,4 +1,6 @@
-"""What TransformerLens's tools ask of a model: `cfg`, weights in its shapes, honest refusals."""
+"""What TransformerLens's tools ask of a model: `cfg`, hook names, weights in its shapes."""
+
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,10 +12,16 @@ from loopscope.models.native.configuration import LoopConfig
 
 
 class LensMixin:
-    """`cfg`, `W_E`, `W_U`, `b_U`, `accumulated_bias` and relatives for a native model."""
+    """`cfg`, `W_E`, `W_U`, `b_U`, `accumulated_bias` and relatives for a native model.
+
+    Attributes:
+        cfg: A TransformerLens configuration with the unrolled depth as `n_layers`.
+    """
 
     config: LoopConfig
     cfg: TransformerLensConfig
+    hook_dict: dict[str, Any]
+    aliases: dict[str, str]
     embed: nn.Embedding
     unembed: nn.Linear
     blocks: nn.ModuleList
@@ -51,8 +59,82 @@ class LensMixin:
         if not config.mixes:
             return []
         first = 0 if config.variant == "mesh" else 1
-        named = [(f"loop.{t}.hook_in", layout.core_start(t)) for t in range(first, config.K)]
-        return [*named, ("coda.hook_in", layout.core_start(config.K))]
+        entries = [(f"loop.{t}.hook_in", layout.core_start(t)) for t in range(first, config.K)]
+        return [*entries, ("coda.hook_in", layout.core_start(config.K))]
+
+    def reaches(self, name: str, stop_at_layer: int) -> bool:
+        """Tell whether a run with this `stop_at_layer` gets to a hook.
+
+        Args:
+            name: The hook's canonical name.
+            stop_at_layer: As in `forward`.
+
+        Returns:
+            Whether the hook is called.
+
+        Raises:
+            InputError: if the layer does not exist.
+        """
+        layout, stop = self.config.layout, self._stop(stop_at_layer)
+        assert stop is not None
+        part, _, place = name.partition(".")
+        if part == "blocks":
+            return int(place.split(".")[0]) < stop
+        if part == "loop":
+            t, _, point = place.partition(".")
+            return stop >= layout.core_start(int(t) + (point != "hook_in"))
+        if part == "transition":
+            return stop >= layout.prelude
+        if part == "coda":
+            return stop >= layout.core_start(layout.K)
+        return part == "hook_embed" or (part == "hook_h_out" and stop == layout.n_layers)
+
+    def _stop(self, stop_at_layer: int | None) -> int | None:
+        depth = self.config.layout.n_layers
+        if stop_at_layer is None:
+            return None
+        stop = stop_at_layer + depth if stop_at_layer < 0 else stop_at_layer
+        if not 0 <= stop <= depth:
+            raise InputError(
+                f"stop_at_layer={stop_at_layer} does not exist: the unrolled model has {depth} "
+                f"layers; give 0 … {depth}, or -{depth} … -1."
+            )
+        return stop
+
+    def hook_patterns(self) -> dict[str, int]:
+        """Give the hook names with the virtual layer written {v} and the iteration {t}.
+
+        Returns:
+            Pattern → how many names it stands for.
+        """
+        patterns: dict[str, int] = {}
+        for name in self.hook_dict:
+            part, _, place = name.partition(".")
+            index, _, point = place.partition(".")
+            if part in ("blocks", "loop") and index.isdigit():
+                name = f"{part}.{{{'v' if part == 'blocks' else 't'}}}.{point}"
+            patterns[name] = patterns.get(name, 0) + 1
+        return patterns
+
+    def hook_listing(self, *, every: bool = False) -> list[str]:
+        """List the hook names as lines.
+
+        Args:
+            every: Each of them; otherwise patterns with how many they stand for.
+
+        Returns:
+            A heading and a line for each.
+        """
+        legend = "" if every else " (v: virtual layer, t: iteration; --hooks lists all)"
+        lines = [f"hook names{legend}"]
+        if every:
+            lines += [f"  {name}" for name in self.hook_dict]
+        else:
+            pairs = self.hook_patterns().items()
+            lines += [f"  {name:<36}{f'× {n}' if n > 1 else ''}" for name, n in pairs]
+        if self.aliases:
+            lines.append("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+        return lines
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -72,7 +154,16 @@ class LensMixin:
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Sum of the output biases of all virtual layers before `layer`."""
+        """Sum the output biases of all virtual layers before `layer`.
+
+        Args:
+            layer: A virtual layer; `cfg.n_layers` for all of them.
+            mlp_input: Add the attention's of `layer` too.
+            include_mlp_biases: Add the MLPs' as well as the attentions'.
+
+        Returns:
+            The sum, (d_model,).
+        """
         total = self.embed.weight.new_zeros(self.config.d_model)
         blocks = [block for block in self.blocks if isinstance(block, VirtualBlock)]
         for block in blocks[:layer]:
@@ -84,7 +175,14 @@ class LensMixin:
         return total
 
     def set_use_split_qkv_input(self, use: bool) -> None:
-        """Refused: there is no input or output of one head alone that could be forked."""
+        """Refuse: there is no input or output of one head alone that could be forked.
+
+        Args:
+            use: False changes nothing.
+
+        Raises:
+            InputError: if `use`.
+        """
         if use:
             raise InputError(
                 "inputs and outputs of single heads or of the MLP alone (edge attribution, direct "

@@ -15,9 +15,8 @@ from loopscope.models.native.checkpoint import (
     read_json,
     read_tokenizer,
 )
-from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native.configuration import Layout, LoopConfig
 from loopscope.models.native.gpt_neox import config_from_hf, is_gpt_neox, load_hf
-from loopscope.models.native.layout import Layout
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.targets import (
     OpenedModel,

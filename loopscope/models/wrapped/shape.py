@@ -10,7 +10,7 @@ from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import LoopMap
 from loopscope.models.loops.plain_stack import regroup
 from loopscope.models.loops.tracing import Trace
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,11 @@ class WrappedConfig:
     n_ctx: int | None
     architecture: str
     bos_token_id: int | None = None
+
+    @property
+    def slots(self) -> None:
+        """Memory slots, which only native models have."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The values, for provenance."""

@@ -16,7 +16,7 @@ from loopscope.models.hooked import Branch, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
 from loopscope.models.loops.loop_map import Loop, LoopMap, Step
 from loopscope.models.loops.spec import to_toml
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.addresses import PATTERN, Addresses

@@ -19,7 +19,7 @@ from loopscope.models.loops.ports import logits_of
 from loopscope.models.loops.routers import with_routers
 from loopscope.models.loops.spec import Spec, read_spec
 from loopscope.models.loops.tracing import Trace, trace
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout
 from loopscope.models.wrapped.addresses import addresses
 from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import (

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import loopscope as ls
-from loopscope.analysis.collapse import signs
-from loopscope.analysis.collapse import verdicts as judge
+from loopscope.analysis.collapse import judge, signs
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.loop_model import LoopModel

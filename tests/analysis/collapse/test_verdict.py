@@ -1,12 +1,16 @@
 """Verdicts from signs written by hand: thresholds, intervals, what is left when one is crossed."""
 
+import re
+from dataclasses import is_dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from loopscope.analysis.collapse import SIGNS, THRESHOLDS
-from loopscope.analysis.collapse import verdicts as judge
+from loopscope.analysis.collapse import SIGNS, THRESHOLDS, judge
 from loopscope.analysis.collapse.verdicts import (
+    LADDER,
+    VERDICTS,
     Estimate,
     Onset,
     Verdict,
@@ -178,6 +182,40 @@ def run(*words):
 )
 def test_collapse_sets_in_where_the_last_stretch_of_that_verdict_begins(words, expected):
     assert onset(run(*words)) == expected
+
+
+def names_of(condition) -> set[str]:
+    """The thresholds that a condition asks for."""
+    if not is_dataclass(condition):
+        return set()
+    inner = [names_of(part) for part in getattr(condition, "conditions", ())]
+    return set().union(*inner, {getattr(condition, "threshold", None)} - {None})
+
+
+def test_the_ladder_uses_every_threshold_and_its_words_name_those_that_it_asks_for():
+    assert {rung.verdict for rung in LADDER} == {*VERDICTS} - {"healthy"}
+    assert set().union(*(names_of(rung.condition) for rung in LADDER)) == {*LIMITS}
+    for rung in LADDER:
+        named = set(re.findall(r"`(\w+)`", rung.meaning))
+        assert named == names_of(rung.condition), rung.meaning
+
+
+def test_every_threshold_says_what_it_means_at_another_value():
+    by_name = {one.name: one for one in THRESHOLDS}
+    assert all(one.meaning_at(one.value) == one.meaning for one in THRESHOLDS)
+    for name, value, words in (
+        ("shrinking", 0.3, "the last step is less than 30 % as long as the first"),
+        ("growing", 1.5, "the last step is more than 150 % as long as the first"),
+        ("half_rank", 0.7, "the loop keeps less than 70 % of the effective rank that it is given"),
+        ("rank_one", 1.5, "fewer than 1.5 directions are left"),
+        ("uneven", 0.3, "30 % of the way from an even split to one loop doing everything"),
+    ):
+        assert by_name[name].meaning_at(value) == words
+
+
+def test_the_evidence_has_the_part_of_the_loss_in_force():
+    found = verdict_of(estimates(skew=0.8, rest_gain=0.01), {**LIMITS, "little_gain": 0.025})
+    assert "below 0.075 (2.5% of the loss)" in "; ".join(found.evidence)
 
 
 def test_verdicts_are_parsed_from_words():

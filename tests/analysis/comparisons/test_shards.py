@@ -17,6 +17,7 @@ from loopscope.analysis.comparisons.store import (
     unpacked,
 )
 from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.analysis.options import Options
 from loopscope.models.native.checkpoint import read_tokenizer, save
 from loopscope.models.opening.targets import zoo_folder
 from loopscope.text.windows import load_samples
@@ -39,7 +40,7 @@ def samples(model):
 @pytest.fixture(scope="module")
 def tables(model, samples):
     every = ("update", "cka", "spectrum", "rank", "routing", "delta", "readout", "loss")
-    return Measuring(model, samples, every, step=7).part(2, 5)
+    return Measuring(model, samples, Options(measures=every), step=7).part(2, 5)
 
 
 def same(one, two):

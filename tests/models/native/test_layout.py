@@ -1,8 +1,7 @@
 import pytest
 
 from loopscope.errors import InputError
-from loopscope.models.native.configuration import LoopConfig, parse_variant
-from loopscope.models.native.layout import Layout
+from loopscope.models.native.configuration import Layout, LoopConfig, parse_variant
 
 
 @pytest.mark.parametrize("text", ["12", "3+6R3+3", "0+1R6+0", "4+8+8+4", "0+2+3+1+0"])
