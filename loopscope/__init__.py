@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from loopscope.analysis.tables.frames import Tables
     from loopscope.models.native.configuration import Layout, LoopConfig
     from loopscope.models.native.loop_model import LoopModel
-    from loopscope.models.opening.loading import load, zoo
+    from loopscope.models.opening.loading import load
+    from loopscope.models.opening.targets import zoo
     from loopscope.models.trajectory import Trajectory
     from loopscope.models.wrapped.wrapped_model import WrappedModel
     from loopscope.models.wrapped.wrapping import wrap
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "loopscope.models.opening.loading",
     "wrap": "loopscope.models.wrapped.wrapping",
-    "zoo": "loopscope.models.opening.loading",
+    "zoo": "loopscope.models.opening.targets",
     "capture": "loopscope.probes.state_capture",
     "measure": "loopscope.analysis.measuring.streaming",
     "compare": "loopscope.analysis.comparisons.work",

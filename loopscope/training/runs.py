@@ -76,7 +76,7 @@ def read_runs(targets: Sequence[str | os.PathLike[str]] = ()) -> Tables:
         InputError: where there is no run, or a log or recipe cannot be read.
     """
     from loopscope.models.native.parameter_counts import count_parameters
-    from loopscope.models.opening.loading import zoo
+    from loopscope.models.opening.targets import zoo
 
     folders = {path.resolve(): path for target in targets or zoo() for path in _find(str(target))}
     runs, notes = _chosen([read_run(folder) for folder in folders.values()])
@@ -166,7 +166,7 @@ def _whole_number(value: Any, name: str, least: int, record: Path) -> int:
 
 def _find(target: str) -> list[Path]:
     """The run folders that a target means."""
-    from loopscope.models.opening.loading import zoo, zoo_folder
+    from loopscope.models.opening.targets import zoo, zoo_folder
     from loopscope.names import UNTRAINED
 
     if target.endswith(UNTRAINED):

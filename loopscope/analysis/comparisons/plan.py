@@ -14,8 +14,8 @@ from typing import Any
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
 from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.opening.loading import locate, peek, zoo
-from loopscope.models.opening.sources import Target
+from loopscope.models.opening.loading import peek
+from loopscope.models.opening.targets import Target, locate, zoo
 from loopscope.names import distinct_labels, is_twin_name, natural_key, twin_name
 
 STEP = re.compile(r"((?:step|checkpoint|ckpt|iter|epoch)[-_.=]?)(\d+)", re.IGNORECASE)

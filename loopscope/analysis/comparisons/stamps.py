@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 
 from loopscope.models.hooked import Hooked
-from loopscope.models.opening.loading import locate, zoo_folder
+from loopscope.models.opening.targets import locate, zoo_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
 
