@@ -38,13 +38,14 @@ def test_imports_point_one_way_and_in_no_circle(capsys):
     assert linter.lint_imports(config_filename=config, no_cache=True) == 0, capsys.readouterr().out
 
 
-def offers() -> dict[str, set[str]]:
-    """What the `__init__` of each package imports for others, and the modules in it."""
+def offers(*, modules: bool = True) -> dict[str, set[str]]:
+    """What the `__init__` of each package imports for others, with or without whole modules."""
     offered: dict[str, set[str]] = defaultdict(set)
     for path in FILES:
         if path.name == "__init__.py":
-            for node in ast.walk(tree_of(path)):
-                if isinstance(node, ast.ImportFrom):
+            blocks = [node for node in tree_of(path).body if isinstance(node, ast.If)]
+            for node in (inner for block in blocks for inner in ast.walk(block)):
+                if isinstance(node, ast.ImportFrom) and (modules or node.module != module_of(path)):
                     offered[module_of(path)] |= {a.asname or a.name for a in node.names}
     return offered
 
@@ -72,7 +73,7 @@ def test_what_is_imported_from_another_folder_is_in_its_init():
 def test_no_two_modules_have_one_name_and_none_that_of_what_its_folder_offers():
     names = Counter(path.stem for path in FILES if path.name not in ("__init__.py", "names.py"))
     assert [name for name, n in names.items() if n > 1] == []
-    for room, offered in offers().items():
+    for room, offered in offers(modules=False).items():
         folder = PACKAGE.parent.joinpath(*room.split("."))
         assert not {path.stem for path in folder.glob("*.py")} & offered, room
     assert not {*names} & {*loopscope.__all__}

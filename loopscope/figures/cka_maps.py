@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import unknown_name
 from loopscope.figures.names import state_label
 from loopscope.figures.notes import note, options_note, samples_note, states_note

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.cka_maps import (
     cell_size,
     cka_matrix,

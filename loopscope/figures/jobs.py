@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from loopscope.analysis.tables import Tables
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.figure1 import fig1

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib import font_manager
 
-from loopscope.analysis.tables.model_records import model_record
+from loopscope.analysis.tables import model_record
 from loopscope.names import UNTRAINED, block_number, state_number, trained_name
 
 _MODELS = {

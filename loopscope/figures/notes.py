@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.model_records import model_record
+from loopscope.analysis.tables import Tables, aggregate, model_record
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.panels import Panel, shortened
 from loopscope.figures.style import GREY, SMALL, Figure

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.model_records import model_record
-from loopscope.analysis.tables.registry import SCHEMAS, TABLES
+from loopscope.analysis.tables import SCHEMAS, TABLES, Tables, model_record
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import unknown_name
 from loopscope.figures.courses import Look, line_looks
 from loopscope.figures.names import state_label

@@ -7,8 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import InputError
 from loopscope.figures.gate_maps import GateRows, draw_gates, gate_rows
 from loopscope.figures.names import source_label, state_label, step_label

@@ -7,9 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.model_records import model_record
-from loopscope.analysis.tables.training_curves import recipe
+from loopscope.analysis.tables import Tables, model_record, recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import variant_label
 from loopscope.figures.panels import need

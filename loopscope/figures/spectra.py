@@ -10,8 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.names import state_label
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import Page, choose, need, page, say_unsound

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.names import block_label
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound

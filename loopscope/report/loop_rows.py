@@ -6,11 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.courses import trained_loops
-from loopscope.figures.panels import Panel, choose, loops_of
-from loopscope.figures.ticks import every
+from loopscope.analysis.tables import Tables, aggregate
+from loopscope.figures import Panel, choose, every, loops_of, trained_loops
 from loopscope.names import block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 

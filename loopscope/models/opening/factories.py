@@ -17,7 +17,7 @@ from torch import nn
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.opening.targets import OpenedModel
-from loopscope.models.wrapped.inputs import plain_tokenizer
+from loopscope.models.wrapped import plain_tokenizer
 
 _siblings: dict[str, Path] = {}
 """Modules imported from the folder of a `file.py`; those of another folder take their place."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loopscope.errors import InputError, UnknownNameError
-from loopscope.models.native.checkpoint import read_json, weight_files
+from loopscope.models.native import read_json, weight_files
 
 _SMALL = ("*.json", "*.toml", "*.model", "*.txt", "*.tiktoken")
 _CODE = ("*.py",)

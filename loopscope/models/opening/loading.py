@@ -9,15 +9,18 @@ import torch
 from loopscope.devices import check_seed, parse_device, parse_dtype
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
-from loopscope.models.native.checkpoint import (
+from loopscope.models.native import (
+    Layout,
+    LoopConfig,
+    LoopModel,
+    config_from_hf,
+    is_gpt_neox,
     load_checkpoint,
+    load_hf,
     read_config,
     read_json,
     read_tokenizer,
 )
-from loopscope.models.native.configuration import Layout, LoopConfig
-from loopscope.models.native.gpt_neox import config_from_hf, is_gpt_neox, load_hf
-from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.targets import (
     OpenedModel,
     Target,
@@ -157,7 +160,7 @@ def _run_factory(
 
 def _wrap_opened(opened: OpenedModel, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
     """The opened module as a model that is measured like any other."""
-    from loopscope.models.wrapped.wrapping import wrap
+    from loopscope.models.wrapped import wrap
 
     module: Any = opened.module
     if isinstance(module, Hooked):

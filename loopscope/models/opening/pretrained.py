@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.models.native.checkpoint import read_json, read_tokenizer, weight_files
+from loopscope.models.native import read_json, read_tokenizer, weight_files
 from loopscope.models.opening.factories import fast_tokenizer
 from loopscope.models.opening.remote_code import fill_buffers, named_failures, repaired
 from loopscope.models.opening.targets import OpenedModel

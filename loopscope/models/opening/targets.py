@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.checkpoint import read_json
-from loopscope.models.native.gpt_neox import is_gpt_neox
+from loopscope.models.native import is_gpt_neox, read_json
 from loopscope.names import UNTRAINED
 
 Kind = Literal["native", "huggingface", "factory", "hub"]

@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 
 from transformer_lens.hook_points import HookPoint
 
-from loopscope.models.loops.identity import Streams
-from loopscope.models.loops.loop_map import LoopMap, Port, Unit
-from loopscope.models.loops.ports import port
-from loopscope.models.loops.tracing import Call, CallTensor, Trace
+from loopscope.models.loops import Call, CallTensor, LoopMap, Port, Streams, Trace, Unit, port
 
 PATTERN = ".hook_pattern"
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from loopscope.models.hooked import Branch, ParameterCount
-from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Router, Unit
+from loopscope.models.loops import Iteration, Loop, LoopMap, Port, Router, Unit
 from loopscope.names import state_names
 
 

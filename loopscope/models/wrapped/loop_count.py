@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.loops.loop_map import Loop, LoopCount, LoopMap
-from loopscope.models.loops.spec import Spec
+from loopscope.models.loops import Loop, LoopCount, LoopMap, Spec
 
 ARGUMENTS = ("num_steps", "num_loops", "n_loops", "n_loop", "loops", "num_recur", "num_iterations",
              "n_iterations", "num_recurrences", "loop_count", "steps")  # fmt: skip

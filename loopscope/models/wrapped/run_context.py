@@ -11,7 +11,7 @@ from torch.utils import checkpoint
 
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
-from loopscope.models.loops.tracing import seeded
+from loopscope.models.loops import seeded
 from loopscope.models.wrapped.inputs import Inputs
 from loopscope.models.wrapped.loop_count import Setting, looping
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
-from loopscope.models.loops.identity import example_shape
-from loopscope.models.loops.loop_map import LoopMap, Port, Step
+from loopscope.models.loops import LoopMap, Port, Step, example_shape
 from loopscope.models.wrapped.addresses import PATTERN
 from loopscope.models.wrapped.inputs import Arguments, Inputs
 from loopscope.models.wrapped.loop_count import Setting, as_arguments

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.models.loops.loop_map import LoopMap
-from loopscope.models.loops.plain_stack import regroup
-from loopscope.models.loops.tracing import Trace
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import LoopMap, Trace, regroup
+from loopscope.models.native import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

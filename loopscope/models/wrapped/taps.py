@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Step
-from loopscope.models.loops.tracing import Call, Trace
+from loopscope.models.loops import Call, Loop, LoopMap, Port, Step, Trace
 
 Key = tuple[int, int]
 """Stretch between two beginnings of iterations, and which call of the module within it."""

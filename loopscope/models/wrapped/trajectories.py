@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router
-from loopscope.models.loops.routers import weights
+from loopscope.models.loops import Loop, LoopMap, Port, Router, weights
 from loopscope.models.trajectory import Trajectory, Transition
 from loopscope.names import block_name
 

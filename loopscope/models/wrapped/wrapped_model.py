@@ -14,9 +14,8 @@ from loopscope.errors import InputError
 from loopscope.models.cache import LoopCache
 from loopscope.models.hooked import Branch, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
-from loopscope.models.loops.loop_map import Loop, LoopMap, Step
-from loopscope.models.loops.spec import to_toml
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import Loop, LoopMap, Step, to_toml
+from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.addresses import PATTERN, Addresses

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
-from loopscope.models.loops.finding import find
-from loopscope.models.loops.identity import Streams, example_shape
-from loopscope.models.loops.loop_map import LoopMap, Step
-from loopscope.models.loops.ports import logits_of
-from loopscope.models.loops.routers import with_routers
-from loopscope.models.loops.spec import Spec, read_spec
-from loopscope.models.loops.tracing import Trace, trace
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import (
+    LoopMap,
+    Spec,
+    Step,
+    Streams,
+    Trace,
+    example_shape,
+    find,
+    logits_of,
+    read_spec,
+    trace,
+    with_routers,
+)
+from loopscope.models.native import Layout
 from loopscope.models.wrapped.addresses import addresses
 from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import (
