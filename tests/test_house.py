@@ -11,6 +11,7 @@ import pytest
 from importlinter import cli as linter
 
 import loopscope
+from loopscope.analysis.tables import MEASURED
 
 PACKAGE = Path(loopscope.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -143,3 +144,18 @@ def test_who_asks_what_kind_of_model_it_has():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_is_longer_than_one_idea(path):
     assert len(path.read_text("utf-8").splitlines()) <= 620
+
+
+def test_the_readmes_table_of_measures_is_the_registrys():
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    table = readme.partition("## What is measured")[2].partition("\n\n`compare`")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*MEASURED}
+
+
+def test_architecture_names_files_that_there_are():
+    page = (PACKAGE.parent / "docs" / "ARCHITECTURE.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_0-9]+\.py)`", page))
+    files = [str(path) for path in (*FILES, *Path(__file__).parent.glob("*.py"))]
+    lost = {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
+    assert len(named) > 20 and not lost
