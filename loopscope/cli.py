@@ -7,11 +7,7 @@ import warnings
 
 import typer
 
-from loopscope.commands.compare_command import compare
-from loopscope.commands.figures_command import figures
-from loopscope.commands.inspect_command import inspect
-from loopscope.commands.params_command import params
-from loopscope.commands.train_command import train
+from loopscope.commands import compare, figures, inspect, params, train
 
 app = typer.Typer(
     add_completion=False,

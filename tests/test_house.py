@@ -11,6 +11,7 @@ import pytest
 from importlinter import cli as linter
 
 import loopscope
+from loopscope.analysis.tables import MEASURED
 
 PACKAGE = Path(loopscope.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -38,13 +39,14 @@ def test_imports_point_one_way_and_in_no_circle(capsys):
     assert linter.lint_imports(config_filename=config, no_cache=True) == 0, capsys.readouterr().out
 
 
-def offers() -> dict[str, set[str]]:
-    """What the `__init__` of each package imports for others, and the modules in it."""
+def offers(*, modules: bool = True) -> dict[str, set[str]]:
+    """What the `__init__` of each package imports for others, with or without whole modules."""
     offered: dict[str, set[str]] = defaultdict(set)
     for path in FILES:
         if path.name == "__init__.py":
-            for node in ast.walk(tree_of(path)):
-                if isinstance(node, ast.ImportFrom):
+            blocks = [node for node in tree_of(path).body if isinstance(node, ast.If)]
+            for node in (inner for block in blocks for inner in ast.walk(block)):
+                if isinstance(node, ast.ImportFrom) and (modules or node.module != module_of(path)):
                     offered[module_of(path)] |= {a.asname or a.name for a in node.names}
     return offered
 
@@ -72,7 +74,7 @@ def test_what_is_imported_from_another_folder_is_in_its_init():
 def test_no_two_modules_have_one_name_and_none_that_of_what_its_folder_offers():
     names = Counter(path.stem for path in FILES if path.name not in ("__init__.py", "names.py"))
     assert [name for name, n in names.items() if n > 1] == []
-    for room, offered in offers().items():
+    for room, offered in offers(modules=False).items():
         folder = PACKAGE.parent.joinpath(*room.split("."))
         assert not {path.stem for path in folder.glob("*.py")} & offered, room
     assert not {*names} & {*loopscope.__all__}
@@ -142,3 +144,18 @@ def test_who_asks_what_kind_of_model_it_has():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_is_longer_than_one_idea(path):
     assert len(path.read_text("utf-8").splitlines()) <= 620
+
+
+def test_the_readmes_table_of_measures_is_the_registrys():
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    table = readme.partition("## What is measured")[2].partition("\n\n`compare`")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*MEASURED}
+
+
+def test_architecture_names_files_that_there_are():
+    page = (PACKAGE.parent / "docs" / "ARCHITECTURE.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_0-9]+\.py)`", page))
+    files = [str(path) for path in (*FILES, *Path(__file__).parent.glob("*.py"))]
+    lost = {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
+    assert len(named) > 20 and not lost

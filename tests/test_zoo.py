@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from loopscope.models.opening.loading import load, zoo, zoo_folder
+from loopscope.models.opening.loading import load
+from loopscope.models.opening.targets import zoo, zoo_folder
 from loopscope.text.windows import load_samples
 from loopscope.training import plan_training
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loopscope.analysis.tables.registry import DEFAULT, MEASURES
+from loopscope.analysis.tables import DEFAULT, MEASURES
 from loopscope.errors import InputError, unknown_name
 from loopscope.names import MIN_TOKENS
 

@@ -33,7 +33,7 @@ def compare(
     training. Stopped at any moment, the same command goes on. Several GPUs or processes: accelerate
     launch --multi_gpu --num_processes N -m loopscope.cli compare ...
     """
-    from loopscope.analysis.collapse.verdicts import parse_verdicts
+    from loopscope.analysis.collapse import parse_verdicts
     from loopscope.processes import is_main
 
     if not models:

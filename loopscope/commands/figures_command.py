@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopscope.analysis.tables.registry import DEFAULT
+from loopscope.analysis.tables import DEFAULT
 from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import draw, end, fail, save_tables
 from loopscope.commands.signatures import Models, Out, with_settings
 
 if TYPE_CHECKING:
-    from loopscope.analysis.comparisons.result import Comparison
+    from loopscope.analysis.comparisons import Comparison
 
 PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
 
@@ -59,9 +59,9 @@ def figures(
 
 def _redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
     """Draw from the tables in a folder; without a folder from training logs."""
-    from loopscope.analysis.tables.frames import Tables
+    from loopscope.analysis.tables import Tables
     from loopscope.files import claimed
-    from loopscope.training.runs import read_runs
+    from loopscope.training import read_runs
 
     if folder is None:
         tables, models = read_runs(models or ()), None

@@ -25,7 +25,7 @@ def inspect(
 ) -> None:
     """Show layout, parameters, states and hook names of a model, and how a foreign one loops."""
     from loopscope.commands import printing
-    from loopscope.models.opening.loading import load
+    from loopscope.models.opening import load
 
     if write_spec is not None and write_spec.exists():
         fail(f"{write_spec} is there already; remove it, or give --write-spec another name.")

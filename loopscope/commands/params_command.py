@@ -26,8 +26,8 @@ def params(
 ) -> None:
     """Count parameters: the paper's table, a model, or any layout and variant."""
     from loopscope.commands.printing import print_counts
-    from loopscope.models.native.parameter_counts import layout_counts, model_counts, paper_counts
-    from loopscope.models.opening.loading import load
+    from loopscope.models.native import layout_counts, model_counts, paper_counts
+    from loopscope.models.opening import load
 
     shape: Any = {"variant": variant, "d_model": d_model, "d_vocab": vocab, "slots": slots}
     shaped = any(value is not None for value in shape.values())

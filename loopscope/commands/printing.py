@@ -8,12 +8,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from loopscope.analysis.comparisons.plan import Checkpoint
-    from loopscope.analysis.comparisons.result import Comparison
-    from loopscope.analysis.comparisons.work import Watch
-    from loopscope.analysis.tables.frames import Tables
+    from loopscope.analysis.comparisons import Checkpoint, Comparison, Watch
+    from loopscope.analysis.tables import Tables
     from loopscope.figures import DrawReport
-    from loopscope.models.hooked import Branch, Hooked
+    from loopscope.models import Branch, Hooked
     from loopscope.training import StepReport
 
 
@@ -61,7 +59,7 @@ def compare_shown(
     Returns:
         What `compare` gives.
     """
-    from loopscope.analysis.comparisons.work import compare
+    from loopscope.analysis.comparisons import compare
     from loopscope.processes import is_main
 
     with progress_bar(shown=is_main(), period=3600.0) as bar:
@@ -77,7 +75,7 @@ def compare_shown(
 
 def _watch(bar: "Progress") -> "Watch":
     """Shows a comparison as one bar; what an earlier run did counts as done, not as fast."""
-    from loopscope.analysis.comparisons.work import Watch
+    from loopscope.analysis.comparisons import Watch
 
     class Shown(Watch):
         task: "TaskID"
@@ -164,7 +162,7 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
     """
     from rich.text import Text
 
-    from loopscope.report.contents import cards, difference_line, runs
+    from loopscope.report import cards, difference_line, runs
 
     console = _console()
     for card in cards(summary):
@@ -190,7 +188,7 @@ def _print_card(console: "Console", card: Mapping[str, Any], difference: str) ->
     from rich.padding import Padding
     from rich.text import Text
 
-    from loopscope.report.words import word
+    from loopscope.report import word
 
     name, look = word(card["verdict"])
     head = Text.assemble((f"{look.shape} {name}", look.ansi), "  ", (card["label"], "bold"))

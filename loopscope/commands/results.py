@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from loopscope.analysis.comparisons.result import Comparison
-    from loopscope.analysis.tables.frames import Tables
+    from loopscope.analysis.comparisons import Comparison
+    from loopscope.analysis.tables import Tables
 
 
 def save_tables(tables: "Tables", out: Path) -> None:
@@ -32,7 +32,7 @@ def write_results(comparison: "Comparison", out: Path) -> None:
         comparison: What it gave.
         out: The folder.
     """
-    from loopscope.analysis.comparisons.result import save_comparison
+    from loopscope.analysis.comparisons import save_comparison
     from loopscope.commands.printing import print_verdicts, report_shown
 
     summary = save_comparison(comparison, out, command=shlex.join(["loopscope", *sys.argv[1:]]))

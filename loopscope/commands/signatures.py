@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from loopscope.analysis.options import Settings
+from loopscope.analysis import Settings
 
 Models = Annotated[
     list[str] | None,

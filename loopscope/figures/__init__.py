@@ -8,54 +8,39 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
-    from loopscope.figures.cka_maps import cka
-    from loopscope.figures.drawing import DrawReport, draw_all, save
-    from loopscope.figures.figure1 import fig1
-    from loopscope.figures.jobs import plan
-    from loopscope.figures.layer_distribution import layers
-    from loopscope.figures.loss_lines import loss_per_loop
-    from loopscope.figures.rank_lines import rank
-    from loopscope.figures.router_maps import routers
-    from loopscope.figures.series_panels import series
-    from loopscope.figures.spectra import spectrum
-    from loopscope.figures.step_lines import steps
-    from loopscope.figures.training_lines import training
-    from loopscope.figures.update_bars import update
-
-_HOMES = {
-    "DrawReport": "drawing",
-    "cka": "cka_maps",
-    "draw_all": "drawing",
-    "fig1": "figure1",
-    "layers": "layer_distribution",
-    "loss_per_loop": "loss_lines",
-    "plan": "jobs",
-    "rank": "rank_lines",
-    "routers": "router_maps",
-    "save": "drawing",
-    "series": "series_panels",
-    "spectrum": "spectra",
-    "steps": "step_lines",
-    "training": "training_lines",
-    "update": "update_bars",
-}
+    from loopscope.figures.cka_maps import cka as cka
+    from loopscope.figures.courses import trained_loops as trained_loops
+    from loopscope.figures.drawing import DrawReport as DrawReport
+    from loopscope.figures.drawing import draw_all as draw_all
+    from loopscope.figures.drawing import save as save
+    from loopscope.figures.figure1 import fig1 as fig1
+    from loopscope.figures.jobs import Job as Job
+    from loopscope.figures.jobs import plan as plan
+    from loopscope.figures.layer_distribution import layers as layers
+    from loopscope.figures.loss_lines import loss_per_loop as loss_per_loop
+    from loopscope.figures.panels import Panel as Panel
+    from loopscope.figures.panels import choose as choose
+    from loopscope.figures.panels import loops_of as loops_of
+    from loopscope.figures.panels import shortened as shortened
+    from loopscope.figures.rank_lines import rank as rank
+    from loopscope.figures.router_maps import routers as routers
+    from loopscope.figures.series_panels import series as series
+    from loopscope.figures.series_steps import of_steps as of_steps
+    from loopscope.figures.series_steps import steps_of as steps_of
+    from loopscope.figures.spectra import spectrum as spectrum
+    from loopscope.figures.step_lines import steps as steps
+    from loopscope.figures.style import Figure as Figure
+    from loopscope.figures.ticks import every as every
+    from loopscope.figures.training_lines import training as training
+    from loopscope.figures.update_bars import update as update
 
 __all__ = [
-    "DrawReport",
-    "cka",
-    "draw_all",
-    "fig1",
-    "layers",
-    "loss_per_loop",
-    "plan",
-    "rank",
-    "routers",
-    "save",
-    "series",
-    "spectrum",
-    "steps",
-    "training",
-    "update",
-]
+    "DrawReport", "cka", "draw_all", "fig1", "layers", "loss_per_loop", "plan", "rank", "routers",
+    "save", "series", "spectrum", "steps", "training", "update",
+]  # fmt: skip
 
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, _offered, _names = lazy(__name__)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import unknown_name
-from loopscope.figures.names import state_label, state_order
+from loopscope.figures.names import state_label
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import Page, choose, need, page, say_unsound
 from loopscope.figures.style import TINY, Figure, cell_text, heat_map, style
 from loopscope.figures.ticks import labelled, spread_ends
+from loopscope.names import state_order
 
 CKA_RANGE = (0.0, 1.0)
 """The colour range of both estimators, so that figures compare; values below 0 take its end."""
@@ -56,7 +56,7 @@ def cka(
     """
     frame = select_cka(need(tables, "cka"), kernel, estimator)
     panels = choose(tables, frame, models, "cka")
-    stats = aggregate.cka(frame)
+    stats = aggregate.means(frame, "cka")
     parts = [p.rows(stats) for p in panels]
     matrices = [cka_matrix(p) for p in parts]
     units = [1 if len(m) <= ROOMY else 2 for m in matrices]

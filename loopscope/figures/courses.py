@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy.stats import t as student
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.names import untrained_stem, variants
 from loopscope.figures.panels import Panel, shortened, unsound_text
 from loopscope.figures.style import LINES, MARKERS, Figure, new_figure, variant_look

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables
 from loopscope.errors import InputError
 from loopscope.figures.jobs import PREFIXES, STEMS, NotDrawn, plan
 from loopscope.figures.style import Figure

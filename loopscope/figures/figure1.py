@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.cka_maps import (
     cell_size,
     cka_matrix,
@@ -14,7 +13,7 @@ from loopscope.figures.cka_maps import (
     flagged_pairs,
     select_cka,
 )
-from loopscope.figures.names import state_label, state_order
+from loopscope.figures.names import state_label
 from loopscope.figures.notes import combined_note, note, options_note, paths_note
 from loopscope.figures.panels import choose_one, need
 from loopscope.figures.spectra import (
@@ -28,6 +27,7 @@ from loopscope.figures.spectra import (
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
 from loopscope.figures.ticks import labelled
 from loopscope.figures.update_bars import UPDATE_LABEL, draw_update
+from loopscope.names import state_order
 
 WIDE = 9
 """States that fit side by side; more give the heat map the right half of the page."""
@@ -54,10 +54,10 @@ def fig1(tables: Tables, model: str, loop: str | None = None) -> Figure:
     panel = choose_one(tables, changes, model, loop, "update")
     choose_one(tables, alike, model, loop, "cka")
     choose_one(tables, decay, model, loop, "spectrum")
-    bars = panel.rows(aggregate.update(changes[changes["model"].eq(model)]))
-    pairs = panel.rows(aggregate.cka(alike[alike["model"].eq(model)]))
+    bars = panel.rows(aggregate.means(changes[changes["model"].eq(model)], "update"))
+    pairs = panel.rows(aggregate.means(alike[alike["model"].eq(model)], "cka"))
     matrix = cka_matrix(pairs)
-    lines = panel.rows(aggregate.spectrum(decay[decay["model"].eq(model)]))
+    lines = panel.rows(aggregate.means(decay[decay["model"].eq(model)], "spectrum"))
     states = state_order(str(s) for s in lines["state"].unique())
     looks = state_looks(states)
     with style():

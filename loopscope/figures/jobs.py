@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from loopscope.analysis.tables import Tables
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.figure1 import fig1
@@ -25,6 +25,7 @@ from loopscope.figures.step_lines import steps
 from loopscope.figures.style import Figure
 from loopscope.figures.training_lines import training
 from loopscope.figures.update_bars import update
+from loopscope.names import block_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +301,7 @@ def _why_no_fig1(tables: Tables, model: str, loop: str | None = None) -> str:
         return reason
     frame = need(tables, "update")
     blocks = frame["block"][_belongs(frame, model, loop)].astype(str)
-    if not blocks.str.startswith("core").any():
+    if all(block_number(block) is None for block in blocks):
         return "it has no loop (a plain stack; --layout groups its layers into blocks)"
     pairs = need(tables, "cka")
     return why_no_rbf(pairs[pairs["model"].eq(model)], "biased")

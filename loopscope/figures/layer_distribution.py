@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from loopscope.analysis.tables import Tables
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
 from loopscope.figures.names import short_count
 from loopscope.figures.notes import note

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables
 from loopscope.figures.courses import (
     Course,
     course_note,

@@ -9,6 +9,9 @@ from typing import Any
 
 from matplotlib import font_manager
 
+from loopscope.analysis.tables import model_record
+from loopscope.names import UNTRAINED, block_number, state_number, trained_name
+
 _MODELS = {
     "base": "base",
     "residual": "+residual",
@@ -75,8 +78,8 @@ def model_label(name: str) -> str:
     Returns:
         The label; names that are not the paper's stay as they are.
     """
-    stem, at, suffix = name.rpartition("@")
-    if at and suffix == "init":
+    if name.endswith(UNTRAINED):
+        stem = trained_name(name)
         return f"{_MODELS.get(stem, printable(stem))} (untrained)"
     return _MODELS.get(name, printable(name))
 
@@ -92,11 +95,7 @@ def untrained_stem(provenance: Mapping[str, Any], model: str) -> str | None:
         The name without `@init`, the name itself where only its provenance tells, or None where
         it is trained.
     """
-    stem, _, suffix = model.rpartition("@")
-    if stem and suffix == "init":
-        return stem
-    record = (provenance.get("models") or {}).get(model) or {}
-    return model if (record.get("training") or {}).get("untrained") is True else None
+    return trained_name(model) if model_record(provenance, model).untrained else None
 
 
 def variants(provenance: Mapping[str, Any], models: Iterable[str]) -> dict[str, str | None]:
@@ -111,11 +110,9 @@ def variants(provenance: Mapping[str, Any], models: Iterable[str]) -> dict[str, 
     """
     variant_of: dict[str, str | None] = {}
     for model in models:
-        record = (provenance.get("models") or {}).get(model) or {}
-        config = record.get("config")
-        variant = config.get("variant") if isinstance(config, Mapping) else None
-        stem = model.removesuffix("@init")
-        by_name = stem if not record and stem in _MODELS else None
+        record = model_record(provenance, model)
+        variant, stem = record.config.get("variant"), trained_name(model)
+        by_name = stem if not record.values and stem in _MODELS else None
         variant_of[model] = str(variant) if variant else by_name
     return variant_of
 
@@ -176,11 +173,10 @@ def block_label(block: str, paths: Sequence[str] = ()) -> str:
     Returns:
         The label; prelude, coda and foreign names stay as they are.
     """
-    core = re.fullmatch(r"core(\d+)", block)
-    if core is None:
+    t = block_number(block)
+    if t is None:
         return printable(block)
-    number = int(core[1])
-    return printable(paths[number - 1]) if number <= len(paths) else f"{ordinal(number)} core"
+    return printable(paths[t]) if t < len(paths) else f"{ordinal(t + 1)} core"
 
 
 def state_label(state: str) -> str:
@@ -192,9 +188,8 @@ def state_label(state: str) -> str:
     Returns:
         The symbol as mathtext; foreign names stay as they are.
     """
-    loop = re.fullmatch(r"h(\d+)", state)
-    if loop:
-        return rf"$h({loop[1]})$"
+    if (t := state_number(state)) is not None:
+        return rf"$h({t})$"
     if state in ("h_emb", "h_out"):
         return rf"$h_\mathrm{{{state[2:]}}}$"
     return printable(state)
@@ -226,42 +221,6 @@ def step_label(t: int, paths: Sequence[str] = ()) -> str:
     if t < 0:
         return "transition"
     return printable(paths[t]) if t < len(paths) else f"$t={t}$"
-
-
-def state_order(states: Iterable[str]) -> list[str]:
-    """Put states in the order of computation: h_emb, h0 … hK, foreign names as met, h_out.
-
-    Args:
-        states: Names, repetitions allowed.
-
-    Returns:
-        Each name once.
-    """
-
-    def key(state: str) -> tuple[int, int]:
-        loop = re.fullmatch(r"h(\d+)", state)
-        place = {"h_emb": 0, "h_out": 3}.get(state, 1 if loop else 2)
-        return place, int(loop[1]) if loop else 0
-
-    return sorted(dict.fromkeys(states), key=key)
-
-
-def block_order(blocks: Iterable[str]) -> list[str]:
-    """Put blocks (or sources) in the order of computation: h_emb, prelude, cores, others, coda.
-
-    Args:
-        blocks: Names, repetitions allowed.
-
-    Returns:
-        Each name once.
-    """
-
-    def key(block: str) -> tuple[int, int]:
-        core = re.fullmatch(r"core(\d+)", block)
-        place = {"h_emb": 0, "prelude": 1, "coda": 4}.get(block, 2 if core else 3)
-        return place, int(core[1]) if core else 0
-
-    return sorted(dict.fromkeys(blocks), key=key)
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate, model_record
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.panels import Panel, shortened
 from loopscope.figures.style import GREY, SMALL, Figure
@@ -98,8 +97,7 @@ def options_note(tables: Tables, panels: Sequence[Panel], *names: str) -> str:
 
 
 def _options(tables: Tables, model: str, names: set[str]) -> str:
-    record = (tables.provenance.get("models") or {}).get(model) or {}
-    options = record.get("options") or {}
+    options = model_record(tables.provenance, model).options
     parts = []
     if drop := options.get("drop_first"):
         parts.append(f"first {'token' if drop == 1 else f'{drop} tokens'} left out")

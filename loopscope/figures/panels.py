@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import SCHEMAS, TABLES
+from loopscope.analysis.tables import SCHEMAS, TABLES, Tables, model_record
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import model_label, printable
 from loopscope.figures.style import GREY, PAGE_WIDTH, SMALL, Figure, new_figure
+from loopscope.names import KEYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def choose(
         UnknownNameError: if a model is not in the table.
         InputError: if no model is asked for.
     """
-    cases = frame[aggregate.KEYS].drop_duplicates()
+    cases = frame[KEYS].drop_duplicates()
     held = [str(m) for m in cases["model"].unique()]
     names = held if models is None else [models] if isinstance(models, str) else list(models)
     if not names:
@@ -199,10 +198,7 @@ def choose_one(
 
 def _paths(tables: Tables, model: str, loop: str) -> tuple[str, ...]:
     """Where a loop's iterations stand; empty where that is their number or nobody told."""
-    record = (tables.provenance.get("models") or {}).get(model) or {}
-    loops = (record.get("map") or {}).get("loops") or []
-    paths = next((entry.get("paths") or [] for entry in loops if entry.get("name") == loop), [])
-    return () if all(path.isdigit() for path in paths) else tuple(paths)
+    return model_record(tables.provenance, model).paths(loop)
 
 
 class Page(NamedTuple):

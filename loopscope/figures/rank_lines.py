@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import unknown_name
 from loopscope.figures.courses import Look, line_looks
-from loopscope.figures.names import state_label, state_order
+from loopscope.figures.names import state_label
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import Panel, choose, need, say_unsound, unsound_text, wrapped
 from loopscope.figures.style import Figure, new_figure, style
 from loopscope.figures.ticks import labelled, spread_ends
+from loopscope.names import state_order
 
 _MEASURES = {
     "effective": "effective rank",
@@ -49,7 +49,7 @@ def rank(
         raise unknown_name("measure", measure, measured)
     frame = frame[frame["measure"].eq(measure)]
     panels = choose(tables, frame, models, "rank")
-    stats = aggregate.rank(frame)
+    stats = aggregate.means(frame, "rank")
     parts = [p.rows(stats) for p in panels]
     order = state_order(str(s) for p in parts for s in p["state"])
     looks = line_looks(tables.provenance, panels)

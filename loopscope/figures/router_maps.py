@@ -7,11 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import InputError
 from loopscope.figures.gate_maps import GateRows, draw_gates, gate_rows
-from loopscope.figures.names import block_order, source_label, state_label, step_label
+from loopscope.figures.names import source_label, state_label, step_label
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import Panel, choose_one, need, say_unsound
 from loopscope.figures.router_tokens import TokenRow, draw_tokens, token_rows
@@ -27,6 +26,7 @@ from loopscope.figures.style import (
     style,
 )
 from loopscope.figures.ticks import labelled
+from loopscope.names import block_order
 
 WIDE = 9
 """Slots whose mean weights can be printed as decimals; more are printed in percent."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.training_curves import recipe
+from loopscope.analysis.tables import Tables, model_record, recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.figures.names import variant_label
 from loopscope.figures.panels import need
@@ -201,8 +200,7 @@ def settings_note(groups: Sequence[Group]) -> str:
 
 
 def _settings(tables: Tables, model: str, key: str) -> dict[str, Any]:
-    record = (tables.provenance.get("models") or {}).get(model) or {}
-    origin = record.get("training") or {}
+    origin = model_record(tables.provenance, model).training
     return recipe(origin) if "training" in origin else {"recipe": key}
 
 

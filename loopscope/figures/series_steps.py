@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Set
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import SCHEMAS
+from loopscope.analysis.tables import SCHEMAS, Tables
 
 
 def steps_of(tables: Tables, model: str) -> list[int]:

@@ -10,13 +10,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.names import state_label, state_order
+from loopscope.analysis.tables import Tables, aggregate
+from loopscope.figures.names import state_label
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import Page, choose, need, page, say_unsound
 from loopscope.figures.style import GREY, HEAT, VERMILLION, Figure, style
 from loopscope.figures.ticks import labelled
+from loopscope.names import state_order
 
 SPECTRUM_LABEL = r"$\sigma_i\,/\,\sigma_0$"
 BAND_NOTE = (
@@ -48,7 +48,7 @@ def spectrum(tables: Tables, models: Sequence[str] | str | None = None) -> Figur
     """
     frame = need(tables, "spectrum")
     panels = choose(tables, frame, models, "spectrum")
-    stats = aggregate.spectrum(frame)
+    stats = aggregate.means(frame, "spectrum")
     parts = [p.rows(stats) for p in panels]
     states = state_order(str(s) for p in parts for s in p["state"].unique())
     looks = state_looks(states)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables
 from loopscope.figures.courses import course_note, courses, draw_course, finish_page, line_page
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, say_unsound

@@ -53,6 +53,8 @@ def spread_ends(labels: Sequence[Text], **sides: tuple[str, str]) -> None:
         labels: The tick labels of an axis.
         **sides: The alignment (`ha` or `va`) of the first and of the last.
     """
+    if not labels:  # of a panel whose neighbour has them
+        return
     for side, (first, last) in sides.items():
         labels[0].set(**{side: first})
         labels[-1].set(**{side: last})

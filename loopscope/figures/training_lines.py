@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from loopscope.analysis.tables import Tables
 from loopscope.analysis.tables import training_curves as curves
-from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
 from loopscope.figures.names import printable, short_count
 from loopscope.figures.notes import note
 from loopscope.figures.run_groups import Group, group_labels, looks, run_groups, settings_note
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
-from loopscope.models.native.configuration import Layout
+from loopscope.models.native import Layout
 
 LOSS_LABEL = "validation loss\n(nats per token)"
 FEW = 4

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.names import block_label, block_order
+from loopscope.analysis.tables import Tables, aggregate
+from loopscope.figures.names import block_label
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import choose, need, page, say_unsound
 from loopscope.figures.style import BLUE, GREY, INK, SMALL, TINY, Figure, style
 from loopscope.figures.ticks import labelled, spread_ends
+from loopscope.names import block_number, block_order
 
 UPDATE_LABEL = "2‖f(h)−h‖ / (‖f(h)‖+‖h‖)"
 MANY = 20
@@ -39,7 +39,7 @@ def update(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
     """
     frame = need(tables, "update")
     panels = choose(tables, frame, models, "update")
-    stats = aggregate.update(frame)
+    stats = aggregate.means(frame, "update")
     parts = [p.rows(stats) for p in panels]
     bars = max(len(p) for p in parts)
     with style():
@@ -88,7 +88,7 @@ def draw_update(
         rows["mean"].to_numpy(),
         yerr=rows["std"].to_numpy(),
         width=0.72,
-        color=[BLUE if b.startswith("core") else _OUTER for b in order],
+        color=[_OUTER if block_number(b) is None else BLUE for b in order],
         error_kw={"elinewidth": thick, "capsize": cap, "capthick": thick, "ecolor": INK},
     )
     if not rows["n"].any():

@@ -1,1 +1,12 @@
 """Models: what they all offer, loopscope's own, and anybody else's, wrapped."""
+
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
+
+if TYPE_CHECKING:
+    from loopscope.models.hooked import Branch as Branch
+    from loopscope.models.hooked import Hooked as Hooked
+    from loopscope.models.trajectory import Trajectory as Trajectory
+
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -1,1 +1,13 @@
 """Looking inside: capture and readout."""
+
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
+
+if TYPE_CHECKING:
+    from loopscope.probes.readout import losses as losses
+    from loopscope.probes.readout import read_out as read_out
+    from loopscope.probes.readout import read_out_losses as read_out_losses
+    from loopscope.probes.state_capture import capture as capture
+
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loopscope.models.hooked import Hooked
+from loopscope.models import Hooked
 
 
 @torch.no_grad()

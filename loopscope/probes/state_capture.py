@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from loopscope.models.hooked import Hooked
-from loopscope.models.trajectory import Trajectory
+from loopscope.models import Hooked, Trajectory
 
 
 def capture(

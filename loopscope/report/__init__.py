@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
-    from loopscope.report.page import render, verdict_html, write_report
+    from loopscope.report.contents import cards as cards
+    from loopscope.report.contents import difference_line as difference_line
+    from loopscope.report.contents import runs as runs
+    from loopscope.report.page import render as render
+    from loopscope.report.page import verdict_html as verdict_html
+    from loopscope.report.page import write_report as write_report
+    from loopscope.report.words import word as word
 
-_HOMES = {"render": "page", "verdict_html": "page", "write_report": "page"}
-
-__all__ = ["render", "verdict_html", "write_report"]
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -6,11 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables import aggregate
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.courses import trained_loops
-from loopscope.figures.panels import Panel, choose, loops_of
-from loopscope.figures.ticks import every
+from loopscope.analysis.tables import Tables, aggregate
+from loopscope.figures import Panel, choose, every, loops_of, trained_loops
 from loopscope.names import block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 
@@ -90,7 +87,7 @@ def _course(name: str) -> Any:
 def _update(tables: Tables) -> pd.DataFrame | None:
     if tables.update is None:
         return None
-    stats = aggregate.update(tables.update)
+    stats = aggregate.means(tables.update, "update")
     return _numbered(stats, stats["block"], block_number)
 
 
@@ -99,7 +96,7 @@ def _cka(tables: Tables) -> pd.DataFrame | None:
         return None
     frame = tables.cka
     debiased = frame["kernel"].eq("rbf") & frame["estimator"].eq("debiased")
-    stats = aggregate.cka(frame[debiased])
+    stats = aggregate.means(frame[debiased], "cka")
     stats = _numbered(stats, stats["state_a"], state_number)
     after = _numbered(stats, stats["state_b"], state_number)
     return after[after["t"].eq(stats["t"].reindex(after.index) + 1)].assign(
@@ -110,7 +107,7 @@ def _cka(tables: Tables) -> pd.DataFrame | None:
 def _rank(tables: Tables) -> pd.DataFrame | None:
     if tables.rank is None:
         return None
-    stats = aggregate.rank(tables.rank[tables.rank["measure"].eq("effective")])
+    stats = aggregate.means(tables.rank[tables.rank["measure"].eq("effective")], "rank")
     return _numbered(stats, stats["state"], state_number)
 
 

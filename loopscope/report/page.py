@@ -8,9 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.panels import shortened
-from loopscope.figures.series_steps import of_steps, steps_of
+from loopscope.analysis.tables import Tables
+from loopscope.figures import of_steps, shortened, steps_of
 from loopscope.files import write_text
 from loopscope.report import contents
 from loopscope.report.loop_rows import per_loop

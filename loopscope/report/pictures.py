@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.figures.jobs import Job, plan
-from loopscope.figures.style import Figure
+from loopscope.analysis.tables import Tables
+from loopscope.figures import Figure, Job, plan
 
 DPI = 150
 WIDE = 144

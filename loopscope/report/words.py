@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from loopscope.analysis.collapse.signs import THRESHOLDS, filled
+from loopscope.analysis.collapse import THRESHOLDS, filled
 
 
 class Phrase(NamedTuple):

@@ -1,1 +1,18 @@
 """Text: corpora, tokenisers, windows of tokens."""
+
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
+
+if TYPE_CHECKING:
+    from loopscope.text.corpus import END_OF_TEXT as END_OF_TEXT
+    from loopscope.text.corpus import SUFFIXES as SUFFIXES
+    from loopscope.text.corpus import Corpus as Corpus
+    from loopscope.text.corpus import Document as Document
+    from loopscope.text.corpus import check_file as check_file
+    from loopscope.text.corpus import load_corpus as load_corpus
+    from loopscope.text.corpus import train_tokenizer as train_tokenizer
+    from loopscope.text.windows import Samples as Samples
+    from loopscope.text.windows import load_samples as load_samples
+
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -5,47 +5,18 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
-    from loopscope.training.batches import TrainingData
-    from loopscope.training.callback import LoopCallback
-    from loopscope.training.monitor import Monitor
-    from loopscope.training.recipe import (
-        PlanOptions,
-        TrainConfig,
-        TrainOptions,
-        plan_training,
-        variant_config,
-    )
-    from loopscope.training.trainer import StepReport, evaluate, train_model
-    from loopscope.training.variants import train_variants
+    from loopscope.training.batches import TrainingData as TrainingData
+    from loopscope.training.callback import LoopCallback as LoopCallback
+    from loopscope.training.monitor import Monitor as Monitor
+    from loopscope.training.recipe import PlanOptions as PlanOptions
+    from loopscope.training.recipe import TrainConfig as TrainConfig
+    from loopscope.training.recipe import TrainOptions as TrainOptions
+    from loopscope.training.recipe import plan_training as plan_training
+    from loopscope.training.recipe import variant_config as variant_config
+    from loopscope.training.runs import read_runs as read_runs
+    from loopscope.training.trainer import StepReport as StepReport
+    from loopscope.training.trainer import evaluate as evaluate
+    from loopscope.training.trainer import train_model as train_model
+    from loopscope.training.variants import train_variants as train_variants
 
-_HOMES = {
-    "LoopCallback": "callback",
-    "Monitor": "monitor",
-    "PlanOptions": "recipe",
-    "StepReport": "trainer",
-    "TrainConfig": "recipe",
-    "TrainOptions": "recipe",
-    "TrainingData": "batches",
-    "evaluate": "trainer",
-    "plan_training": "recipe",
-    "train_model": "trainer",
-    "train_variants": "variants",
-    "variant_config": "recipe",
-}
-
-__all__ = [
-    "LoopCallback",
-    "Monitor",
-    "PlanOptions",
-    "StepReport",
-    "TrainConfig",
-    "TrainOptions",
-    "TrainingData",
-    "evaluate",
-    "plan_training",
-    "train_model",
-    "train_variants",
-    "variant_config",
-]
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy(__name__)

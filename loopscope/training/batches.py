@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from loopscope.errors import InputError
-from loopscope.text.corpus import END_OF_TEXT, Corpus, Document, train_tokenizer
+from loopscope.text import END_OF_TEXT, Corpus, Document, train_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,8 +12,7 @@ from filelock import FileLock, Timeout
 
 from loopscope.errors import InputError
 from loopscope.files import prepare, write_text
-from loopscope.models.native import checkpoint
-from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.native import LoopModel, checkpoint
 from loopscope.training.logs import MONITOR, RECIPE
 from loopscope.training.recipe import TrainConfig
 from loopscope.training.state import drop_damaged

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables.registry import RUNS
+from loopscope.analysis.tables import RUNS
 from loopscope.errors import InputError
 from loopscope.files import write_text
 

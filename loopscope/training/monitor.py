@@ -13,19 +13,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from loopscope.analysis import Options, build_options
 from loopscope.analysis.collapse import NEEDED, SIGNS, per_sample
-from loopscope.analysis.measuring.streaming import Measuring
-from loopscope.analysis.measuring.token_windows import checked_tokens
-from loopscope.analysis.options import Options, build_options
+from loopscope.analysis.measuring import Measuring, checked_tokens
 from loopscope.errors import InputError
-from loopscope.models.hooked import Hooked
-from loopscope.models.loops.tracing import devices_of
-from loopscope.models.wrapped.run_context import buffers_kept
-from loopscope.models.wrapped.wrapping import wrap
+from loopscope.models import Hooked
+from loopscope.models.loops import devices_of
+from loopscope.models.wrapped import buffers_kept, wrap
 from loopscope.training.logs import Log, read_numbers
 
 if TYPE_CHECKING:
-    from loopscope.analysis.tables.frames import Tables
+    from loopscope.analysis.tables import Tables
 
 MEASURES = (*NEEDED, "delta", "readout", "loss")
 LAST = "n_flagged"
@@ -193,6 +191,12 @@ class Monitor:
 
 def plain_module(model: Any) -> Any:
     """The module inside what DDP, accelerate and torch.compile put around it.
+
+    Args:
+        model: What is trained.
+
+    Returns:
+        The module; anything else as it is.
 
     Raises:
         InputError: if its parameters are spread over processes.

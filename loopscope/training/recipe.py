@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from loopscope.analysis.options import option, takes
+from loopscope.analysis import option, takes
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.configuration import Layout, LoopConfig, parse_variant
+from loopscope.models.native import Layout, LoopConfig, parse_variant
 
 DTYPES = ("float32", "bfloat16")
 

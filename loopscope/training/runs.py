@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import RUNS
-from loopscope.analysis.tables.training_curves import recipe
+from loopscope.analysis.tables import RUNS, Tables, recipe
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native import LoopConfig
 from loopscope.provenance import commit, versions
 from loopscope.training.logs import AGAIN, LOG, RECIPE, read_log
 
 if TYPE_CHECKING:
-    from loopscope.models.native.parameter_counts import ParameterCount
+    from loopscope.models.native import ParameterCount
 
 RECORDS = ("provenance.json", RECIPE)
 """Where a run's recipe is: of a finished one, of one that is still going or was stopped."""
@@ -75,8 +73,8 @@ def read_runs(targets: Sequence[str | os.PathLike[str]] = ()) -> Tables:
     Raises:
         InputError: where there is no run, or a log or recipe cannot be read.
     """
-    from loopscope.models.native.parameter_counts import count_parameters
-    from loopscope.models.opening.loading import zoo
+    from loopscope.models.native import count_parameters
+    from loopscope.models.opening import zoo
 
     folders = {path.resolve(): path for target in targets or zoo() for path in _find(str(target))}
     runs, notes = _chosen([read_run(folder) for folder in folders.values()])
@@ -166,7 +164,7 @@ def _whole_number(value: Any, name: str, least: int, record: Path) -> int:
 
 def _find(target: str) -> list[Path]:
     """The run folders that a target means."""
-    from loopscope.models.opening.loading import zoo, zoo_folder
+    from loopscope.models.opening import zoo, zoo_folder
     from loopscope.names import UNTRAINED
 
     if target.endswith(UNTRAINED):

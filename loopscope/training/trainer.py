@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loopscope.errors import InputError
-from loopscope.models.native import checkpoint
-from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.native import LoopModel, checkpoint
 from loopscope.processes import Processes
 from loopscope.provenance import versions
 from loopscope.training.batches import TrainingData

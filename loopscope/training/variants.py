@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from loopscope.analysis.options import takes
+from loopscope.analysis import takes
 from loopscope.processes import is_main
-from loopscope.text.corpus import load_corpus
+from loopscope.text import load_corpus
 from loopscope.training.batches import TrainingData
 from loopscope.training.folder import RunFolder
 from loopscope.training.recipe import PlanOptions, TrainOptions, plan_training

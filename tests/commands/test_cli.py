@@ -12,7 +12,8 @@ from safetensors import safe_open
 from loopscope.analysis.collapse import SIGNS
 from loopscope.commands.train_command import FLAGS
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import load, zoo_folder
+from loopscope.models.opening.loading import load
+from loopscope.models.opening.targets import zoo_folder
 from loopscope.text.windows import heldout_documents
 from loopscope.training import TrainOptions
 from tests.conftest import make_model

@@ -15,7 +15,7 @@ from loopscope.analysis.collapse.verdicts import Verdict
 from loopscope.analysis.tables.frames import Tables
 from loopscope.files import claimed
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from tests.conftest import make_model
 from tests.program import called, without_figures
 

@@ -10,7 +10,7 @@ import pytest
 
 from loopscope import cli
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from tests.conftest import make_model
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from loopscope import figures
+from loopscope.analysis.tables.frames import Tables
 from loopscope.figures.ticks import every, labelled
 
 K = 32
@@ -116,3 +117,10 @@ def test_router_maps_show_colours_and_tokens_of_some_steps(deep):
 def test_every_figure_of_many_iterations_draws_without_a_warning(deep):
     for job in figures.plan(deep)[0]:
         job.make().savefig(BytesIO(), format="png", dpi=40)
+
+
+def test_many_states_of_two_models_stand_side_by_side(make):
+    both = Tables.concat([make("a", K=20, samples=2), make("b", K=20, samples=2, seed=1)])
+    fig = figures.cka(both)
+    maps = [c for ax in fig.axes for c in ax.collections if isinstance(c, QuadMesh)]
+    assert [mesh.get_array().size for mesh in maps[:2]] == [23 * 23] * 2

@@ -2,6 +2,7 @@
 
 import pytest
 
+from loopscope import names as everywhere
 from loopscope.figures import names
 
 
@@ -34,12 +35,12 @@ def test_blocks_are_counted_in_english():
 
 def test_states_are_ordered_by_computation_and_not_by_letters():
     given = ["h_out", "h10", "h2", "other", "h_emb", "h2", "h0"]
-    assert names.state_order(given) == ["h_emb", "h0", "h2", "h10", "other", "h_out"]
+    assert everywhere.state_order(given) == ["h_emb", "h0", "h2", "h10", "other", "h_out"]
 
 
 def test_blocks_are_ordered_by_computation_and_not_by_letters():
     given = ["coda", "core10", "core2", "prelude", "h_emb"]
-    assert names.block_order(given) == ["h_emb", "prelude", "core2", "core10", "coda"]
+    assert everywhere.block_order(given) == ["h_emb", "prelude", "core2", "core10", "coda"]
 
 
 @pytest.mark.parametrize(

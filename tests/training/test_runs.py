@@ -15,7 +15,7 @@ from loopscope.analysis.tables.frames import Tables, empty
 from loopscope.analysis.tables.registry import RUNS, schema
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.models.native.configuration import Layout
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from loopscope.training.logs import read_log
 from loopscope.training.runs import read_runs
 from tests.training_runs import HEADER, write_run

@@ -12,20 +12,11 @@ import numpy as np
 import pandas as pd
 
 from loopscope._version import __version__
-from loopscope.analysis.collapse import (
-    SIGNS,
-    THRESHOLDS,
-    Sign,
-    Verdict,
-    differences,
-    judge,
-    per_sample,
-)
-from loopscope.analysis.collapse.sign_values import Key, by_key
-from loopscope.analysis.collapse.statistics import paired_difference, summarised
-from loopscope.analysis.collapse.verdicts import label, onset
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.model_records import model_record, model_records
+from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS, Sign
+from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
+from loopscope.analysis.collapse.statistics import differences, paired_difference, summarised
+from loopscope.analysis.collapse.verdicts import Verdict, judge, label, onset
+from loopscope.analysis.tables import Tables, model_record, model_records
 from loopscope.names import block_number
 
 FORMAT, VERSION = "loopscope-summary", 1

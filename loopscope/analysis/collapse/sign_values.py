@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.collapse.signs import SIGNS
-from loopscope.analysis.tables.aggregate import sound
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.collapse.criteria import SIGNS
+from loopscope.analysis.tables import Tables, sound
 from loopscope.errors import InputError
 from loopscope.names import KEYS, block_number, block_order, state_name, state_names
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from loopscope.analysis.collapse.criteria import SIGNS, Sign
 from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
-from loopscope.analysis.collapse.signs import SIGNS, Sign
-from loopscope.analysis.tables.frames import Tables
+from loopscope.analysis.tables import Tables
 from loopscope.names import KEYS
 
 RESAMPLES = 2000

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS
 from loopscope.analysis.collapse.sign_values import Key, by_key
-from loopscope.analysis.collapse.signs import SIGNS, THRESHOLDS
 from loopscope.errors import unknown_name
 
 Answer = bool | None

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from loopscope.errors import InputError
-from loopscope.models.hooked import Hooked
-from loopscope.models.native.configuration import LoopConfig
-from loopscope.models.opening.loading import locate, peek, zoo
-from loopscope.models.opening.sources import Target
+from loopscope.models import Hooked
+from loopscope.models.native import LoopConfig
+from loopscope.models.opening import Target, locate, peek, zoo
 from loopscope.names import distinct_labels, is_twin_name, natural_key, twin_name
 
 STEP = re.compile(r"((?:step|checkpoint|ckpt|iter|epoch)[-_.=]?)(\d+)", re.IGNORECASE)

@@ -11,14 +11,13 @@ import pandas as pd
 from loopscope.analysis.collapse import NEEDED
 from loopscope.analysis.comparisons.plan import Checkpoint, Plan
 from loopscope.analysis.comparisons.store import Shelf, Store, cuts
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import TABLES
+from loopscope.analysis.tables import TABLES, Tables
 from loopscope.errors import InputError
 from loopscope.files import write_csv, write_json, write_provenance
-from loopscope.text.windows import Samples
+from loopscope.text import Samples
 
 if TYPE_CHECKING:
-    from loopscope.analysis.collapse.findings import Findings
+    from loopscope.analysis.collapse import Findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ class Comparison:
     @cached_property
     def findings(self) -> "Findings":
         """Signs of collapse, differences and verdicts; computed when first asked for."""
-        from loopscope.analysis.collapse.findings import Findings
+        from loopscope.analysis.collapse import Findings
 
         return Findings(
             self.tables,
@@ -149,6 +148,9 @@ class Comparison:
 
         Args:
             command: The command line that made it.
+
+        Returns:
+            JSON values; numbers that are not finite are None.
         """
         return self.findings.summary(command=command)
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import torch
 
-from loopscope.models.hooked import Hooked
-from loopscope.models.opening.loading import locate, zoo_folder
+from loopscope.models import Hooked
+from loopscope.models.opening import locate, zoo_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
 

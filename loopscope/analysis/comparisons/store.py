@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from loopscope.analysis.tables.frames import Tables, empty
-from loopscope.analysis.tables.registry import TABLES
+from loopscope.analysis.tables import TABLES, Tables, empty
 from loopscope.errors import InputError
 from loopscope.files import whole_file
-from loopscope.text.windows import Samples
+from loopscope.text import Samples
 
 FOLDER = ".shards"
 SAMPLES, TOKENS = 64, 2**15

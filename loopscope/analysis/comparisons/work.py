@@ -24,20 +24,18 @@ from loopscope.analysis.comparisons.stamps import (
     stamp_of_target,
 )
 from loopscope.analysis.comparisons.store import Shelf, Store, StoreError, cuts, key_of
-from loopscope.analysis.measuring.streaming import Measuring
+from loopscope.analysis.measuring import Measuring
 from loopscope.analysis.options import Settings, build_options, takes
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import BY_NAME, SCHEMAS
+from loopscope.analysis.tables import BY_NAME, SCHEMAS, Tables
 from loopscope.devices import check_seed, parse_dtype
 from loopscope.errors import InputError
 from loopscope.files import claimed
-from loopscope.models.hooked import Hooked
-from loopscope.models.native.configuration import Layout
-from loopscope.models.opening.loading import load
+from loopscope.models import Hooked
+from loopscope.models.native import Layout
+from loopscope.models.opening import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
-from loopscope.text.corpus import SUFFIXES, check_file
-from loopscope.text.windows import Samples, load_samples
+from loopscope.text import SUFFIXES, Samples, check_file, load_samples
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others to finish their shards."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged
 from loopscope.analysis.measures.filling import LoopRows, LoopStates, Setup
-from loopscope.analysis.tables.rows import Rows
+from loopscope.analysis.tables import Rows
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.trajectory import Trajectory
+from loopscope.models import Trajectory
 from loopscope.names import MIN_TOKENS
 
 KERNELS = ("rbf", "linear")

@@ -9,8 +9,8 @@ from jaxtyping import Float64
 from loopscope.analysis.flags import Flag, Flagged, flagged
 from loopscope.analysis.measures.filling import LoopRows, LoopStates, Setup
 from loopscope.analysis.measures.gram_matrices import degenerate
-from loopscope.analysis.tables.rows import Rows
-from loopscope.models.trajectory import Trajectory
+from loopscope.analysis.tables import Rows
+from loopscope.models import Trajectory
 
 RANK_MEASURES = ("effective", "stable", "participation")
 """What `ranks` gives, in its order."""

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from loopscope.analysis.measures.gram_matrices import gram, singular_values_of_grams
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables.registry import MEASURED
-from loopscope.analysis.tables.rows import Rows, columns
-from loopscope.models.hooked import Hooked
-from loopscope.models.trajectory import Trajectory
+from loopscope.analysis.tables import MEASURED, Rows, columns
+from loopscope.models import Hooked, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)

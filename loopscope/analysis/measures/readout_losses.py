@@ -7,8 +7,8 @@ import torch
 
 from loopscope.analysis.flags import flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
-from loopscope.analysis.tables.rows import Rows, columns
-from loopscope.probes.readout import losses, read_out_losses
+from loopscope.analysis.tables import Rows, columns
+from loopscope.probes import losses, read_out_losses
 
 
 def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:

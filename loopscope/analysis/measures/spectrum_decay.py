@@ -9,8 +9,8 @@ from jaxtyping import Float64
 from loopscope.analysis.flags import Flag
 from loopscope.analysis.measures.filling import LoopRows, LoopStates, Setup
 from loopscope.analysis.measures.gram_matrices import degenerate
-from loopscope.analysis.tables.rows import Rows
-from loopscope.models.trajectory import Trajectory
+from loopscope.analysis.tables import Rows
+from loopscope.models import Trajectory
 
 SPECTRUM_LENGTH = 50
 """Singular values that are kept of each state."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from loopscope.analysis.flags import flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
 from loopscope.analysis.measures.update_norm import sample_norm
-from loopscope.analysis.tables.rows import Rows, columns
+from loopscope.analysis.tables import Rows, columns
 
 
 def steps(h: list[Tensor], *, first: int = 0) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
 from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
-from loopscope.analysis.tables.rows import Rows
-from loopscope.models.trajectory import Trajectory
+from loopscope.analysis.tables import Rows
+from loopscope.models import Trajectory
 from loopscope.names import block_name
 
 

@@ -1,1 +1,12 @@
 """Measuring: one model over samples, batch by batch, into tables."""
+
+from typing import TYPE_CHECKING
+
+from loopscope.lazy import lazy
+
+if TYPE_CHECKING:
+    from loopscope.analysis.measuring.streaming import Measuring as Measuring
+    from loopscope.analysis.measuring.streaming import measure as measure
+    from loopscope.analysis.measuring.token_windows import checked_tokens as checked_tokens
+
+__getattr__, __dir__, __all__ = lazy(__name__)

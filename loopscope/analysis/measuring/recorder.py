@@ -10,11 +10,10 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleStates, Setup
-from loopscope.analysis.tables.frames import empty, stack
-from loopscope.analysis.tables.registry import BY_NAME
+from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup
+from loopscope.analysis.tables import BY_NAME, empty, stack
 from loopscope.errors import InputError
-from loopscope.models.trajectory import Trajectory
+from loopscope.models import Trajectory
 
 Each = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 """Applies a function to the number of each sample: `map`, or a pool's."""

@@ -8,19 +8,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from loopscope.analysis.measures.cka_estimators import check
-from loopscope.analysis.measures.filling import Setup
+from loopscope.analysis.measures import Setup, check
 from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
 from loopscope.analysis.measuring.token_windows import checked_tokens, samples_provenance
 from loopscope.analysis.options import Options, build_options, check_batch_size, takes
-from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import BY_NAME, DEFAULT
+from loopscope.analysis.tables import BY_NAME, DEFAULT, Tables
 from loopscope.errors import InputError
-from loopscope.models.hooked import Hooked
-from loopscope.models.trajectory import Trajectory
+from loopscope.models import Hooked, Trajectory
 from loopscope.names import MIN_TOKENS
-from loopscope.probes.readout import read_out
-from loopscope.probes.state_capture import capture
+from loopscope.probes import capture, read_out
 from loopscope.provenance import commit, versions
 
 

@@ -8,6 +8,7 @@ out). A value is left out, never averaged in, when its `flag` is set or it is no
 import numpy as np
 import pandas as pd
 
+from loopscope.analysis.tables.registry import MEASURED
 from loopscope.names import KEYS
 
 STRUCTURAL = ("short",)
@@ -50,56 +51,23 @@ def summarise(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.D
     return table.rename(columns={"count": "n"}).drop(columns="size")
 
 
-def update(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average the relative update (MeSH Fig. 3) per model and block.
+def means(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Average a table over its samples, cell by cell of its figure.
+
+    Of the spectrum the logarithm is averaged, because the mean minus the deviation of the ratio
+    can fall below 0.
 
     Args:
-        frame: `tables.update`.
+        frame: The table, or some of its rows.
+        table: Its name, for the columns that name a cell and the one that is averaged.
 
     Returns:
-        model, step, loop, block, t, mean, std, n, n_flagged.
+        model, step, loop, the table's key columns, mean, std, n, n_flagged. Rows that only pad a
+        short spectrum do not appear.
     """
-    return summarise(frame, ["block", "t"])
-
-
-def cka(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average CKA (MeSH Fig. 4) per model, kernel, estimator and pair of states.
-
-    Args:
-        frame: `tables.cka`.
-
-    Returns:
-        model, step, loop, kernel, estimator, state_a, state_b, mean, std, n, n_flagged.
-    """
-    return summarise(frame, ["kernel", "estimator", "state_a", "state_b"])
-
-
-def spectrum(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average log10(sigma_i / sigma_0) (MeSH Fig. 5) per model, state and index.
-
-    The logarithm is averaged because the mean minus the deviation of the ratio can fall below 0.
-
-    Args:
-        frame: `tables.spectrum`.
-
-    Returns:
-        model, step, loop, state, i, mean, std, n, n_flagged; mean and std are those of
-        log10(sigma_i / sigma_0). Rows that only pad a short spectrum do not appear.
-    """
+    record = MEASURED[table]
     exists = ~frame["flag"].isin(STRUCTURAL)
-    return summarise(frame[exists], ["state", "i"], "log10_sigma_rel")
-
-
-def rank(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average effective rank, stable rank and participation ratio per model and state.
-
-    Args:
-        frame: `tables.rank`.
-
-    Returns:
-        model, step, loop, state, measure, mean, std, n, n_flagged.
-    """
-    return summarise(frame, ["state", "measure"])
+    return summarise(frame[exists], list(record.keys), record.averaged)
 
 
 def routing(frame: pd.DataFrame) -> pd.DataFrame:
@@ -112,22 +80,8 @@ def routing(frame: pd.DataFrame) -> pd.DataFrame:
         model, step, loop, kind, t, target, mean, std, n, n_flagged and `entropy` (nats, mean over
         the same samples; NaN for alpha).
     """
-    by = ["kind", "t", "target"]
-    table = summarise(frame, by, "mean")
-    entropy = summarise(frame, by, "entropy")
-    return table.assign(entropy=entropy["mean"])
-
-
-def loss(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average the next-token cross-entropy per model.
-
-    Args:
-        frame: `tables.loss`.
-
-    Returns:
-        model, step, loop, mean, std, n, n_flagged; nats per token.
-    """
-    return summarise(frame, [])
+    entropy = summarise(frame, list(MEASURED["routing"].keys), "entropy")
+    return means(frame, "routing").assign(entropy=entropy["mean"])
 
 
 def left_out(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:

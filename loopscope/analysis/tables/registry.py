@@ -27,10 +27,12 @@ class Table:
         meaning: What stands in it, in a few words.
         keys: The columns that tell the rows of a sample apart, with their dtypes.
         values: The columns that are measured, with their dtypes.
+        averaged: The one that figures average over samples.
     """
 
     name: str
     meaning: str
+    averaged: str = "value"
     keys: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str]
 
@@ -97,6 +99,7 @@ REGISTRY: tuple[Measure, ...] = (
                 name="spectrum",
                 meaning="the first singular values of each state over the largest",
                 keys={"state": "category", "i": "int16"},
+                averaged="log10_sigma_rel",
                 values={"sigma_rel": "float32", "log10_sigma_rel": "float32"},
             ),
         ),
@@ -119,6 +122,7 @@ REGISTRY: tuple[Measure, ...] = (
                 name="routing",
                 meaning="mean router weights and entropies, and α, each averaged over the tokens",
                 keys=_ROUTE,
+                averaged="mean",
                 values={"mean": "float64", "entropy": "float64"},
             ),
             Table(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from loopscope.models.native.configuration import LoopConfig
+from loopscope.models.native import LoopConfig
 
 _SEEDS = ("seed", "data_seed")
 _BESIDES = ("device", "accumulate", "compile", "log_every", "eval_every")

@@ -219,6 +219,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
     maker = ports.UnitMaker(units, width_of(units, top[0].spans()))
     roles = _roles(units, top, maker, spec)
     loops = [_loop(draft, drafts, maker, spec) for draft in drafts]
+    _refuse_without_matrices(loops, spec)
     embed, h_out = _ends(units, roles, loops, drafts[0], spec)
     return LoopMap(
         embed=embed,
@@ -275,12 +276,25 @@ def _ends(
     return state, loops[0].after
 
 
+def _refuse_without_matrices(loops: list[Loop], spec: Spec) -> None:
+    """Raise for a core of norms, dropouts and the like: no call of it has a role."""
+    if all(any(it.units for it in loop.iterations) for loop in loops):
+        return
+    names = dict.fromkeys([*spec.core, *(name for names in spec.iterations for name in names)])
+    raise InputError(
+        f"core of the specification names {', '.join(names)}, which "
+        f"{'has' if len(names) == 1 else 'have'} no matrix; name the layers that the state runs "
+        "through."
+    )
+
+
 def _doubts(loops: list[Loop]) -> tuple[str, ...]:
-    bare = [loop for loop in loops if not any(u.layers for it in loop.iterations for u in it.units)]
+    units = {loop.name: [unit for it in loop.iterations for unit in it.units] for loop in loops}
     return tuple(
-        f"{loop.name} has no layer, only bare matrices ({loop.iterations[0].units[0].module}, …); "
+        f"{name} has no layer, only bare matrices ({inside[0].module}, …); "
         "if its state is handed on in an object of its own, hooks see parts of it alone"
-        for loop in bare
+        for name, inside in units.items()
+        if not any(unit.layers for unit in inside)
     )
 
 

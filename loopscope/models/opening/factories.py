@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.opening.sources import Source
-from loopscope.models.wrapped.inputs import plain_tokenizer
+from loopscope.models.opening.targets import OpenedModel
+from loopscope.models.wrapped import plain_tokenizer
 
 _siblings: dict[str, Path] = {}
 """Modules imported from the folder of a `file.py`; those of another folder take their place."""
@@ -25,6 +25,9 @@ _siblings: dict[str, Path] = {}
 
 def check_factory(place: str) -> None:
     """Whether the file or module is there; nothing is run.
+
+    Args:
+        place: `package.module:factory` or `file.py:factory`.
 
     Raises:
         InputError: if it is not.
@@ -43,7 +46,7 @@ def check_factory(place: str) -> None:
             )
 
 
-def open_factory(place: str) -> Source:
+def open_factory(place: str) -> OpenedModel:
     """Import, and call the factory with no arguments.
 
     Args:
@@ -57,27 +60,33 @@ def open_factory(place: str) -> Source:
         InputError: if there is no such file or name, the user's code raises, or the result is no
             module.
     """
-    where, _, name = place.rpartition(":")
     check_factory(place)
+    module = _call_factory(place)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"{place} gave {type(module).__name__}, but the model must be a torch.nn.Module; "
+            "return the module itself."
+        )
+    return OpenedModel(
+        module=module.eval(),
+        tokenizer=_tokenizer(module, place),
+        provenance={"source": place, "class": type(module).__qualname__},
+    )
+
+
+def _call_factory(place: str) -> Any:
+    """What the user's code makes; a module that stands there ready is taken as it is."""
+    where, _, name = place.rpartition(":")
     file = Path(where).expanduser().resolve() if where.endswith(".py") else None
     with _importable(file.parent if file else Path.cwd(), remember=file is not None):
         with _named_failure(f"importing {where}", file):
             home = _import_file(file) if file else importlib.import_module(where)
-        made = _attribute(home, name, place)
-        if not isinstance(made, nn.Module):
-            _check_callable(made, place)
-            with _named_failure(f"{name}() of {where}", file):
-                made = made()
-    if not isinstance(made, nn.Module):
-        raise InputError(
-            f"{place} gave {type(made).__name__}, but the model must be a torch.nn.Module; "
-            "return the module itself."
-        )
-    return Source(
-        module=made.eval(),
-        tokenizer=_tokenizer(made, place),
-        provenance={"source": place, "class": type(made).__qualname__},
-    )
+        factory = _attribute(home, name, place)
+        if isinstance(factory, nn.Module):
+            return factory
+        _check_callable(factory, place)
+        with _named_failure(f"{name}() of {where}", file):
+            return factory()
 
 
 @contextmanager
@@ -110,14 +119,14 @@ def _named_failure(doing: str, file: Path | None) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if file is not None and Path(f.filename) == file]
-        other = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
-        last = (theirs or other)[-1:]
+        in_file = [f for f in frames if file is not None and Path(f.filename) == file]
+        elsewhere = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+        last = (in_file or elsewhere)[-1:]
         at = "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in last)
         if isinstance(error, SyntaxError) and error.filename:
             at = f" ({Path(error.filename).name}, line {error.lineno})"
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise InputError(f"{doing} failed with {told}{at}.") from error
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InputError(f"{doing} failed with {reason}{at}.") from error
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -136,24 +145,24 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _attribute(home: ModuleType, name: str, place: str) -> Any:
-    found: Any = home
+    value: Any = home
     for part in name.split("."):
-        if not hasattr(found, part):
-            names = [n for n in vars(found) if not n.startswith("_")]
+        if not hasattr(value, part):
+            names = [n for n in vars(value) if not n.startswith("_")]
             where = place.rpartition(":")[0]
             raise unknown_name(f"name in {where}", part, names, hint="It must make the model.")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
-def _check_callable(made: Any, place: str) -> None:
-    if not callable(made):
+def _check_callable(factory: Any, place: str) -> None:
+    if not callable(factory):
         raise InputError(
-            f"{place} is a {type(made).__name__}; it must be a function without arguments that "
+            f"{place} is a {type(factory).__name__}; it must be a function without arguments that "
             "returns a torch.nn.Module, or such a module."
         )
     try:
-        inspect.signature(made).bind()
+        inspect.signature(factory).bind()
     except TypeError as error:
         raise InputError(
             f"{place} cannot be called without arguments ({error}); write a function that takes "
@@ -164,20 +173,27 @@ def _check_callable(made: Any, place: str) -> None:
 
 
 def _tokenizer(module: nn.Module, place: str) -> Any:
-    given = getattr(module, "tokenizer", None)
-    usable = fast_tokenizer(given)
-    if given is not None and usable is None:
+    attribute = getattr(module, "tokenizer", None)
+    tokenizer = fast_tokenizer(attribute)
+    if attribute is not None and tokenizer is None:
         warnings.warn(
-            f"{place}: its tokenizer is a {type(given).__name__}; only tokenizers.Tokenizer and "
-            "fast tokenizers of transformers can be used, so the model takes token ids only.",
+            f"{place}: its tokenizer is a {type(attribute).__name__}; only tokenizers.Tokenizer "
+            "and fast tokenizers of transformers can be used, so the model takes token ids only.",
             stacklevel=2,
         )
-    return usable
+    return tokenizer
 
 
-def fast_tokenizer(given: Any) -> Any:
-    """The `tokenizers.Tokenizer` that something is or holds; None where there is none."""
+def fast_tokenizer(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` that something is or holds.
+
+    Args:
+        tokenizer: Anything, such as a fast tokenizer of transformers.
+
+    Returns:
+        The tokenizer, or None where there is none.
+    """
     from tokenizers import Tokenizer
 
-    inner = plain_tokenizer(given)
+    inner = plain_tokenizer(tokenizer)
     return inner if isinstance(inner, Tokenizer) else None

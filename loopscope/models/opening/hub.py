@@ -3,9 +3,10 @@
 import re
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from loopscope.errors import InputError, UnknownNameError
-from loopscope.models.native.checkpoint import read_json, weight_files
+from loopscope.models.native import read_json, weight_files
 
 _SMALL = ("*.json", "*.toml", "*.model", "*.txt", "*.tiktoken")
 _CODE = ("*.py",)
@@ -52,50 +53,58 @@ def _download(name: str, *, weights: bool, code: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    how = f"Download it where there is a network (hf download {name}), or give a folder."
-    missing = f"unknown model {name!r}; there is no such folder, and as a Hugging Face id "
     if constants.HF_HUB_OFFLINE:
         raise UnknownNameError(
-            f"{missing}it is not (completely) in the local cache, while HF_HUB_OFFLINE or "
-            f"TRANSFORMERS_OFFLINE forbids the network. {how}"
+            f"{_unknown(name)}it is not (completely) in the local cache, while HF_HUB_OFFLINE or "
+            f"TRANSFORMERS_OFFLINE forbids the network. {_remedy(name)}"
         )
     try:
         listed = HfApi().model_info(name, timeout=10.0).siblings or []
-        files = _choose([one.rfilename for one in listed], weights=weights, code=code)
+        files = _choose([file.rfilename for file in listed], weights=weights, code=code)
         return Path(snapshot_download(name, allow_patterns=files))
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise UnknownNameError(
-                f"{missing}the Hub does not give it: it does not exist, or is private or gated; "
-                "log in with `hf auth login` and accept its licence if it has one."
-            ) from error
-        if status == 404:
-            raise UnknownNameError(f"{missing}the Hub knows no model of this name.") from error
-        raise InputError(f"{name} cannot be downloaded: {_first_line(error)}. {how}") from error
-    except OSError as error:
-        raise UnknownNameError(
-            f"{missing}it is not (completely) in the local cache and the Hub cannot be reached "
-            f"({_first_line(error)}). {how}"
-        ) from error
-    except Exception as error:  # httpx's errors are no OSErrors
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+        raise _refusal(name, error) from error
+    except Exception as error:
+        # httpx's errors are no OSErrors
+        client = type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+        if not (client or isinstance(error, OSError)):
             raise
         raise UnknownNameError(
-            f"{missing}it is not (completely) in the local cache and the Hub cannot be reached "
-            f"({_first_line(error)}). {how}"
+            f"{_unknown(name)}it is not (completely) in the local cache and the Hub cannot be "
+            f"reached ({_first_line(error)}). {_remedy(name)}"
         ) from error
+
+
+def _refusal(name: str, error: Any) -> InputError:
+    """What the Hub's answer to a request for a model means."""
+    status = getattr(error.response, "status_code", None)
+    if status in (401, 403):
+        return UnknownNameError(
+            f"{_unknown(name)}the Hub does not give it: it does not exist, or is private or gated; "
+            "log in with `hf auth login` and accept its licence if it has one."
+        )
+    if status == 404:
+        return UnknownNameError(f"{_unknown(name)}the Hub knows no model of this name.")
+    return InputError(f"{name} cannot be downloaded: {_first_line(error)}. {_remedy(name)}")
+
+
+def _unknown(name: str) -> str:
+    return f"unknown model {name!r}; there is no such folder, and as a Hugging Face id "
+
+
+def _remedy(name: str) -> str:
+    return f"Download it where there is a network (hf download {name}), or give a folder."
 
 
 def _choose(files: list[str], *, weights: bool, code: bool) -> list[str]:
     """The files to download: safetensors where there are any, otherwise pickled tensors."""
     top = [file for file in files if "/" not in file]
-    wanted = [f for f in top if any(fnmatch(f, p) for p in _SMALL + (_CODE if code else ()))]
+    chosen = [f for f in top if any(fnmatch(f, p) for p in _SMALL + (_CODE if code else ()))]
     if weights:
         safe = [f for f in top if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", f)]
         pickled = [f for f in top if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin", f)]
-        wanted += safe or pickled
-    return wanted
+        chosen += safe or pickled
+    return chosen
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,36 +1,33 @@
 """`load`: a zoo name, a folder, a Hugging Face id or the user's own Python gives a model."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loopscope.devices import check_seed, parse_device, parse_dtype
-from loopscope.errors import InputError, unknown_name
+from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
-from loopscope.models.native.checkpoint import (
+from loopscope.models.native import (
+    Layout,
+    LoopConfig,
+    LoopModel,
+    config_from_hf,
+    is_gpt_neox,
     load_checkpoint,
+    load_hf,
     read_config,
     read_json,
     read_tokenizer,
 )
-from loopscope.models.native.configuration import Layout, LoopConfig
-from loopscope.models.native.gpt_neox import config_from_hf, is_gpt_neox, load_hf
-from loopscope.models.native.loop_model import LoopModel
-from loopscope.models.opening.sources import KINDS, Source, Target, factory_target, hub_target
-from loopscope.names import UNTRAINED
-
-
-def zoo_folder() -> Path:
-    """The folder of the shipped checkpoints."""
-    return Path(str(files("loopscope") / "zoo"))
-
-
-def zoo() -> list[str]:
-    """Names of the shipped checkpoints."""
-    return sorted(path.parent.name for path in zoo_folder().glob("*/config.json"))
+from loopscope.models.opening.targets import (
+    OpenedModel,
+    Target,
+    downloaded,
+    find_target,
+    locate,
+)
 
 
 def load(
@@ -72,66 +69,45 @@ def load(
     Raises:
         InputError: if nothing is found there, or a part is damaged; the message says what.
     """
-    kind = None if dtype is None else parse_dtype(dtype)
-    place = None if device is None else parse_device(device)
+    float_type = None if dtype is None else parse_dtype(dtype)
+    torch_device = None if device is None else parse_device(device)
     check_seed(seed)
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other; give one of them.")
-    found = locate(target, trust_remote_code=trust_remote_code)
-    label = name or found.label
-    if found.kind == "native":
-        _refuse(found.place, spec=spec, device_map=device_map)
-        model = _load_native(found, label, kind or torch.float32, seed)
+    located = locate(target, trust_remote_code=trust_remote_code)
+    label = name or located.label
+    if located.kind == "native":
+        _refuse(located.place, spec=spec, device_map=device_map)
+        model = _load_native(located, label, float_type or torch.float32, seed)
         if loops is not None:
             model = model.with_loops(loops)
         if layout is not None:
             model = model.with_layout(layout)
-        return model.to(place or "cpu")
-    if found.kind == "factory":
-        from loopscope.models.opening.factories import open_factory
-
-        _refuse(found.place, device_map=device_map)
-        source = open_factory(found.place)
-        for where in (place, kind):
-            if where is not None:
-                source.module.to(where)
+        return model.to(torch_device or "cpu")
+    if located.kind == "factory":
+        _refuse(located.place, device_map=device_map)
+        opened = _run_factory(located, torch_device, float_type)
     else:
         from loopscope.models.opening.pretrained import open_pretrained
 
-        source = open_pretrained(
-            Path(found.place),
-            dtype=kind or torch.float32,
+        opened = open_pretrained(
+            Path(located.place),
+            dtype=float_type or torch.float32,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
-            untrained=seed if found.untrained else None,
+            untrained=seed if located.untrained else None,
         )
-        if place is not None:
-            source.module.to(place)
-    return _wrapped(source, label, spec=spec, layout=layout, loops=loops)
-
-
-def locate(target: str | Path, *, trust_remote_code: bool = False, weights: bool = True) -> Target:
-    """What a target means, and the folder it is in; a Hugging Face id's is downloaded if need be.
-
-    Args:
-        target: As in `load`.
-        trust_remote_code: Whether Python code that came with a checkpoint may be downloaded too.
-        weights: Whether the weights of a Hugging Face id are needed.
-
-    Returns:
-        A folder (native or Hugging Face's), or a factory.
-
-    Raises:
-        InputError: if nothing is found there.
-    """
-    found = _find(str(target))
-    if found.kind == "hub":
-        return _downloaded(found, weights=weights, code=trust_remote_code)
-    return found
+        if torch_device is not None:
+            opened.module.to(torch_device)
+    return _wrap_opened(opened, label, spec=spec, layout=layout, loops=loops)
 
 
 def peek(target: str | Path, *, trust_remote_code: bool = False) -> tuple[str, LoopConfig | None]:
     """Name and configuration of a model that could be loaded; its weights are not read.
+
+    Args:
+        target: As in `load`.
+        trust_remote_code: Whether Python code that came with a checkpoint may be downloaded too.
 
     Returns:
         The name, and the configuration of a native model; None for a foreign one.
@@ -139,28 +115,26 @@ def peek(target: str | Path, *, trust_remote_code: bool = False) -> tuple[str, L
     Raises:
         InputError: if nothing is found there, or the configuration cannot be used.
     """
-    found = _find(str(target))
-    if found.kind == "hub":
-        found = _downloaded(found, weights=False, code=trust_remote_code)
-        weights = False
-    else:
-        weights = not found.untrained
-    if found.kind == "native":
-        return found.label, _config(Path(found.place))
-    if found.kind == "factory":
+    located = find_target(target)
+    weights = located.kind != "hub" and not located.untrained
+    if located.kind == "hub":
+        located = downloaded(located, weights=False, code=trust_remote_code)
+    if located.kind == "native":
+        return located.label, _config(Path(located.place))
+    if located.kind == "factory":
         from loopscope.models.opening.factories import check_factory
 
-        check_factory(found.place)
+        check_factory(located.place)
     else:
         from loopscope.models.opening.pretrained import check_pretrained
 
-        check_pretrained(Path(found.place), trust_remote_code=trust_remote_code, weights=weights)
-    return found.label, None
+        check_pretrained(Path(located.place), trust_remote_code=trust_remote_code, weights=weights)
+    return located.label, None
 
 
-def _load_native(found: Target, label: str, dtype: torch.dtype, seed: int) -> LoopModel:
-    folder = Path(found.place)
-    if found.untrained:
+def _load_native(located: Target, label: str, dtype: torch.dtype, seed: int) -> LoopModel:
+    folder = Path(located.place)
+    if located.untrained:
         config = _config(folder)
         tokenizer = read_tokenizer(folder / "tokenizer.json")
         model = LoopModel(config, seed=seed, name=label, tokenizer=tokenizer).to(dtype).eval()
@@ -171,11 +145,24 @@ def _load_native(found: Target, label: str, dtype: torch.dtype, seed: int) -> Lo
     return load_checkpoint(folder, name=label, dtype=dtype)
 
 
-def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
-    """The opened module as a model that is measured like any other."""
-    from loopscope.models.wrapped.wrapping import wrap
+def _run_factory(
+    located: Target, device: torch.device | None, dtype: torch.dtype | None
+) -> OpenedModel:
+    """What a factory makes, moved and cast as far as that is asked for."""
+    from loopscope.models.opening.factories import open_factory
 
-    module: Any = source.module
+    opened = open_factory(located.place)
+    for change in (device, dtype):
+        if change is not None:
+            opened.module.to(change)
+    return opened
+
+
+def _wrap_opened(opened: OpenedModel, label: str, *, spec: Any, layout: Any, loops: Any) -> Any:
+    """The opened module as a model that is measured like any other."""
+    from loopscope.models.wrapped import wrap
+
+    module: Any = opened.module
     if isinstance(module, Hooked):
         _refuse("a factory that gives a loopscope model", spec=spec)
         module = wrap(module, loops=loops, layout=layout)
@@ -183,18 +170,18 @@ def _wrapped(source: Source, label: str, *, spec: Any, layout: Any, loops: Any) 
         return module
     return wrap(
         module,
-        spec=source.spec if spec is None else spec,
+        spec=opened.spec if spec is None else spec,
         layout=None if layout is None else str(layout),
         loops=loops,
         name=label,
-        tokenizer=source.tokenizer,
-        provenance=source.provenance,
+        tokenizer=opened.tokenizer,
+        provenance=opened.provenance,
     )
 
 
-def _refuse(what: str, **given: Any) -> None:
+def _refuse(what: str, **options: Any) -> None:
     """Options that mean nothing for a target are errors, not ignored."""
-    wrong = [name for name, value in given.items() if value is not None]
+    wrong = [name for name, value in options.items() if value is not None]
     if wrong:
         raise InputError(
             f"{what} takes no {' and no '.join(wrong)}; that is for models opened through "
@@ -207,57 +194,3 @@ def _config(folder: Path) -> LoopConfig:
     if is_gpt_neox(values):
         return config_from_hf(values, str(folder / "config.json"))
     return read_config(folder)
-
-
-def _find(target: str) -> Target:
-    """What a target means; nothing of it is loaded."""
-    text = target.removesuffix(UNTRAINED)
-    twin = target != text
-    shipped = zoo_folder() / text
-    if text and Path(text).name == text and (shipped / "config.json").exists():
-        return Target(kind="native", place=str(shipped), label=target, untrained=twin)
-    folder = Path(text).expanduser()
-    if text and (folder / "config.json").is_file():
-        return _folder_target(folder, folder.resolve().name + target[len(text) :], twin)
-    if text and folder.is_dir():
-        raise InputError(
-            f"{text} is a folder without config.json, so it is no checkpoint. A checkpoint folder "
-            "holds config.json and its weights, such as model.safetensors."
-        )
-    made = factory_target(text) if text else None
-    if made is not None:
-        if twin:
-            raise InputError(
-                f"{target}: a factory makes its own weights, so it has no untrained twin; write a "
-                "second one that returns the model untrained."
-            )
-        return made
-    if text and folder.exists():
-        raise InputError(f"{text} is a file; give the checkpoint's folder instead.")
-    known = hub_target(text) if text else None
-    if known is not None:
-        label = known.label + target[len(text) :]
-        return Target(kind="hub", place=known.place, label=label, untrained=twin)
-    raise unknown_name("model", text, zoo(), hint=f"No such folder either. {KINDS}")
-
-
-def _folder_target(folder: Path, label: str, untrained: bool) -> Target:
-    """A folder with a config.json: loopscope's own and GPT-NeoX are native."""
-    from loopscope.models.opening.pretrained import is_pretrained
-
-    values = read_json(folder / "config.json")
-    foreign = is_pretrained(values) and not is_gpt_neox(values)
-    return Target(
-        kind="huggingface" if foreign else "native",
-        place=str(folder),
-        label=label,
-        untrained=untrained,
-    )
-
-
-def _downloaded(found: Target, *, weights: bool, code: bool) -> Target:
-    """The folder of a Hugging Face id."""
-    from loopscope.models.opening.hub import hub_folder
-
-    folder = hub_folder(found.place, weights=weights and not found.untrained, code=code)
-    return _folder_target(folder, found.label, found.untrained)

@@ -12,32 +12,32 @@ from safetensors import safe_open
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.models.native.checkpoint import read_json, read_tokenizer, weight_files
+from loopscope.models.native import read_json, read_tokenizer, weight_files
 from loopscope.models.opening.factories import fast_tokenizer
 from loopscope.models.opening.remote_code import fill_buffers, named_failures, repaired
-from loopscope.models.opening.sources import Source
+from loopscope.models.opening.targets import OpenedModel
 
 SPEC_FILE = "loopscope.toml"
 _AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel")
 _TOKENIZER_FILES = ("vocab.*", "*.model", "*.tiktoken", "vocab-*")
 
 
-def is_pretrained(values: dict[str, Any]) -> bool:
-    """Whether a `config.json` is one of Hugging Face's."""
-    return values.get("format") != "loopscope" and any(
-        key in values for key in ("model_type", "architectures", "auto_map")
-    )
-
-
 def needs_remote_code(values: dict[str, Any]) -> bool:
-    """Whether a checkpoint needs Python code that came with it, for lack of a class of its own."""
+    """Whether a checkpoint needs Python code that came with it, for lack of a class of its own.
+
+    Args:
+        values: Its `config.json`.
+
+    Returns:
+        Whether transformers cannot open it by itself.
+    """
     import transformers
     from transformers import CONFIG_MAPPING
 
     if not values.get("auto_map"):
         return False
-    named = values.get("architectures") or []
-    missing = [one for one in named if not hasattr(transformers, one)]
+    architectures = values.get("architectures") or []
+    missing = [name for name in architectures if not hasattr(transformers, name)]
     return values.get("model_type") not in CONFIG_MAPPING or bool(missing)
 
 
@@ -90,7 +90,7 @@ def open_pretrained(
     device_map: Any = None,
     trust_remote_code: bool = False,
     untrained: int | None = None,
-) -> Source:
+) -> OpenedModel:
     """Open a folder with the class that fits it: causal LM, masked LM, or the one it names.
 
     Args:
@@ -106,40 +106,14 @@ def open_pretrained(
     Raises:
         InputError: for whatever is missing, damaged or not trusted.
     """
-    import transformers
-
     remote = check_pretrained(
         folder, trust_remote_code=trust_remote_code, weights=untrained is None
     )
-    values = read_json(folder / "config.json")
-    references = _references(values) if remote else {}
-    place = {"local_files_only": True, "trust_remote_code": remote}
     unused: list[str] = []
-    with (
-        _quiet(),
-        named_failures(folder, remote=remote),
-        repaired(folder, values, references, untrained=untrained is not None),
-    ):
-        config = transformers.AutoConfig.from_pretrained(folder, **place)
-        home = _class(config, values, references)
-        if untrained is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(untrained)
-                auto = hasattr(home, "from_config")
-                make = home.from_config if auto else home._from_config
-                code = {"trust_remote_code": remote} if auto else {}
-                module = make(config, dtype=torch.float32, **code).to(dtype)
-        else:
-            if not remote:
-                _check_names(folder, home, config)
-            more = {} if device_map is None else {"device_map": device_map}
-            module, info = home.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True,
-                ignore_mismatched_sizes=True, **place, **more,
-            )  # fmt: skip
-            unused = _check_loaded(folder, module, info)
-            if remote:
-                fill_buffers(module, config)
+    if untrained is not None:
+        module = _make_untrained(folder, remote, dtype, seed=untrained)
+    else:
+        module, unused = _load_weights(folder, remote, dtype, device_map)
     provenance: dict[str, Any] = {
         "source": str(folder), "class": type(module).__name__, "remote_code": remote,
     }  # fmt: skip
@@ -148,7 +122,7 @@ def open_pretrained(
     if untrained is not None:
         provenance |= {"untrained": True, "seed": untrained}
     spec = folder / SPEC_FILE
-    return Source(
+    return OpenedModel(
         module=module.eval(),
         tokenizer=_tokenizer(folder, remote),
         provenance=provenance,
@@ -156,10 +130,62 @@ def open_pretrained(
     )
 
 
+@contextmanager
+def _class_and_config(folder: Path, remote: bool, *, untrained: bool) -> Iterator[tuple[Any, Any]]:
+    """Within this context a checkpoint's code runs, repaired; gives its class and configuration."""
+    import transformers
+
+    values = read_json(folder / "config.json")
+    references = _references(values) if remote else {}
+    with (
+        _quiet(),
+        named_failures(folder, remote=remote),
+        repaired(folder, values, references, untrained=untrained),
+    ):
+        config = transformers.AutoConfig.from_pretrained(folder, **_loading(remote))
+        yield _class(config, values, references), config
+
+
+def _make_untrained(folder: Path, remote: bool, dtype: torch.dtype, *, seed: int) -> nn.Module:
+    """Fresh weights, drawn in float32 by the class's own initialisation."""
+    with (
+        _class_and_config(folder, remote, untrained=True) as (model_class, config),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(seed)
+        auto = hasattr(model_class, "from_config")
+        make = model_class.from_config if auto else model_class._from_config
+        code = {"trust_remote_code": remote} if auto else {}
+        return make(config, dtype=torch.float32, **code).to(dtype)
+
+
+def _load_weights(
+    folder: Path, remote: bool, dtype: torch.dtype, device_map: Any
+) -> tuple[nn.Module, list[str]]:
+    """The module with the saved weights, and the names of those that it has no use for."""
+    with _class_and_config(folder, remote, untrained=False) as (model_class, config):
+        if not remote:
+            _check_names(folder, model_class, config)
+        more = {} if device_map is None else {"device_map": device_map}
+        module, info = model_class.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True, **_loading(remote), **more,
+        )  # fmt: skip
+        unused = _check_loaded(folder, module, info)
+        if remote:
+            fill_buffers(module, config)
+    return module, unused
+
+
+def _loading(remote: bool) -> dict[str, bool]:
+    """Arguments of transformers's `from_pretrained`: this folder alone, its code if trusted."""
+    return {"local_files_only": True, "trust_remote_code": remote}
+
+
 def _references(values: dict[str, Any]) -> dict[str, str]:
     """`auto_map` as name of the auto class → `file.Class`."""
-    given = values.get("auto_map") or {}
-    return {key: ref for key, ref in given.items() if isinstance(ref, str) and "." in ref}
+    auto_map = values.get("auto_map") or {}
+    return {auto: ref for auto, ref in auto_map.items() if isinstance(ref, str) and "." in ref}
 
 
 def _class(config: Any, values: dict[str, Any], references: dict[str, str]) -> Any:
@@ -167,30 +193,32 @@ def _class(config: Any, values: dict[str, Any], references: dict[str, str]) -> A
     import transformers
 
     if references:
-        found = next((auto for auto in _AUTO if auto in references), None)
-        if found is None:
+        auto_class = next((auto for auto in _AUTO if auto in references), None)
+        if auto_class is None:
             raise InputError(
                 f"its auto_map names no {', '.join(_AUTO)}, so no language model can be made "
                 "of it; give file.py:FACTORY, a function that returns the model."
             )
-        return getattr(transformers, found)
+        return getattr(transformers, auto_class)
     maps = {
         "AutoModelForCausalLM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         "AutoModelForMaskedLM": transformers.MODEL_FOR_MASKED_LM_MAPPING,
         "AutoModel": transformers.MODEL_MAPPING,
     }
-    named = next(iter(values.get("architectures") or []), None)
-    named_class = getattr(transformers, named, None) if named else None
-    fitting = {auto: one[type(config)] for auto, one in maps.items() if type(config) in one}
-    if named_class in fitting.values():  # the class whose weights were saved
-        return named_class
+    architecture = next(iter(values.get("architectures") or []), None)
+    saved_class = getattr(transformers, architecture, None) if architecture else None
+    fitting = {
+        auto: classes[type(config)] for auto, classes in maps.items() if type(config) in classes
+    }
+    if saved_class in fitting.values():  # the class whose weights were saved
+        return saved_class
     for auto in _AUTO[:2]:
         if auto in fitting:
             return getattr(transformers, auto)
-    return named_class or transformers.AutoModel
+    return saved_class or transformers.AutoModel
 
 
-def _check_names(folder: Path, home: Any, config: Any) -> None:
+def _check_names(folder: Path, model_class: Any, config: Any) -> None:
     """Whether the weights are of this kind of model at all, before memory is taken for them."""
     stored: set[str] = set()
     for file in weight_files(folder):
@@ -198,15 +226,16 @@ def _check_names(folder: Path, home: Any, config: Any) -> None:
             return  # pickled tensors have no header to look at
         with safe_open(folder / file, framework="pt") as opened:
             stored |= set(opened.keys())
-    make = home.from_config if hasattr(home, "from_config") else home._from_config
+    auto = hasattr(model_class, "from_config")
+    make = model_class.from_config if auto else model_class._from_config
     with torch.device("meta"):
-        wanted = make(config).state_dict()
+        expected = make(config).state_dict()
     # transformers renames on loading, so only the ends of the names are compared
-    ends = [{".".join(name.split(".")[-2:]) for name in names} for names in (stored, wanted)]
+    ends = [{".".join(name.split(".")[-2:]) for name in names} for names in (stored, expected)]
     if not ends[0] & ends[1]:
         raise InputError(
             f"the weights in {folder} are no weights of model_type {config.model_type!r}: there is "
-            f"{', '.join(sorted(stored)[:3])}, it has {', '.join(list(wanted)[:3])}. config.json "
+            f"{', '.join(sorted(stored)[:3])}, it has {', '.join(list(expected)[:3])}. config.json "
             "belongs to another model."
         )
 
@@ -215,12 +244,12 @@ def _check_loaded(folder: Path, module: nn.Module, info: dict[str, Any]) -> list
     """Names of weights that the class has no use for; anything else that does not fit raises."""
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     shapes = [
-        f"{name} is {tuple(saved)} instead of {tuple(wanted)}"
-        for name, saved, wanted in sorted(info["mismatched_keys"])
+        f"{name} is {tuple(saved)} instead of {tuple(expected)}"
+        for name, saved, expected in sorted(info["mismatched_keys"])
     ]
     # a layer too many is a wrong configuration; a head that this class lacks is no harm
-    known = {re.sub(r"\d+", "*", name) for name in module.state_dict()}
-    layers = [name for name in extra if re.sub(r"\d+", "*", name) in known]
+    patterns = {re.sub(r"\d+", "*", name) for name in module.state_dict()}
+    layers = [name for name in extra if re.sub(r"\d+", "*", name) in patterns]
     errors = [str(error) for error in info.get("error_msgs", ())]
     problems = []
     titles = {"missing": missing, "not expected": layers, "misshapen": shapes, "failed": errors}
@@ -237,14 +266,14 @@ def _check_loaded(folder: Path, module: nn.Module, info: dict[str, Any]) -> list
 
 
 def _tokenizer(folder: Path, remote: bool) -> Any:
-    found = read_tokenizer(folder / "tokenizer.json")
-    if found is not None or not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
-        return found
+    plain = read_tokenizer(folder / "tokenizer.json")
+    if plain is not None or not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+        return plain
     from transformers import AutoTokenizer
 
     try:
         with _quiet():
-            given = AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=remote
             )
     except Exception as error:  # whatever a damaged file makes of it
@@ -254,7 +283,7 @@ def _tokenizer(folder: Path, remote: bool) -> Any:
             stacklevel=2,
         )
         return None
-    return fast_tokenizer(given)
+    return fast_tokenizer(tokenizer)
 
 
 @contextmanager

@@ -18,13 +18,24 @@ from torch import nn
 
 from loopscope.errors import InputError
 
-_KNOWN = ("RavenForCausalLM", "OuroForCausalLM")
+_REPAIRED_FAMILIES = ("RavenForCausalLM", "OuroForCausalLM")
 """Looped families whose remote code TransformerLens repairs."""
 
 
 @contextmanager
 def named_failures(folder: Path, *, remote: bool) -> Iterator[None]:
-    """Whatever transformers or the checkpoint's code raises becomes one error that says where."""
+    """Whatever transformers or the checkpoint's code raises becomes one error that says where.
+
+    Args:
+        folder: Holds the checkpoint.
+        remote: Whether Python code that came with it runs.
+
+    Returns:
+        The context.
+
+    Raises:
+        InputError: for whatever is raised within this context.
+    """
     import transformers
 
     try:
@@ -33,15 +44,17 @@ def named_failures(folder: Path, *, remote: bool) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+        name = type(error).__name__
+        reason = f"{name}: {lines[0].rstrip('.')}" if lines else name
         if not remote:
             raise InputError(
-                f"{folder} cannot be opened by transformers {transformers.__version__}: {told}. A "
-                "file is damaged or belongs to another version; save or copy the checkpoint again."
+                f"{folder} cannot be opened by transformers {transformers.__version__}: {reason}. "
+                "A file is damaged or belongs to another version; save or copy the checkpoint "
+                "again."
             ) from error
         raise InputError(
             f"the Python code that came with {folder} fails under transformers "
-            f"{transformers.__version__}: {told}. It was probably written for another version; "
+            f"{transformers.__version__}: {reason}. It was probably written for another version; "
             "look for a newer revision of the checkpoint, install what it asks for, or open the "
             "model yourself and give it to loopscope.wrap."
         ) from error
@@ -58,6 +71,9 @@ def repaired(
         values: Its `config.json`.
         references: Auto class → `file.Class`; empty where no remote code runs.
         untrained: Whether fresh weights are made, by the code's own initialisation.
+
+    Returns:
+        The context.
     """
     if not references:
         yield
@@ -68,36 +84,36 @@ def repaired(
         auto: get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
         for auto, reference in references.items()
     }
-    models = [one for auto, one in classes.items() if auto.startswith("AutoModel")]
+    models = [loaded for auto, loaded in classes.items() if auto.startswith("AutoModel")]
     homes = _homes(models)
-    initialise: dict[Any, Any] = {
-        one: one.__dict__["_init_weights"]
+    initialisers: dict[Any, Any] = {
+        value: value.__dict__["_init_weights"]
         for home in homes
-        for one in vars(home).values()
-        if inspect.isclass(one) and "_init_weights" in one.__dict__
+        for value in vars(home).values()
+        if inspect.isclass(value) and "_init_weights" in value.__dict__
     }
     for name in values.get("architectures") or []:
-        if name in _KNOWN:
-            _repair_known(name, folder)
+        if name in _REPAIRED_FAMILIES:
+            _repair_family(name, folder)
     for home in homes:
         _restore_default_rope(home)
     for model in models:
         _name_tied_weights(model, folder)
     if untrained:
-        _unguard(initialise)
+        _unguard(initialisers)
     try:
         yield
     finally:
-        _unguard(initialise)
+        _unguard(initialisers)
 
 
-def _unguard(initialise: dict[Any, Any]) -> None:
+def _unguard(initialisers: dict[Any, Any]) -> None:
     """Take away TransformerLens's guard, which keeps loaded weights from being initialised."""
-    for one, original in initialise.items():
-        if one.__dict__["_init_weights"] is not original:
-            one._init_weights = original
-            if "_tl_patched" in one.__dict__:
-                del one._tl_patched
+    for model, original in initialisers.items():
+        if model.__dict__["_init_weights"] is not original:
+            model._init_weights = original
+            if "_tl_patched" in model.__dict__:
+                del model._tl_patched
 
 
 def fill_buffers(module: nn.Module, config: Any) -> None:
@@ -137,7 +153,7 @@ def _homes(models: list[Any]) -> list[ModuleType]:
     ]
 
 
-def _repair_known(architecture: str, folder: Path) -> None:
+def _repair_family(architecture: str, folder: Path) -> None:
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
     adapter = SUPPORTED_ARCHITECTURES[architecture]
@@ -155,12 +171,14 @@ def _restore_default_rope(home: ModuleType) -> None:
     default = compat.compute_default_rope_inv_freq
     if "default" not in functions:
         vars(home)["ROPE_INIT_FUNCTIONS"] = {**functions, "default": default}
-    for one in vars(home).values():
+    for value in vars(home).values():
         rotary = (
-            inspect.isclass(one) and one.__module__ == home.__name__ and "Rotary" in one.__name__
+            inspect.isclass(value)
+            and value.__module__ == home.__name__
+            and "Rotary" in value.__name__
         )
-        if rotary and not hasattr(one, "compute_default_rope_parameters"):
-            one.compute_default_rope_parameters = staticmethod(default)
+        if rotary and not hasattr(value, "compute_default_rope_parameters"):
+            value.compute_default_rope_parameters = staticmethod(default)
 
 
 def _name_tied_weights(model: Any, folder: Path) -> None:
@@ -169,8 +187,8 @@ def _name_tied_weights(model: Any, folder: Path) -> None:
     In transformers 4 the output embeddings were tied to the input embeddings, whatever the list
     said; so a list that names nothing else is translated, and any other is refused.
     """
-    given = getattr(model, "_tied_weights_keys", None)
-    if not isinstance(given, list | tuple | set):
+    keys = getattr(model, "_tied_weights_keys", None)
+    if not isinstance(keys, list | tuple | set):
         return
     from accelerate import init_empty_weights
     from transformers import AutoConfig
@@ -184,9 +202,9 @@ def _name_tied_weights(model: Any, folder: Path) -> None:
     names = {id(part): name for name, part in empty.named_modules()}
     source, target = empty.get_input_embeddings(), empty.get_output_embeddings()
     ends = f"{names.get(id(target))}.weight", f"{names.get(id(source))}.weight"
-    if id(source) not in names or id(target) not in names or set(given) - {ends[0]}:
+    if id(source) not in names or id(target) not in names or set(keys) - {ends[0]}:
         raise InputError(
-            f"the code in {folder} ties the weights {', '.join(sorted(given))} in the way of "
+            f"the code in {folder} ties the weights {', '.join(sorted(keys))} in the way of "
             "transformers 4, which cannot be translated safely; open the model yourself and give "
             "it to loopscope.wrap."
         )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from loopscope.models.hooked import Branch, ParameterCount
-from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Router, Unit
+from loopscope.models.loops import Iteration, Loop, LoopMap, Port, Router, Unit
 from loopscope.names import state_names
 
 
@@ -33,30 +33,32 @@ def count_wrapped(model: Any) -> WrappedCount:
         All, those outside token embedding and unembedding, those of routers and gates, and those
         that iterations share.
     """
-    module, found = model.module, model.map
+    module, loop_map = model.module, model.map
     named = dict(module.named_parameters(remove_duplicate=False))
     total = _size(named.values())
-    ends = [p for part in _ends(module, model.config.d_vocab, found.head) for p in part]
-    routers = {port.module for router in found.routers for port in router.outputs if port}
-    routers |= {router.transition.module for router in found.routers if router.transition}
+    ends = [p for part in _ends(module, model.config.d_vocab, loop_map.head) for p in part]
+    routers = {port.module for router in loop_map.routers for port in router.outputs if port}
+    routers |= {router.transition.module for router in loop_map.routers if router.transition}
     parts = dict(module.named_modules(remove_duplicate=False))
     return WrappedCount(
         total=total,
         non_embedding=total - _size(ends),
         router=_size(p for name in routers if name in parts for p in parts[name].parameters()),
-        shared=_size(named[name] for loop in found.loops for name in loop.shared if name in named),
+        shared=_size(
+            named[name] for loop in loop_map.loops for name in loop.shared if name in named
+        ),
     )
 
 
 def _ends(module: nn.Module, d_vocab: int | None, head: str | None) -> list[list[nn.Parameter]]:
     """The weights of the token embedding and of the unembedding (not its bias)."""
-    found = []
+    weights = []
     for name, part in module.named_modules():
         is_embedding = isinstance(part, nn.Embedding) and part.num_embeddings == d_vocab
         weight = getattr(part, "weight", None)
         if (is_embedding or name == head) and isinstance(weight, nn.Parameter):
-            found.append([weight])
-    return found
+            weights.append([weight])
+    return weights
 
 
 def _size(parameters: Any) -> int:
@@ -76,15 +78,15 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
     Returns:
         Name, class, layout, widths, parameter counts, states, tokenizer, and where it came from.
     """
-    found, counts = model.map, count_wrapped(model)
+    loop_map, counts = model.map, count_wrapped(model)
     facts: dict[str, Any] = {
         "name": model.name,
         "class": type(model.module).__name__,
-        "layout": f"{found} ({_source(found)})",
-        "iterations K": found.K
-        if len(found.loops) < 2
-        else ", ".join(f"{loop.name} {loop.K}" for loop in found.loops),
-        "layers": f"{found.n_layers} of compute",
+        "layout": f"{loop_map} ({_source(loop_map)})",
+        "iterations K": loop_map.K
+        if len(loop_map.loops) < 2
+        else ", ".join(f"{loop.name} {loop.K}" for loop in loop_map.loops),
+        "layers": f"{loop_map.n_layers} of compute",
         "width": f"d_model {model.config.d_model}",
         "vocabulary": _or_unknown(model.config.d_vocab),
         "context": _or_unknown(model.config.n_ctx),
@@ -93,8 +95,8 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
     }
     if counts.router:
         facts["routers"] = f"{counts.router:,} parameters"
-    if found.loops:
-        facts["states"] = ", ".join(["h_emb", *state_names(found.K), "h_out"])
+    if loop_map.loops:
+        facts["states"] = ", ".join(["h_emb", *state_names(loop_map.K), "h_out"])
     else:
         facts["states"] = "h_emb, h_out (no loop; --layout groups the layers into virtual blocks)"
     first = next(model.module.parameters(), None)
@@ -109,51 +111,51 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
     return facts
 
 
-def map_tree(module: nn.Module, found: LoopMap) -> Branch:
+def map_tree(module: nn.Module, loop_map: LoopMap) -> Branch:
     """A map as a tree: roles, loops, iterations, parameters, routers, notes.
 
     Args:
         module: The model.
-        found: Its map.
+        loop_map: Its map.
 
     Returns:
         The root, whose line is the layout.
     """
     sizes = {n: p.numel() for n, p in module.named_parameters(remove_duplicate=False)}
-    root = Branch(f"{found}  ({_source(found)}, unrolled depth {found.n_layers})")
-    root.add(f"h_emb: {_port(found.embed)}")
-    _role(root, "prelude", found.prelude)
-    for loop in found.loops:
+    root = Branch(f"{loop_map}  ({_source(loop_map)}, unrolled depth {loop_map.n_layers})")
+    root.add(f"h_emb: {_port(loop_map.embed)}")
+    _role(root, "prelude", loop_map.prelude)
+    for loop in loop_map.loops:
         if loop.parent is None:
-            _loop(root, loop, found, sizes)
-    if found.between:
-        _role(root, "between the loops", found.between)
-    _role(root, "coda", found.coda)
-    root.add(f"h_out: {_port(found.h_out)}")
-    ends = {"final norm": found.norm, "unembedding": found.head}
+            _loop(root, loop, loop_map, sizes)
+    if loop_map.between:
+        _role(root, "between the loops", loop_map.between)
+    _role(root, "coda", loop_map.coda)
+    root.add(f"h_out: {_port(loop_map.h_out)}")
+    ends = {"final norm": loop_map.norm, "unembedding": loop_map.head}
     for title, name in ends.items():
         if name:
             root.add(f"{title}: {name}")
-    if not found.loops:
+    if not loop_map.loops:
         root.add("no loop: a layout string such as 4+8+8+4 groups the layers into virtual blocks")
-    if found.random:
+    if loop_map.random:
         root.add("random numbers are drawn in each forward pass; capture seeds them")
-    for note in (*found.doubts, *found.notes):
+    for note in (*loop_map.doubts, *loop_map.notes):
         root.add(f"note: {note}")
     return root
 
 
-def address_patterns(found: LoopMap, names: Iterable[str]) -> dict[str, int]:
+def address_patterns(loop_map: LoopMap, names: Iterable[str]) -> dict[str, int]:
     """Addresses with the iteration written {t}, and how many each stands for.
 
     Args:
-        found: The map whose iterations the addresses carry.
+        loop_map: The map whose iterations the addresses carry.
         names: Addresses, such as `loop.H0.L2.layers.0.hook_in`.
 
     Returns:
         Patterns, such as `loop.H{t}.L{t}.layers.0.hook_in`, in order of first appearance.
     """
-    paths = {iteration.path for loop in found.loops for iteration in loop.iterations}
+    paths = {iteration.path for loop in loop_map.loops for iteration in loop.iterations}
     groups: dict[str, int] = {}
     for name in names:
         parts = name.split(".")
@@ -197,7 +199,14 @@ def address_listing(
 
 
 def compact(names: Iterable[str]) -> list[str]:
-    """Names, runs of consecutive numbers written once: `a.0.x`, `a.1.x` as `a.0…1.x`."""
+    """Names, runs of consecutive numbers written once: `a.0.x`, `a.1.x` as `a.0…1.x`.
+
+    Args:
+        names: Names with parts between dots; repeated ones count once.
+
+    Returns:
+        The shorter list, in the same order.
+    """
     runs: list[tuple[str, int, int, str] | str] = []
     for name in dict.fromkeys(names):
         digits = list(re.finditer(r"(?<=\.)\d+(?=\.|$)", f".{name}"))
@@ -229,46 +238,51 @@ def _role(root: Branch, title: str, units: tuple[Unit, ...]) -> None:
     root.add(f"{title}: {_count(depth, 'layer')}", names)
 
 
-def _loop(parent: Branch, loop: Loop, found: LoopMap, sizes: dict[str, int]) -> None:
-    inner = [other for other in found.loops if other.parent == loop.name]
+def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) -> None:
+    inner = [nested for nested in loop_map.loops if nested.parent == loop.name]
     first = loop.iterations[0]
     runs = len({it.path.rpartition(".")[0] for it in loop.iterations})
     times = f"K = {loop.K}" + (f" ({loop.K // runs} in each of {runs} runs)" if runs > 1 else "")
     branch = parent.add(f"loop {loop.name}: {times}, {_MECHANICS[loop.mechanic]}")
-    mine = first.units if loop.mechanic == "module" else _every_unit(loop)
-    names = compact(layer for unit in mine for layer in unit.layers)
+    units = first.units if loop.mechanic == "module" else _every_unit(loop)
+    names = compact(layer for unit in units for layer in unit.layers)
     branch.add(f"core: {_count(sum(len(u.layers) for u in first.units), 'layer')}", names)
     branch.add(f"h(t): {_port(first.h)}")
     branch.add(f"h_m(t): {_port(first.h_m)}")
     branch.add(f"h(K): {_port(loop.after)}")
     if inner or len(loop.iterations) > 1:
         branch.add(f"iterations: {_paths(loop.iterations)}")
+    _parameters(branch, loop, sizes)
+    cut = [it for it in loop.iterations if not it.grad]
+    if cut:
+        branch.add(f"gradients are cut in {_paths(cut)}")
+    for router in loop_map.routers:
+        if router.loop == loop.name:
+            _router(branch, router)
+    for count in loop_map.counts:
+        if count.loop == loop.name:
+            branch.add(f"number of iterations: {_COUNTS[count.kind]} {count.name} (loops=n)")
+    for nested in inner:
+        _loop(branch, nested, loop_map, sizes)
+
+
+def _parameters(branch: Branch, loop: Loop, sizes: dict[str, int]) -> None:
+    """Lines on the parameters that iterations share, and on those that only one of them uses."""
     total = sum(sizes.get(name, 0) for name in loop.shared)
     if loop.shared:
         text = f"shared by iterations: {total:,} parameters in {_count(len(loop.shared), 'tensor')}"
         branch.add(text)
     else:
         branch.add("shared by iterations: no parameters")
-    own = [it for it in loop.iterations if it.own]
-    if own:
+    private = [it for it in loop.iterations if it.own]
+    if private:
         lines = [
             f"{it.path}: {sum(sizes.get(n, 0) for n in it.own):,} in {', '.join(compact(it.own))}"
-            for it in own[:SHOWN]
+            for it in private[:SHOWN]
         ]
-        if len(own) > SHOWN:
-            lines.append(f"… and {len(own) - SHOWN} more iterations")
+        if len(private) > SHOWN:
+            lines.append(f"… and {len(private) - SHOWN} more iterations")
         branch.add("of one iteration only", lines)
-    cut = [it for it in loop.iterations if not it.grad]
-    if cut:
-        branch.add(f"gradients are cut in {_paths(cut)}")
-    for router in found.routers:
-        if router.loop == loop.name:
-            _router(branch, router)
-    for count in found.counts:
-        if count.loop == loop.name:
-            branch.add(f"number of iterations: {_COUNTS[count.kind]} {count.name} (loops=n)")
-    for other in inner:
-        _loop(branch, other, found, sizes)
 
 
 def _router(branch: Branch, router: Router) -> None:
@@ -293,19 +307,19 @@ def _paths(iterations: Iterable[Iteration]) -> str:
 
 
 def _port(port: Port) -> str:
-    says = "what {} is given" if port.side == "in" else "what {} gives"
+    phrase = "what {} is given" if port.side == "in" else "what {} gives"
     part = f", columns {port.columns[0]}…{port.columns[1] - 1}" if port.columns else ""
     nth = f" at its call {port.call + 1}" if port.call else ""
     width = f", width {port.shape[-1]}" if port.shape and not port.columns else ""
-    return says.format(port.module or "the model") + nth + part + width
+    return phrase.format(port.module or "the model") + nth + part + width
 
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _source(found: LoopMap) -> str:
-    return _SOURCES.get(found.source, found.source)
+def _source(loop_map: LoopMap) -> str:
+    return _SOURCES.get(loop_map.source, loop_map.source)
 
 
 def _or_unknown(value: Any) -> Any:

@@ -56,8 +56,8 @@ def _albert(module: nn.Module) -> dict[str, Any] | None:
 
 def _holder(module: nn.Module, attribute: str) -> str | None:
     """Name of the innermost module that has an attribute of its own."""
-    found = [name for name, part in module.named_modules() if _has(part, attribute)]
-    return found[-1] if found else None
+    names = [name for name, part in module.named_modules() if _has(part, attribute)]
+    return names[-1] if names else None
 
 
 def _has(part: nn.Module, attribute: str) -> bool:

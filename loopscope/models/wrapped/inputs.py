@@ -16,6 +16,8 @@ from loopscope.errors import InputError, unknown_name
 Place = tuple[str, str | int]
 """Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model's forward."""
 
 NATIVE = frozenset({
     "stop_at_layer", "start_at_layer", "prepend_bos", "loss_per_token", "past_kv_cache",
@@ -53,7 +55,7 @@ class Inputs:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         counts: Mapping[str, int] | None = None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Arguments:
         """Arguments of forward: those given, and what the example has besides.
 
         Args:
@@ -79,21 +81,32 @@ class Inputs:
         self._refuse(kwargs)
         if self.tokens is not None and isinstance(only, Tensor):
             args, kwargs = self._around(only, kwargs, counts)
-        there = self.names[: len(args)]
-        constant = {k: v for k, v in self.kwargs.items() if k not in there and not _holds_tensor(v)}
-        told = {k: v for k, v in counts.items() if k not in there}
-        full = {**constant, **told, **kwargs}
+        by_place = self.names[: len(args)]
+        constant = {
+            name: value
+            for name, value in self.kwargs.items()
+            if name not in by_place and not _holds_tensor(value)
+        }
+        set_counts = {name: value for name, value in counts.items() if name not in by_place}
+        full = {**constant, **set_counts, **kwargs}
         self._check(args, full)
         return args, self._without_cache(full)
 
-    def example(self, counts: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The example's arguments, with other numbers of iterations."""
+    def example(self, counts: Mapping[str, int]) -> Arguments:
+        """The example's arguments, with other numbers of iterations.
+
+        Args:
+            counts: Number by argument of forward.
+
+        Returns:
+            Positional and keyword arguments.
+        """
         args = tuple(
             counts.get(self.names[i], value) if i < len(self.names) else value
             for i, value in enumerate(self.args)
         )
-        there = self.names[: len(args)]
-        more = {name: value for name, value in counts.items() if name not in there}
+        by_place = self.names[: len(args)]
+        more = {name: value for name, value in counts.items() if name not in by_place}
         return args, self._without_cache({**self.kwargs, **more})
 
     def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +114,7 @@ class Inputs:
 
     def _around(
         self, tokens: Tensor, kwargs: dict[str, Any], counts: Mapping[str, int]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Arguments:
         """Tokens alone where the example has them, and its other arguments around them.
 
         The example's own tensors (a mask) belong to its tokens, so they are never passed on.
@@ -159,42 +172,60 @@ class Inputs:
         """Raise for arguments that are missing or given twice."""
         if not args and not kwargs:
             raise InputError("no input was given; give token ids (batch, pos), or what it takes.")
-        there = self.names[: len(args)]
-        if twice := [name for name in there if name in kwargs]:
+        by_place = self.names[: len(args)]
+        if twice := [name for name in by_place if name in kwargs]:
             raise InputError(f"{twice[0]} was given twice, by its place and by its name.")
         if len(args) > len(self.names) and not self.takes_more[0]:
             raise InputError(
                 f"forward takes {len(self.names)} positional arguments "
                 f"({', '.join(self.names) or 'none'}), given {len(args)}."
             )
-        missing = [name for name in self.needed if name not in there and name not in kwargs]
+        missing = [name for name in self.needed if name not in by_place and name not in kwargs]
         if missing:
-            had = {*self.names[: len(self.args)], *self.kwargs}
-            why = "which the example had" if missing[0] in had else "which have no default"
+            in_example = {*self.names[: len(self.args)], *self.kwargs}
+            why = "which the example had" if missing[0] in in_example else "which have no default"
             raise InputError(
                 f"forward needs {', '.join(missing)} too, {why}: give them by name, as in "
                 f"model(tokens, {missing[0]}=...), or all arguments as a dict."
             )
 
     def tokens_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The token ids among arguments that `complete` gave."""
+        """The token ids among arguments that `complete` gave.
+
+        Args:
+            args: Positional arguments of forward.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Token ids, (batch, pos).
+
+        Raises:
+            InputError: if the model takes none, or none were given.
+        """
         if self.tokens is None:
             raise InputError("the model was wrapped without token ids, so there are no targets.")
         side, place = self.tokens
-        found = (
+        tokens = (
             args[int(place)]
             if side == "args" and int(place) < len(args)
             else kwargs.get(str(place))
         )
-        if found is None:
-            found = next((v for v in (*args, *kwargs.values()) if is_tokens(v)), None)
-        if found is None:
+        if tokens is None:
+            tokens = next((v for v in (*args, *kwargs.values()) if is_tokens(v)), None)
+        if tokens is None:
             raise InputError("no token ids (batch, pos) were given, so there are no targets.")
-        return found
+        return tokens
 
     @contextmanager
     def running(self, module: nn.Module) -> Iterator[None]:
-        """A context in which no key-value cache is kept."""
+        """A context in which no key-value cache is kept.
+
+        Args:
+            module: The model.
+
+        Returns:
+            The context.
+        """
         if self.cached != "config":
             yield
             return
@@ -207,13 +238,27 @@ class Inputs:
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Where inputs belong: with the first parameter that is there."""
+    """Where inputs belong: with the first parameter that has values.
+
+    Args:
+        module: The model.
+
+    Returns:
+        The device; the CPU where no parameter has any.
+    """
     real = (p.device for p in module.parameters() if p.device.type != "meta")
     return next(real, torch.device("cpu"))
 
 
 def is_tokens(value: Any) -> bool:
-    """Whether a value can be token ids: integers (batch, pos)."""
+    """Whether a value can be token ids: integers (batch, pos).
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it can.
+    """
     return (
         isinstance(value, Tensor)
         and value.ndim == 2
@@ -244,10 +289,6 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     Returns:
         What to pass in each call.
     """
-    tokens: Place | None = next((("args", i) for i, v in enumerate(args) if is_tokens(v)), None)
-    if tokens is None:
-        order = sorted(kwargs, key=lambda k: k not in ("input_ids", "tokens", "idx"))
-        tokens = next((("kwargs", k) for k in order if is_tokens(kwargs[k])), None)
     parameters = inspect.signature(module.forward).parameters
     config = getattr(module, "config", None)
     cached = None
@@ -258,7 +299,7 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     kinds = {p.kind for p in parameters.values()}
     plain = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return Inputs(
-        tokens=tokens,
+        tokens=_place_of_tokens(args, kwargs),
         args=args,
         kwargs=kwargs,
         cached=cached,
@@ -272,7 +313,15 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     )
 
 
-def the_module(module: Any) -> nn.Module:
+def _place_of_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place | None:
+    for i, value in enumerate(args):
+        if is_tokens(value):
+            return ("args", i)
+    names = sorted(kwargs, key=lambda name: name not in ("input_ids", "tokens", "idx"))
+    return next((("kwargs", name) for name in names if is_tokens(kwargs[name])), None)
+
+
+def checked_module(module: Any) -> nn.Module:
     """The module itself, checked.
 
     Args:
@@ -324,9 +373,7 @@ def the_module(module: Any) -> nn.Module:
     return module
 
 
-def the_example(
-    module: nn.Module, example: Any, tokenizer: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example_arguments(module: nn.Module, example: Any, tokenizer: Any) -> Arguments:
     """The example as arguments of forward.
 
     Args:
@@ -341,41 +388,15 @@ def the_example(
         InputError: for an example that is no input, or where none can be made up.
     """
     if example is None:
-        tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
-        get_table = getattr(module, "get_input_embeddings", None)
-        try:
-            table = get_table() if get_table is not None else None
-        except (NotImplementedError, AttributeError):
-            table = None
-        rows = getattr(table, "num_embeddings", None) or min(
-            (t.num_embeddings for t in tables), default=0
-        )
-        if not rows:
-            raise InputError(
-                "the model has no embedding table, so no example can be made up; give example=: "
-                "what its forward takes (a tensor, a tuple, or a dict of arguments)."
-            )
-        drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
-        example = drawn.to(input_device(module))
+        example = _drawn_tokens(module)
     if isinstance(example, str):
-        read = plain_tokenizer(tokenizer or getattr(module, "tokenizer", None))
-        if read is None:
+        plain = plain_tokenizer(tokenizer or getattr(module, "tokenizer", None))
+        if plain is None:
             raise InputError("the example is text, and there is no tokenizer; give token ids.")
-        example = torch.tensor([read.encode(example, add_special_tokens=False).ids])
+        example = torch.tensor([plain.encode(example, add_special_tokens=False).ids])
     if isinstance(example, list) and _is_numbers(example):
-        try:
-            example = torch.tensor(example)
-        except ValueError as error:
-            raise InputError(f"the example's rows have unequal lengths ({error}).") from error
-        example = example if example.ndim > 1 else example[None]
-        example = example.to(input_device(module))
-    given = [example] if isinstance(example, Tensor) else example
-    if isinstance(given, Mapping):
-        given = list(given.values())
-    if isinstance(given, tuple | list) and any(
-        isinstance(v, Tensor) and v.numel() == 0 for v in given
-    ):
-        raise InputError("the example is empty; give at least one sample with one token.")
+        example = _tensor(example).to(input_device(module))
+    _refuse_empty(example)
     if isinstance(example, Mapping):
         return (), dict(example)
     if isinstance(example, tuple | list):
@@ -390,6 +411,45 @@ def the_example(
     return (example,), {}
 
 
+def _drawn_tokens(module: nn.Module) -> Tensor:
+    """Random token ids (2, 8) that a model's embedding table has."""
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
+    get_table = getattr(module, "get_input_embeddings", None)
+    try:
+        table = get_table() if get_table is not None else None
+    except (NotImplementedError, AttributeError):
+        table = None
+    rows = getattr(table, "num_embeddings", None) or min(
+        (t.num_embeddings for t in tables), default=0
+    )
+    if not rows:
+        raise InputError(
+            "the model has no embedding table, so no example can be made up; give example=: "
+            "what its forward takes (a tensor, a tuple, or a dict of arguments)."
+        )
+    drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
+    return drawn.to(input_device(module))
+
+
+def _tensor(rows: list[Any]) -> Tensor:
+    """Numbers, or rows of numbers, as a tensor with at least two axes."""
+    try:
+        numbers = torch.tensor(rows)
+    except ValueError as error:
+        raise InputError(f"the example's rows have unequal lengths ({error}).") from error
+    return numbers if numbers.ndim > 1 else numbers[None]
+
+
+def _refuse_empty(example: Any) -> None:
+    values = [example] if isinstance(example, Tensor) else example
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, tuple | list) and any(
+        isinstance(v, Tensor) and v.numel() == 0 for v in values
+    ):
+        raise InputError("the example is empty; give at least one sample with one token.")
+
+
 def _is_numbers(value: Any) -> bool:
     """Whether a value is a number, or lists of numbers."""
     if isinstance(value, list):
@@ -398,5 +458,12 @@ def _is_numbers(value: Any) -> bool:
 
 
 def plain_tokenizer(tokenizer: Any) -> Any:
-    """A `tokenizers.Tokenizer`, from itself or from a fast tokenizer of transformers."""
+    """A `tokenizers.Tokenizer`, from itself or from a fast tokenizer of transformers.
+
+    Args:
+        tokenizer: Either, or anything else.
+
+    Returns:
+        The plain one; what is neither, as it is.
+    """
     return getattr(tokenizer, "backend_tokenizer", tokenizer)

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.loops.loop_map import LoopCount, LoopMap
-from loopscope.models.loops.spec import Spec
+from loopscope.models.loops import Loop, LoopCount, LoopMap, Spec
 
 ARGUMENTS = ("num_steps", "num_loops", "n_loops", "n_loop", "loops", "num_recur", "num_iterations",
              "n_iterations", "num_recurrences", "loop_count", "steps")  # fmt: skip
@@ -31,7 +30,7 @@ class Setting:
     value: int
 
 
-def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCount, ...]:
+def counts_of(module: nn.Module, loop_map: LoopMap, spec: Spec) -> tuple[LoopCount, ...]:
     """How the number of iterations of a model's loops is set, where it is said or plain to see.
 
     What a specification says comes first; else an argument of forward, an attribute of a module or
@@ -39,7 +38,7 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
 
     Args:
         module: The model.
-        found: Its map.
+        loop_map: Its map.
         spec: Its specification.
 
     Returns:
@@ -48,30 +47,36 @@ def known_counts(module: nn.Module, found: LoopMap, spec: Spec) -> tuple[LoopCou
     Raises:
         InputError: if the specification names what does not exist.
     """
-    if found.main is None:
+    main = loop_map.main
+    if main is None:
         return ()
     if spec.counts:
-        there = {None, *(loop.name for loop in found.loops)}
-        said = [c for c in spec.counts if spec.source != "family" or c[1] in there]
-        return tuple(_named(module, found, *one) for one in said)
-    main = found.main
+        names = {None, *(loop.name for loop in loop_map.loops)}
+        counts = [c for c in spec.counts if spec.source != "family" or c[1] in names]
+        return tuple(_named(module, loop_map, *count) for count in counts)
     distinct = main.mechanic != "module" and main.K > 1
-    if distinct or any(loop.parent is None for loop in found.loops[1:]):
+    if distinct or any(loop.parent is None for loop in loop_map.loops[1:]):
         return ()
-    known = inspect.signature(module.forward).parameters
+    count = _usual(module, main)
+    return () if count is None else (count,)
+
+
+def _usual(module: nn.Module, main: Loop) -> LoopCount | None:
+    """An argument, attribute or entry with a usual name that counts the main loop."""
+    parameters = inspect.signature(module.forward).parameters
     for name in ARGUMENTS:
-        if name in known and isinstance(known[name].default, int | type(None)):
-            return (LoopCount(kind="argument", name=name, loop=main.name),)
+        if name in parameters and isinstance(parameters[name].default, int | type(None)):
+            return LoopCount(kind="argument", name=name, loop=main.name)
     for prefix, holder in _holders(module):
         for name in ATTRIBUTES:
             if type(holder.get(name)) is int and holder[name] == main.K:
                 where = f"{prefix}.{name}" if prefix else name
-                return (LoopCount(kind="attribute", name=where, loop=main.name),)
+                return LoopCount(kind="attribute", name=where, loop=main.name)
     config = getattr(module, "config", None)
     for name in ATTRIBUTES:
         if type(getattr(config, name, None)) is int and getattr(config, name) == main.K:
-            return (LoopCount(kind="config", name=name, loop=main.name),)
-    return ()
+            return LoopCount(kind="config", name=name, loop=main.name)
+    return None
 
 
 def _holders(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,8 +92,10 @@ def _holders(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{prefix}.{name}".lstrip("."), vars(value)
 
 
-def _named(module: nn.Module, found: LoopMap, kind: Any, loop: str | None, name: str) -> LoopCount:
-    names = [one.name for one in found.loops]
+def _named(
+    module: nn.Module, loop_map: LoopMap, kind: Any, loop: str | None, name: str
+) -> LoopCount:
+    names = [candidate.name for candidate in loop_map.loops]
     if loop is not None and loop not in names:
         raise unknown_name("loop in [loops] of the specification", loop, names)
     count = LoopCount(kind=kind, name=name, loop=loop or names[0])
@@ -100,8 +107,8 @@ def _named(module: nn.Module, found: LoopMap, kind: Any, loop: str | None, name:
         return count
     holder, entry = _holder(module, count)
     if not hasattr(holder, entry):
-        there = [n for n, v in vars(holder).items() if type(v) is int]
-        raise unknown_name(f"{kind} in [loops]", name, there)
+        numbers = [n for n, v in vars(holder).items() if type(v) is int]
+        raise unknown_name(f"{kind} in [loops]", name, numbers)
     return count
 
 
@@ -123,11 +130,11 @@ def _holder(module: nn.Module, count: LoopCount) -> tuple[Any, str]:
     return holder, entry
 
 
-def settings(found: LoopMap, loops: Any) -> tuple[Setting, ...]:
+def settings_for(loop_map: LoopMap, loops: Any) -> tuple[Setting, ...]:
     """What to set so that loops run as often as wanted.
 
     Args:
-        found: The model's map.
+        loop_map: The model's map.
         loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run): any
             whole numbers, those of numpy too.
 
@@ -137,27 +144,27 @@ def settings(found: LoopMap, loops: Any) -> tuple[Setting, ...]:
     Raises:
         InputError: for numbers below 1, loops that do not exist, and models that allow none.
     """
-    if found.main is None:
+    if loop_map.main is None:
         raise InputError(
             "the model has no loop, so its number of iterations cannot be set. If it runs its core "
             "once by default, a spec can say what the core is: core = [...]"
         )
-    wanted = dict(loops) if isinstance(loops, Mapping) else {found.main.name: loops}
-    if not wanted:
-        names = ", ".join(loop.name for loop in found.loops)
+    numbers = dict(loops) if isinstance(loops, Mapping) else {loop_map.main.name: loops}
+    if not numbers:
+        names = ", ".join(loop.name for loop in loop_map.loops)
         raise InputError(f"loops names no loop; give a number, or one for some of {names}.")
-    by_loop = {count.loop: count for count in found.counts}
+    by_loop = {count.loop: count for count in loop_map.counts}
     chosen = []
-    for name, value in wanted.items():
-        if name not in {loop.name for loop in found.loops}:
-            raise unknown_name("loop", name, [loop.name for loop in found.loops])
+    for name, value in numbers.items():
+        if name not in {loop.name for loop in loop_map.loops}:
+            raise unknown_name("loop", name, [loop.name for loop in loop_map.loops])
         value = _whole(value)
         if name not in by_loop:
             why = (
                 "nothing that sets it was found; a spec can name it: [loops] argument = ..., "
                 "attribute = ... or config = ..."
             )
-            if found.loop(name).mechanic != "module" and found.loop(name).K > 1:
+            if loop_map.loop(name).mechanic != "module" and loop_map.loop(name).K > 1:
                 why = "its iterations are distinct modules"
             raise InputError(f"the number of iterations of {name} cannot be set: {why}.")
         chosen.append(Setting(by_loop[name], value))
@@ -174,22 +181,41 @@ def _whole(value: Any) -> int:
     return number
 
 
-def arguments(chosen: tuple[Setting, ...]) -> dict[str, int]:
-    """The settings that are arguments of forward."""
-    return {one.count.name: one.value for one in chosen if one.count.kind == "argument"}
+def as_arguments(settings: tuple[Setting, ...]) -> dict[str, int]:
+    """The settings that are arguments of forward.
+
+    Args:
+        settings: Numbers of iterations that are set.
+
+    Returns:
+        Number by argument.
+    """
+    return {
+        setting.count.name: setting.value
+        for setting in settings
+        if setting.count.kind == "argument"
+    }
 
 
 @contextmanager
-def looping(module: nn.Module, chosen: tuple[Setting, ...]) -> Iterator[None]:
-    """Within this context attributes and configuration are as set."""
+def looping(module: nn.Module, settings: tuple[Setting, ...]) -> Iterator[None]:
+    """Within this context attributes and configuration are as set.
+
+    Args:
+        module: The model.
+        settings: Numbers of iterations that are set.
+
+    Returns:
+        The context.
+    """
     before = []
     try:
-        for one in chosen:
-            if one.count.kind == "argument":
+        for setting in settings:
+            if setting.count.kind == "argument":
                 continue
-            holder, entry = _holder(module, one.count)
+            holder, entry = _holder(module, setting.count)
             before.append((holder, entry, getattr(holder, entry)))
-            setattr(holder, entry, one.value)
+            setattr(holder, entry, setting.value)
         yield
     finally:
         for holder, entry, value in reversed(before):

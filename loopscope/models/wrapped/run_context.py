@@ -11,7 +11,7 @@ from torch.utils import checkpoint
 
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
-from loopscope.models.loops.tracing import seeded
+from loopscope.models.loops import seeded
 from loopscope.models.wrapped.inputs import Inputs
 from loopscope.models.wrapped.loop_count import Setting, looping
 
@@ -36,7 +36,7 @@ class _OnePerBatch(TorchFunctionMode):
         super().__init__()
         self.batch, self.pos = batch, pos
 
-    def _one(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+    def _sample_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
         """The shape of one sample's part, None for what is not made of samples."""
         if self.batch < 2 or len(shape) < 2:
             return None
@@ -46,22 +46,22 @@ class _OnePerBatch(TorchFunctionMode):
             return (self.pos, *shape[1:])
         return None
 
-    def _all(self, one: Tensor) -> Tensor:
-        return one.repeat(self.batch, *[1] * (one.ndim - 1))
+    def _repeat(self, part: Tensor) -> Tensor:
+        return part.repeat(self.batch, *[1] * (part.ndim - 1))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _IN_PLACE and (one := self._one(args[0].shape)):
-            first = args[0][: one[0]].clone()
+        if func in _IN_PLACE and (shape := self._sample_shape(args[0].shape)):
+            first = args[0][: shape[0]].clone()
             func(first, *args[1:], **kwargs)
-            return args[0].copy_(self._all(first))
+            return args[0].copy_(self._repeat(first))
         tensors = bool(args) and all(isinstance(a, Tensor) for a in args)
-        if func in _LIKE and tensors and (one := self._one(args[0].shape)):
-            return self._all(func(*(a[: one[0]] for a in args), **kwargs))
+        if func in _LIKE and tensors and (shape := self._sample_shape(args[0].shape)):
+            return self._repeat(func(*(a[: shape[0]] for a in args), **kwargs))
         if func in _SIZED and "out" not in kwargs:
             size = args[0] if args and isinstance(args[0], tuple | list) else args
-            if one := self._one(size):
-                return self._all(func(*one, **kwargs))
+            if shape := self._sample_shape(size):
+                return self._repeat(func(*shape, **kwargs))
         return func(*args, **kwargs)
 
 
@@ -77,6 +77,9 @@ def same_for_every_sample(
         module: The model, for its devices.
         seed: None for a model that draws none: then nothing is done.
         batch, pos: Shape of this run's tokens; without them samples differ.
+
+    Returns:
+        The context.
     """
     if seed is None:
         yield
@@ -92,8 +95,15 @@ _BUSY: set[int] = set()
 
 
 @contextmanager
-def alone(module: nn.Module, name: str) -> Iterator[None]:
+def not_nested(module: nn.Module, name: str) -> Iterator[None]:
     """A context that a model may not enter again from within, as from one of its hooks.
+
+    Args:
+        module: The model.
+        name: What the error calls it.
+
+    Returns:
+        The context.
 
     Raises:
         InputError: if it does.
@@ -111,10 +121,10 @@ def alone(module: nn.Module, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def as_wanted(
+def controlled(
     module: nn.Module,
     inputs: Inputs,
-    chosen: tuple[Setting, ...],
+    settings: tuple[Setting, ...],
     seed: int | None,
     batch: int | None = None,
     pos: int | None = None,
@@ -124,11 +134,14 @@ def as_wanted(
     Args:
         module: The model.
         inputs: How it is called.
-        chosen: Numbers of iterations that were set.
+        settings: Numbers of iterations that were set.
         seed: As `same_for_every_sample`, `batch` and `pos` too.
+
+    Returns:
+        The context.
     """
     with (
-        looping(module, chosen),
+        looping(module, settings),
         same_for_every_sample(module, seed, batch, pos),
         inputs.running(module),
     ):
@@ -159,14 +172,20 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
     """A context in which nothing is computed a second time for the gradients.
 
     The second time hooks would be gone, and gradients those of another forward pass.
+
+    Args:
+        module: The model.
+
+    Returns:
+        The context.
     """
     with ExitStack() as during:
-        for name, other in (
+        for name, replacement in (
             ("CheckpointFunction", _Straight),
             ("_checkpoint_without_reentrant_generator", _nothing),
         ):
             during.callback(setattr, checkpoint, name, getattr(checkpoint, name))
-            setattr(checkpoint, name, other)
+            setattr(checkpoint, name, replacement)
         for part in module.modules() if torch.is_grad_enabled() else ():
             if part.__dict__.get("gradient_checkpointing") is True:
                 during.callback(setattr, part, "gradient_checkpointing", True)
@@ -176,7 +195,14 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """A context after which a module's buffers (running means, counters) are as they were."""
+    """A context after which a module's buffers (running means, counters) are as they were.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The context.
+    """
     before: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     for part in module.modules():
         for name, buffer in part._buffers.items():
@@ -195,10 +221,18 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def eager_attention(module: Any, *, wanted: bool) -> Iterator[None]:
-    """Within this context a model of transformers computes attention patterns, if wanted."""
+def eager_attention(module: Any, *, patterns: bool) -> Iterator[None]:
+    """Within this context a model of transformers computes attention patterns.
+
+    Args:
+        module: The model.
+        patterns: Whether they are needed; otherwise nothing is done.
+
+    Returns:
+        The context.
+    """
     before = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if not wanted or before == "eager":
+    if not patterns or before == "eager":
         yield
         return
     module.set_attn_implementation("eager")
@@ -210,6 +244,12 @@ def eager_attention(module: Any, *, wanted: bool) -> Iterator[None]:
 
 def only_read(point: Point) -> Callable[[Tensor], None]:
     """A point whose hooks may look at an attention pattern; the model does not use what it returns.
+
+    Args:
+        point: The point.
+
+    Returns:
+        What to do with the pattern.
 
     Raises:
         InputError: when a hook changes it.

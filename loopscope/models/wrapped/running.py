@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
-from loopscope.models.loops.identity import example_shape
-from loopscope.models.loops.loop_map import LoopMap, Port, Step
+from loopscope.models.loops import LoopMap, Port, Step, example_shape
 from loopscope.models.wrapped.addresses import PATTERN
-from loopscope.models.wrapped.inputs import Inputs
-from loopscope.models.wrapped.loop_count import Setting, arguments
+from loopscope.models.wrapped.inputs import Arguments, Inputs
+from loopscope.models.wrapped.loop_count import Setting, as_arguments
 from loopscope.models.wrapped.run_context import (
-    alone,
-    as_wanted,
+    controlled,
     eager_attention,
+    not_nested,
     only_read,
     uncompiled,
     without_checkpointing,
@@ -44,31 +43,39 @@ class Running:
     _originals: dict[str, nn.Module]
     _as_tokens: Callable[..., Tensor]
 
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        """Arguments of the original's forward for those of a call."""
-        alone = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
-        if alone and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
-            args = (self._read_tokens(args[0]),)
-        return self.inputs.complete(args, kwargs, arguments(self.settings))
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Arguments of the original's forward for those of a call.
 
-    def _read_tokens(self, given: Any) -> Tensor:
+        Args:
+            args: A call's positional arguments; text and lists of ids are read as tokens.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Positional and keyword arguments.
+        """
+        single = len(args) == 1 and not isinstance(args[0], Mapping | tuple)
+        if single and (self.inputs.tokens is not None or not isinstance(args[0], Tensor)):
+            args = (self._read_tokens(args[0]),)
+        return self.inputs.complete(args, kwargs, as_arguments(self.settings))
+
+    def _read_tokens(self, tokens: Any) -> Tensor:
         try:
-            return self._as_tokens(given)
+            return self._as_tokens(tokens)
         except InputError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{type(given).__name__} cannot be read as token ids ({error}); give integers "
+                f"{type(tokens).__name__} cannot be read as token ids ({error}); give integers "
                 "(batch, pos), text, or the arguments of forward as a tuple or dict."
             ) from error
 
     def run(
-        self, given: tuple[tuple, dict], taps: list[Tap], *, eager: bool = False
+        self, arguments: Arguments, taps: list[Tap], *, eager: bool = False
     ) -> tuple[Any, list[int]]:
         """One forward pass of the original with functions at some of its tensors.
 
         Args:
-            given: Its arguments, from `prepare`.
+            arguments: Its arguments, from `prepare`.
             taps: Tensors and what to do with them.
             eager: Compute attention step by step, so that its pattern exists.
 
@@ -78,8 +85,8 @@ class Running:
         Raises:
             InputError: for more or fewer iterations than on the example, or a run within a hook.
         """
-        args, kwargs = given
-        with self._as_wanted(given), eager_attention(self.module, wanted=eager):
+        args, kwargs = arguments
+        with self._controlled(arguments), eager_attention(self.module, patterns=eager):
             if not taps:
                 return self.module(*args, **kwargs), []
             with (
@@ -90,15 +97,15 @@ class Running:
                 output = self.module(*args, **kwargs)
             return output, missed
 
-    def _run_live(self, given: tuple[tuple, dict], more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
-        """A forward pass with the hooks that are there, then further taps; what was not reached."""
+    def _run_live(self, arguments: Arguments, more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
+        """A forward pass with the hooks that it has, then further taps; what was not reached."""
         used = {name: point for name, point in self._live.items() if _used(point)}
         taps: list[Tap] = [
             (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
             for name, point in used.items()
         ]
         eager = any(name.endswith(PATTERN) for name in used)
-        output, missed = self.run(given, [*taps, *more.values()], eager=eager)
+        output, missed = self.run(arguments, [*taps, *more.values()], eager=eager)
         names = [*used, *more]
         if unseen := [names[n] for n in missed if n < len(used)]:
             rest = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
@@ -110,21 +117,28 @@ class Running:
         return output, {names[n] for n in missed}
 
     @contextmanager
-    def _as_wanted(self, given: tuple[tuple, dict]) -> Iterator[None]:
+    def _controlled(self, arguments: Arguments) -> Iterator[None]:
         """Number of iterations, random numbers, key-value cache and compilation as they must be."""
         seed: int | None = None
         shape: tuple[int | None, int | None] = (None, None)
         if self.map.random or self.module.training:
             seed = self.seed
-            shape = example_shape(*given) if self.map.random else shape
+            shape = example_shape(*arguments) if self.map.random else shape
         with (
-            alone(self.module, str(self.name)),
-            as_wanted(self.module, self.inputs, self.settings, seed, *shape),
+            not_nested(self.module, str(self.name)),
+            controlled(self.module, self.inputs, self.settings, seed, *shape),
         ):
             yield
 
     def logits_in(self, output: Any) -> Any:
-        """The logits in what the original returned; all of it where there are none."""
+        """The logits in what the original returned.
+
+        Args:
+            output: What it returned.
+
+        Returns:
+            The logits, (batch, pos, d_vocab); all of the output where there are none.
+        """
         return output if self.logits_at is None else get(output, self.logits_at)
 
     def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
@@ -142,12 +156,12 @@ class Running:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets)
 
     def read(
-        self, given: tuple[tuple, dict], ports: Mapping[Any, Port]
+        self, arguments: Arguments, ports: Mapping[Any, Port]
     ) -> tuple[Any, dict[Any, Tensor]]:
         """One forward pass that keeps some tensors; permanent hooks run before.
 
         Args:
-            given: Arguments, from `prepare`.
+            arguments: Arguments, from `prepare`.
             ports: What to keep, under any keys.
 
         Returns:
@@ -161,7 +175,9 @@ class Running:
                 return lambda tensor: kept.__setitem__(key, tensor.detach().clone())
             return lambda tensor: kept.__setitem__(key, tensor.detach())
 
-        output, _ = self._run_live(given, {key: (port, keep(key)) for key, port in ports.items()})
+        output, _ = self._run_live(
+            arguments, {key: (port, keep(key)) for key, port in ports.items()}
+        )
         return output, kept
 
 

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from loopscope.errors import InputError
-from loopscope.models.loops.loop_map import LoopMap
-from loopscope.models.loops.plain_stack import regroup
-from loopscope.models.loops.tracing import Trace
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import LoopMap, Trace, regroup
+from loopscope.models.native import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,44 +64,52 @@ class LensConfig:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first floating parameter."""
-        found = (p.dtype for p in self._module.parameters() if p.is_floating_point())
-        return next(found, torch.float32)
+        types = (p.dtype for p in self._module.parameters() if p.is_floating_point())
+        return next(types, torch.float32)
 
     @property
     def device(self) -> str:
-        """Where the first parameter that is there lies."""
+        """Where the first parameter that has values lies."""
         real = (str(p.device) for p in self._module.parameters() if p.device.type != "meta")
         return next(real, "cpu")
 
 
-def regrouped(found: LoopMap, layout: str | Layout, name: str) -> LoopMap:
+def regrouped(loop_map: LoopMap, layout: str | Layout, name: str) -> LoopMap:
     """The map of a plain stack whose layers are grouped by a layout.
+
+    Args:
+        loop_map: The map of the stack.
+        layout: Unshared depths, such as `4+8+8+4`.
+        name: What errors call the model.
+
+    Returns:
+        The map, with the virtual blocks as iterations.
 
     Raises:
         InputError: if the model has a loop, or the depths do not add up.
     """
-    new = Layout.parse(layout)
-    if found.loops:
+    depths = Layout.parse(layout)
+    if loop_map.loops:
         raise InputError(
-            f"layout groups the layers of a plain stack; {name!r} has a loop ({found}). Leave the "
-            "layout out."
+            f"layout groups the layers of a plain stack; {name!r} has a loop ({loop_map}). Leave "
+            "the layout out."
         )
-    if new.n_layers != len(found.prelude) or (new.shared and new.K > 1):
+    if depths.n_layers != len(loop_map.prelude) or (depths.shared and depths.K > 1):
         raise InputError(
-            f"layout {new} does not fit: {name!r} has {len(found.prelude)} unshared layers; give "
-            "unshared depths P+C1+...+CK+Q that add up to it."
+            f"layout {depths} does not fit: {name!r} has {len(loop_map.prelude)} unshared layers; "
+            "give unshared depths P+C1+...+CK+Q that add up to it."
         )
-    return regroup(found, new.prelude, new.cores) if new.cores else found
+    return regroup(loop_map, depths.prelude, depths.cores) if depths.cores else loop_map
 
 
 def config_of(
-    module: nn.Module, found: LoopMap, traced: Trace, batch: int | None, pos: int | None
+    module: nn.Module, loop_map: LoopMap, traced: Trace, batch: int | None, pos: int | None
 ) -> WrappedConfig:
     """What is known of a model's shape, from its map, its configuration and its trace.
 
     Args:
         module: The model.
-        found: Its map.
+        loop_map: Its map.
         traced: A traced forward pass.
         batch, pos: Shape of the example's token ids.
 
@@ -115,14 +121,14 @@ def config_of(
     if rows is None:
         looked_up = [traced.modules[c.module] for c in traced.calls if (batch, pos) in c.integers]
         rows = next((m.num_embeddings for m in looked_up if isinstance(m, nn.Embedding)), None)
-    main = found.main
-    state = main.iterations[0].h_m if main else found.h_out
+    main = loop_map.main
+    state = main.iterations[0].h_m if main else loop_map.h_out
     context = getattr(config, "max_position_embeddings", None)
     bos = getattr(config, "bos_token_id", None)
     return WrappedConfig(
-        layout=str(found),
-        K=found.K,
-        n_layers=found.n_layers,
+        layout=str(loop_map),
+        K=loop_map.K,
+        n_layers=loop_map.n_layers,
         d_model=state.shape[-1],
         d_vocab=rows if isinstance(rows, int) else None,
         n_ctx=context if isinstance(context, int) else None,

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Step
-from loopscope.models.loops.tracing import Call, Trace
+from loopscope.models.loops import Call, Loop, LoopMap, Port, Step, Trace
 
 Key = tuple[int, int]
 """Stretch between two beginnings of iterations, and which call of the module within it."""
@@ -38,11 +37,25 @@ class Schedule:
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def inside(self, port: Port) -> bool:
-        """Whether iterations call a port's module."""
+        """Whether iterations call a port's module.
+
+        Args:
+            port: A tensor of one call.
+
+        Returns:
+            Whether they do.
+        """
         return (port.module, port.side, port.call) in self.keys
 
     def key(self, port: Port) -> Key:
-        """Where a port's call stands; modules outside all iterations are counted through."""
+        """Where a port's call stands; modules outside all iterations are counted through.
+
+        Args:
+            port: A tensor of one call.
+
+        Returns:
+            Its stretch, and which of the module's calls in it.
+        """
         if port.side == "out":
             number = self.ends.get((port.module, port.call), port.call)
         else:
@@ -50,65 +63,93 @@ class Schedule:
         return self.keys.get((port.module, port.side, port.call), (0, number))
 
 
-def schedule(trace: Trace, found: LoopMap) -> Schedule:
+def schedule(trace: Trace, loop_map: LoopMap) -> Schedule:
     """Learn from a traced forward pass what begins its iterations.
 
     Args:
         trace: The traced forward pass.
-        found: Its map.
+        loop_map: Its map.
 
     Returns:
         The schedule.
     """
-    spans = [it.span for loop in found.loops for it in loop.iterations]
+    spans = [it.span for loop in loop_map.loops for it in loop.iterations]
     looped = {call.module for a, b in spans for call in trace.calls[a:b]}
-    anchors = {call.index: call for loop in found.loops for call in _anchors(trace, loop)}
-    for loop in found.loops:
+    anchors = {call.index: call for loop in loop_map.loops for call in _anchors(trace, loop)}
+    for loop in loop_map.loops:
         if (last := _after(trace, loop, looped)) is not None:
             anchors[last.index] = last
     begins: dict[str, set[int]] = defaultdict(set)
     for call in anchors.values():
         begins[call.module].add(call.number)
     starts = sorted(call.start for call in anchors.values())
-    keys: dict[tuple[str, str, int], Key] = {}
-    ends: dict[tuple[str, int], int] = {}
-    by_end = sorted(trace.calls, key=lambda call: call.end)
-    for side, calls in (("in", trace.calls), ("out", by_end)):
-        seen: Counter[tuple[str, int]] = Counter()
-        through: Counter[str] = Counter()
-        stretch = 0
-        for call in calls:
-            tick = call.start if side == "in" else call.end
-            while stretch < len(starts) and starts[stretch] <= tick:
-                stretch += 1
-            if call.module in looped:
-                keys[call.module, side, call.number] = (stretch, seen[call.module, stretch])
-                seen[call.module, stretch] += 1
-            elif side == "out":
-                if through[call.module] != call.number:
-                    ends[call.module, call.number] = through[call.module]
-                through[call.module] += 1
     return Schedule(
         begins={name: frozenset(numbers) for name, numbers in begins.items()},
         calls={name: trace.counts[name] for name in begins},
-        keys=keys,
-        ends=ends,
+        keys={
+            **_keys("in", trace.calls, starts, looped),
+            **_keys("out", _by_end(trace), starts, looped),
+        },
+        ends=_ends(_by_end(trace), looped),
     )
+
+
+def _by_end(trace: Trace) -> list[Call]:
+    return sorted(trace.calls, key=lambda call: call.end)
+
+
+def _keys(
+    side: str, calls: Iterable[Call], starts: Sequence[int], looped: Container[str]
+) -> dict[tuple[str, str, int], Key]:
+    """(module, side, call) to where it stands, for the modules that iterations call.
+
+    Args:
+        side: `in` or `out`.
+        calls: All calls, in the order in which they begin (`in`) or end (`out`).
+        starts: When each stretch begins.
+        looped: Modules that iterations call.
+
+    Returns:
+        The places.
+    """
+    keys: dict[tuple[str, str, int], Key] = {}
+    seen: Counter[tuple[str, int]] = Counter()
+    stretch = 0
+    for call in calls:
+        tick = call.start if side == "in" else call.end
+        while stretch < len(starts) and starts[stretch] <= tick:
+            stretch += 1
+        if call.module in looped:
+            keys[call.module, side, call.number] = (stretch, seen[call.module, stretch])
+            seen[call.module, stretch] += 1
+    return keys
+
+
+def _ends(calls: Iterable[Call], looped: Container[str]) -> dict[tuple[str, int], int]:
+    """(module, call) to its place among the ends of a module outside, where that is another."""
+    ends: dict[tuple[str, int], int] = {}
+    through: Counter[str] = Counter()
+    for call in calls:
+        if call.module not in looped:
+            if through[call.module] != call.number:
+                ends[call.module, call.number] = through[call.module]
+            through[call.module] += 1
+    return ends
 
 
 def _anchors(trace: Trace, loop: Loop) -> list[Call]:
     """The call that begins each iteration: of a module that all of them call equally often."""
     inside = [trace.calls[it.span[0] : it.span[1]] for it in loop.iterations]
     counts = [Counter(call.module for call in calls) for calls in inside]
-    first = loop.iterations[0]
-    wanted = [*(unit.module for unit in first.units), first.h.module, *counts[0]]
+    initial = loop.iterations[0]
+    candidates = [*(unit.module for unit in initial.units), initial.h.module, *counts[0]]
     for steady in (True, False):
-        for name in wanted:
-            own = {count[name] for count in counts}
-            if 0 not in own and (len(own) == 1 or not steady):
+        for name in candidates:
+            numbers = {count[name] for count in counts}
+            if 0 not in numbers and (len(numbers) == 1 or not steady):
                 return [next(call for call in calls if call.module == name) for calls in inside]
     firsts = [it.units[0] if it.units else it.h for it in loop.iterations]
-    return [trace.numbered[one.module, one.call] for one in firsts]
+    return [trace.numbered[first.module, first.call] for first in firsts]
 
 
 def _after(trace: Trace, loop: Loop, looped: set[str]) -> Call | None:
@@ -180,18 +221,18 @@ def tapped(
     run.missed += [n for n in range(len(taps)) if n not in reached]
 
 
-def _check(name: str, count: int, wanted: int) -> None:
+def _check(name: str, count: int, expected: int) -> None:
     """Raise if what begins the iterations was called more or less often than on the example."""
-    if count == wanted:
+    if count == expected:
         return
     if count == 0:
         raise InputError(
-            f"{name} was not called, {wanted} times on the example, so no iteration was seen: "
+            f"{name} was not called, {expected} times on the example, so no iteration was seen: "
             "compiled or scripted code calls no hooks, or the model skips its loop on this input. "
             "Use the uncompiled model, or wrap it again with this input as example=."
         )
     raise InputError(
-        f"{name} was called {count} times, {wanted} on the example: this model loops as often as "
+        f"{name} was called {count} times, {expected} on the example: this model loops as often as "
         "its input asks for. Fix the number (loops=n), or wrap it again with this input as "
         "example=."
     )
@@ -225,12 +266,12 @@ def _before(
     reached: set[int],
 ) -> Callable:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        given = None
+        replaced = None
         for number in by_key.get(count(), ()):
             reached.add(number)
-            changed = _apply(given or {"args": args, "kwargs": kwargs}, *taps[number])
-            given = changed if changed is not None else given
-        return None if given is None else (given["args"], given["kwargs"])
+            changed = _apply(replaced or {"args": args, "kwargs": kwargs}, *taps[number])
+            replaced = changed if changed is not None else replaced
+        return None if replaced is None else (replaced["args"], replaced["kwargs"])
 
     return hook
 
@@ -242,12 +283,12 @@ def _behind(
     reached: set[int],
 ) -> Callable:
     def hook(module: nn.Module, args: Any, result: Any) -> Any:
-        given = None
+        replaced = None
         for number in by_key.get(count(), ()):
             reached.add(number)
-            changed = _apply(result if given is None else given, *taps[number])
-            given = changed if changed is not None else given
-        return given
+            changed = _apply(result if replaced is None else replaced, *taps[number])
+            replaced = changed if changed is not None else replaced
+        return replaced
 
     return hook
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router
-from loopscope.models.loops.routers import weights
+from loopscope.models.loops import Loop, LoopMap, Port, Router, weights
 from loopscope.models.trajectory import Trajectory, Transition
 from loopscope.names import block_name
 
@@ -52,7 +51,7 @@ def trajectory_of(
         logits: The logits, or None.
 
     Returns:
-        The trajectory of the main loop, those of the others in `others`.
+        The trajectory of the main loop, those of further loops in `others`.
     """
     common: dict[str, Any] = {
         "h_emb": tensors["embed",],
@@ -67,8 +66,8 @@ def trajectory_of(
             blocks=blocks, mesh_cycle=False, **common,
         )  # fmt: skip
     by_loop = {loop.name: _trajectory(loop_map, loop, tensors, common) for loop in loop_map.loops}
-    main, *others = by_loop
-    return replace(by_loop[main], others={name: by_loop[name] for name in others})
+    main, *further = by_loop
+    return replace(by_loop[main], others={name: by_loop[name] for name in further})
 
 
 def _around(loop_map: LoopMap, loop: Loop) -> tuple[Port | None, bool]:
@@ -93,36 +92,47 @@ def _trajectory(
     blocks |= {block_name(t): (h[t], h_m[t]) for t in steps}
     if followed:
         blocks["coda"] = (h[-1], common["h_out"])
-    routers = {router.kind: router for router in loop_map.routers if router.loop == loop.name}
-
-    def read(router: Router) -> tuple[Tensor | None, ...]:
-        keys = [(router.kind, loop.name, router.name, t) for t in steps]
-        return tuple(weights(router, tensors[k]) if k in tensors else None for k in keys)
-
-    transition = None
-    if "write" in routers and routers["write"].transition and routers["read"].transition:
-        w = {k: weights(routers[k], tensors[k, loop.name, k, -1]) for k in ("write", "read")}
-        query = tensors.get(("before", loop.name), common["h_emb"])
-        transition = Transition(query=query, memory=None, w_write=w["write"], w_read=w["read"])
-    routed: dict[str, Any] = {
-        k: read(routers[k]) if k in routers else None for k in ("write", "read")
-    }
-    gates = {
-        router.name: read(router)
-        for router in loop_map.routers
-        if router.loop == loop.name and router.kind == "gate"
+    routers: dict[str, Router] = {
+        router.kind: router for router in loop_map.routers if router.loop == loop.name
     }
     return Trajectory(
         h=h,
         h_m=h_m,
         memory=None,
-        w_write=routed["write"],
-        w_read=routed["read"],
-        transition=transition,
+        w_write=_weights(routers.get("write"), loop, tensors),
+        w_read=_weights(routers.get("read"), loop, tensors),
+        transition=_transition(routers, loop, tensors, common["h_emb"]),
         blocks=blocks,
         loop=loop.name,
         path=tuple(iteration.path for iteration in loop.iterations),
-        gates=gates,
+        gates={
+            router.name: _weights(router, loop, tensors)
+            for router in loop_map.routers
+            if router.loop == loop.name and router.kind == "gate"
+        },
         mesh_cycle=loop_map.mesh_cycle and loop is loop_map.main,
         **common,
     )
+
+
+def _weights(router: Router | None, loop: Loop, tensors: Mapping[Key, Tensor]) -> Any:
+    """A router's weights at each iteration, None where it was not called; None without one."""
+    if router is None:
+        return None
+    keys = [(router.kind, loop.name, router.name, t) for t in range(loop.K)]
+    return tuple(weights(router, tensors[key]) if key in tensors else None for key in keys)
+
+
+def _transition(
+    routers: Mapping[str, Router], loop: Loop, tensors: Mapping[Key, Tensor], h_emb: Tensor
+) -> Transition | None:
+    """What the routers do before the first iteration; None without such a transition."""
+    if "write" not in routers:
+        return None
+    if not (routers["write"].transition and routers["read"].transition):
+        return None
+    w_write, w_read = (
+        weights(routers[kind], tensors[kind, loop.name, kind, -1]) for kind in ("write", "read")
+    )
+    query = tensors.get(("before", loop.name), h_emb)
+    return Transition(query=query, memory=None, w_write=w_write, w_read=w_read)

@@ -14,9 +14,8 @@ from loopscope.errors import InputError
 from loopscope.models.cache import LoopCache
 from loopscope.models.hooked import Branch, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
-from loopscope.models.loops.loop_map import Loop, LoopMap, Step
-from loopscope.models.loops.spec import to_toml
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import Loop, LoopMap, Step, to_toml
+from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.addresses import PATTERN, Addresses
@@ -58,16 +57,41 @@ class WrappedCache(LoopCache):
         )
 
     def apply_ln_to_stack(self, residual_stack: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Refused: the norms of a wrapped model are its own."""
+        """Refused: the norms of a wrapped model are its own.
+
+        Args:
+            residual_stack: As in TransformerLens; so are the next ones.
+            *args: Not looked at.
+            **kwargs: Not looked at.
+
+        Returns:
+            Nothing: it always raises an InputError.
+        """
         self._refuse_across_iterations("apply_ln_to_stack", None)
         raise AssertionError
 
     def accumulated_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Refused: read `cache["resid_pre", v]` of the layers wanted."""
+        """Refused: read `cache["resid_pre", v]` of the layers wanted.
+
+        Args:
+            layer: As in TransformerLens; so are the next ones.
+            *args: Not looked at.
+            **kwargs: Not looked at.
+
+        Returns:
+            Nothing: it always raises an InputError.
+        """
         self._refuse_across_iterations("accumulated_resid", layer)
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "WrappedCache":
-        """A cache of some batch entries."""
+        """A cache of some batch entries.
+
+        Args:
+            batch_slice: Which ones, as in TransformerLens.
+
+        Returns:
+            The cache.
+        """
         cut = super(LoopCache, self).apply_slice_to_batch_dim(batch_slice)
         return WrappedCache(cut.cache_dict, self.model, has_batch_dim=cut.has_batch_dim)
 
@@ -80,7 +104,15 @@ class Recipe(Protocol):
     """What a model was wrapped with, to wrap it again (see `wrapping.Recipe`)."""
 
     def build(self, module: nn.Module, **changes: Any) -> "WrappedModel":
-        """Wrap a module."""
+        """Wrap a module.
+
+        Args:
+            module: The module, or a copy of it.
+            **changes: What shall be otherwise: `loops`, `layout`.
+
+        Returns:
+            The wrapped model.
+        """
 
 
 class WrappedModel(Running, TextMixin, NamedHooks):
@@ -106,7 +138,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     def __init__(
         self,
         module: nn.Module,
-        found: LoopMap,
+        loop_map: LoopMap,
         names: Addresses,
         inputs: Inputs,
         *,
@@ -122,7 +154,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         super().__init__()
         self.setup()  # before the original is there: its modules get no names from TransformerLens
         self.module = module
-        self.map = found
+        self.map = loop_map
         self.inputs = inputs
         self.config = config
         self.tokenizer = tokenizer
@@ -165,27 +197,40 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         self.mod_dict = {**self.hook_dict}
         self.mod_dict |= {alias: self.hook_dict[n] for alias, n in names.aliases.items()}
         first = {id(m): n for n, m in self._originals.items()}
-        self._other_names = {
+        self._further_names = {
             n: first[id(m)]
             for n, m in self.module.named_modules(remove_duplicate=False)
             if n != first[id(m)]
         }
 
     def resolve(self, name: str) -> str:
-        """The canonical form of a name: aliases, and modules registered under several names."""
+        """The canonical form of a name: aliases, and modules registered under several names.
+
+        Args:
+            name: Any name of a hook.
+
+        Returns:
+            The canonical one; an unknown name as it is.
+        """
         if name in self.hook_dict:
             return name
         if name in self.aliases:
             return self.aliases[name]
-        for other, first in self._other_names.items():
-            if f".{other}." in f".{name.replace(':', '.')}.":
-                plain = name.replace(other, first, 1)
+        for further, first in self._further_names.items():
+            if f".{further}." in f".{name.replace(':', '.')}.":
+                plain = name.replace(further, first, 1)
                 if plain in self.hook_dict:
                     return plain
         return name
 
     def canonical(self, name: str) -> str:
         """The canonical name of a hook.
+
+        Args:
+            name: Any of its names.
+
+        Returns:
+            The canonical one.
 
         Raises:
             UnknownNameError: if there is no such hook; near matches are listed.
@@ -196,6 +241,12 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         """Canonical names that a filter means; None means all but the attention patterns.
 
         A pattern makes the attention run step by step, so it takes being asked for.
+
+        Args:
+            names_filter: None, a name, names, or a predicate.
+
+        Returns:
+            The names.
 
         Raises:
             UnknownNameError: if a given name does not exist.
@@ -219,13 +270,20 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         super()._enable_hook(name, hook, dir)
 
     def add_hook(self, name: Any, hook: Callable, *args: Any, **kwargs: Any) -> None:
-        """Add a hook that stays until `reset_hooks()`; names as in `run_with_hooks`."""
+        """Add a hook that stays until `reset_hooks()`.
+
+        Args:
+            name: As in `run_with_hooks`.
+            hook: Called with the tensor and `hook=`; what it returns takes the tensor's place.
+            *args: As in TransformerLens; the first is the direction, `fwd` or `bwd`.
+            **kwargs: Likewise.
+        """
         self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
         super().add_hook(name, hook, *args, **kwargs)
 
     def _touch(self, name: Any, dir: str) -> None:
         chosen = self.select(name)
-        self._live |= {one: self.hook_dict[one] for one in sorted(chosen)}
+        self._live |= {address: self.hook_dict[address] for address in sorted(chosen)}
         if dir == "bwd" and (cut := sorted(chosen & self.cut)):
             warn(
                 f"the model runs {cut[0]}{' and others' if len(cut) > 1 else ''} without gradients "
@@ -234,13 +292,33 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             )
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens's caching hooks, for the points a filter means."""
+        """TransformerLens's caching hooks, for the points a filter means.
+
+        Args:
+            names_filter: None, a name, names, or a predicate.
+            *args: As in TransformerLens.
+            **kwargs: Likewise.
+
+        Returns:
+            The cache, and the hooks that fill it.
+        """
         if isinstance(names_filter, str):
             names_filter = [names_filter]
         return super().get_caching_hooks(names_filter, *args, **kwargs)
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
-        """Refused: a wrapped model runs to its end."""
+        """Refused: a wrapped model runs to its end.
+
+        Args:
+            name: A hook.
+            stop_at_layer: Where a native model may be stopped.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError("a wrapped model cannot be stopped at a layer; leave stop_at_layer out.")
 
     # -- running ---------------------------------------------------------------------------------
@@ -266,14 +344,14 @@ class WrappedModel(Running, TextMixin, NamedHooks):
                 f"return_type must be one of {', '.join(map(repr, RETURNS))}, given "
                 f"{return_type!r}."
             )
-        given = self.prepare(args, kwargs)
-        output, _ = self._run_live(given, {})
+        arguments = self.prepare(args, kwargs)
+        output, _ = self._run_live(arguments, {})
         if return_type in ("output", None):
             return output if return_type else None
         logits = self.logits_in(output)
         if return_type == "logits":
             return logits
-        loss = self._loss(logits, given[0], given[1])
+        loss = self._loss(logits, *arguments)
         return (logits, loss) if return_type == "both" else loss
 
     def run_with_cache(self, *model_args: Any, **kwargs: Any) -> Any:
@@ -304,6 +382,9 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         Args:
             loops: Iterations of the main loop, or of each loop by name (of an inner loop: per run).
 
+        Returns:
+            A model of its own around the same module.
+
         Raises:
             InputError: for models that do not allow it, or where it has no effect.
         """
@@ -311,6 +392,12 @@ class WrappedModel(Running, TextMixin, NamedHooks):
 
     def with_layout(self, layout: str | Layout) -> "WrappedModel":
         """The layers of a plain stack grouped into virtual blocks; weights are shared, not hooks.
+
+        Args:
+            layout: Unshared depths that add up to the layers, such as `4+8+8+4`.
+
+        Returns:
+            A model of its own around the same module.
 
         Raises:
             InputError: if the model has a loop, or the depths do not add up.
@@ -334,15 +421,15 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             logits: Keep the logits too.
 
         Returns:
-            The trajectory of the main loop, those of the others in `others`.
+            The trajectory of the main loop, those of further loops in `others`.
 
         Raises:
             InputError: for input it cannot take, or that makes it loop otherwise than the example
                 did.
         """
-        given = self.prepare((tokens,), {})
+        arguments = self.prepare((tokens,), {})
         ports = state_ports(self.map)
-        output, tensors = self.read(given, ports)
+        output, tensors = self.read(arguments, ports)
         for key, port in ports.items():
             if key not in tensors and key[0] != "gate":  # a gate may be skipped
                 raise InputError(
@@ -350,7 +437,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
                     "on the example, so a state is missing; wrap it again with this input as "
                     "example=."
                 )
-        ids = self.inputs.tokens_in(*given) if self.inputs.tokens is not None else None
+        ids = self.inputs.tokens_in(*arguments) if self.inputs.tokens is not None else None
         scores = self.logits_in(output) if logits else None
         fits = isinstance(scores, Tensor) and ids is not None and scores.shape[:2] == ids.shape
         if logits and not fits:
@@ -451,6 +538,9 @@ class WrappedModel(Running, TextMixin, NamedHooks):
 
         Args:
             seed: Of weights that cannot be drawn.
+
+        Returns:
+            Nothing.
 
         Raises:
             InputError: always.

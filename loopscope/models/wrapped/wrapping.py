@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -11,29 +12,36 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
-from loopscope.models.loops.finding import find
-from loopscope.models.loops.identity import Streams, example_shape
-from loopscope.models.loops.loop_map import LoopMap, Step
-from loopscope.models.loops.ports import logits_of
-from loopscope.models.loops.routers import with_routers
-from loopscope.models.loops.spec import Spec, read_spec
-from loopscope.models.loops.tracing import Trace, trace
-from loopscope.models.native.configuration import Layout
+from loopscope.models.loops import (
+    LoopMap,
+    Spec,
+    Step,
+    Streams,
+    Trace,
+    example_shape,
+    find,
+    logits_of,
+    read_spec,
+    trace,
+    with_routers,
+)
+from loopscope.models.native import Layout
 from loopscope.models.wrapped.addresses import addresses
 from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import (
+    Arguments,
     Inputs,
     Place,
+    checked_module,
+    example_arguments,
     input_device,
     learn,
     plain_tokenizer,
-    the_example,
-    the_module,
 )
-from loopscope.models.wrapped.loop_count import Setting, arguments, known_counts, settings
+from loopscope.models.wrapped.loop_count import Setting, as_arguments, counts_of, settings_for
 from loopscope.models.wrapped.run_context import (
-    as_wanted,
     buffers_kept,
+    controlled,
     uncompiled,
     without_checkpointing,
 )
@@ -41,13 +49,11 @@ from loopscope.models.wrapped.shape import config_of, regrouped
 from loopscope.models.wrapped.taps import get, schedule
 from loopscope.models.wrapped.wrapped_model import WrappedModel
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 @torch.no_grad()
 def is_causal(
     run: Callable[[Arguments], Any],
-    given: Arguments,
+    arguments: Arguments,
     place: Place | None,
     result: Any,
     where: tuple[Step, ...] | None,
@@ -57,7 +63,7 @@ def is_causal(
 
     Args:
         run: Runs the model on arguments.
-        given: The example's arguments.
+        arguments: The example's arguments.
         place: Where the token ids stand among them.
         result: What the model returned for them.
         where: Where the logits are in it.
@@ -70,14 +76,15 @@ def is_causal(
     if where is None or place is None:
         return None, False
     logits = get(result, where).detach()
-    tokens = given[0][int(place[1])] if place[0] == "args" else given[1][str(place[1])]
+    args, kwargs = arguments
+    tokens = args[int(place[1])] if place[0] == "args" else kwargs[str(place[1])]
     half = tokens.shape[1] // 2
     if logits.shape[:2] != tokens.shape or half == 0:
         return None, False
-    other = get(run(_with(given, place, _changed(tokens, half))), where)
-    if _alike(logits[:, :half], other[:, :half], module):
+    later_changed = get(run(_with(arguments, place, _changed(tokens, half))), where)
+    if _alike(logits[:, :half], later_changed[:, :half], module):
         return True, False
-    again = get(run(given), where)
+    again = get(run(arguments), where)
     if not _alike(logits, again, module):
         return None, True
     return False, False
@@ -92,8 +99,8 @@ def _changed(tokens: Tensor, half: int) -> Tensor:
     return torch.cat([tokens[:, :half], later], dim=1)
 
 
-def _with(given: Arguments, place: Place, tokens: Tensor) -> Arguments:
-    args, kwargs = given
+def _with(arguments: Arguments, place: Place, tokens: Tensor) -> Arguments:
+    args, kwargs = arguments
     side, where = place
     if side == "args":
         return tuple(tokens if i == where else v for i, v in enumerate(args)), kwargs
@@ -153,19 +160,20 @@ def wrap(
         if loops is not None:
             module = module.with_loops(loops)
         return module if layout is None else module.with_layout(layout)
-    module = the_module(module)
-    args, kwargs = the_example(module, example, tokenizer)
+    module = checked_module(module)
+    args, kwargs = example_arguments(module, example, tokenizer)
     if not (spec is None or isinstance(spec, str | Path | Mapping)):
         raise InputError(
             f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
         )
-    said = read_spec(spec, module)
     if spec is None:
-        said = read_spec(family_spec(module), module, source="family")
+        checked_spec = read_spec(family_spec(module), module, source="family")
+    else:
+        checked_spec = read_spec(spec, module)
     recipe = Recipe(
         args=args,
         kwargs=kwargs,
-        spec=said,
+        spec=checked_spec,
         layout=layout,
         loops=loops,
         name=name or type(module).__name__,
@@ -209,64 +217,122 @@ class Recipe:
             {key: _placed(value, device) for key, value in recipe.kwargs.items()},
         )
         with buffers_kept(module):
-            return _wrapped(module, inputs, recipe)
+            return _wrap_once(module, inputs, recipe)
 
 
 def _placed(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _wrapped(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedModel:
-    loops, layout, spec = recipe.loops, recipe.layout, recipe.spec
-    chosen: tuple[Setting, ...] = ()
-    traced, found = _look(module, inputs, spec, chosen)
-    if loops is not None:
-        chosen = settings(found, loops)
-        if found.K and len(found.loops) == 1 and chosen[0].value == 1:
-            spec = replace(spec, core=_body(traced, found))  # what runs once shows no loop
-        traced, found = _look(module, inputs, spec, chosen)
-        _check_effect(found, chosen)
-    logits = logits_of(traced)
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A traced forward pass of the example, and what it shows.
+
+    Attributes:
+        trace: The pass.
+        loop_map: Its map.
+        settings: Numbers of iterations that were set for it.
+        spec: The specification that the map follows.
+    """
+
+    trace: Trace
+    loop_map: LoopMap
+    settings: tuple[Setting, ...]
+    spec: Spec
+
+
+def _wrap_once(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedModel:
+    look = _look(module, inputs, recipe.spec, ())
+    if recipe.loops is not None:
+        look = _look_with_loops(module, inputs, look, recipe.loops)
+    logits = logits_of(look.trace)
     where = None if logits is None else logits.where
-    given = inputs.example(arguments(chosen))
-    causal, restless = None, False
-    if found.head is not None:
+    arguments = inputs.example(as_arguments(look.settings))
+    loop_map = _with_causality(module, inputs, look, arguments, where)
+    for doubt in loop_map.doubts:
+        warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
+    if recipe.layout is not None:
+        loop_map = regrouped(loop_map, recipe.layout, recipe.name)
+    batch, pos = example_shape(*arguments)
+    return WrappedModel(
+        module,
+        loop_map,
+        addresses(look.trace, Streams(batch, pos), loop_map),
+        inputs,
+        config=config_of(module, loop_map, look.trace, batch, pos),
+        name=recipe.name,
+        tokenizer=recipe.tokenizer,
+        provenance=recipe.provenance,
+        settings=look.settings,
+        logits_at=where,
+        plan=schedule(look.trace, loop_map),
+        recipe=replace(recipe, spec=look.spec),
+    )
 
-        def run(given: Arguments) -> Any:
-            return _run(module, inputs, given, chosen)
 
-        causal, restless = is_causal(run, given, inputs.tokens, traced.result, where, module)
+def _look(module: nn.Module, inputs: Inputs, spec: Spec, settings: tuple[Setting, ...]) -> _Look:
+    """One traced forward pass and its map."""
+    arguments = inputs.example(as_arguments(settings))
+    with torch.enable_grad():  # tracing needs gradients
+        traced = _run(module, inputs, settings, arguments, trace)
+    streams = Streams(*example_shape(*arguments))
+    loop_map = find(traced, streams, spec)
+    loop_map = replace(loop_map, counts=counts_of(module, loop_map, spec))
+    loop_map = with_routers(traced, streams, loop_map, spec)
+    return _Look(trace=traced, loop_map=loop_map, settings=settings, spec=spec)
+
+
+def _look_with_loops(module: nn.Module, inputs: Inputs, look: _Look, loops: Any) -> _Look:
+    """Another look, with the number of iterations that was asked for.
+
+    Raises:
+        InputError: if the model does not allow it, or ran otherwise.
+    """
+    loop_map, spec = look.loop_map, look.spec
+    settings = settings_for(loop_map, loops)
+    if loop_map.K and len(loop_map.loops) == 1 and settings[0].value == 1:
+        spec = replace(spec, core=_body(look.trace, loop_map))  # what runs once shows no loop
+    second = _look(module, inputs, spec, settings)
+    _check_effect(second.loop_map, settings)
+    return second
+
+
+def _with_causality(
+    module: nn.Module,
+    inputs: Inputs,
+    look: _Look,
+    arguments: Arguments,
+    where: tuple[Step, ...] | None,
+) -> LoopMap:
+    """The map with what further forward passes tell: whether the model looks at later tokens.
+
+    Args:
+        module: The model.
+        inputs: How it is called.
+        look: The traced forward pass.
+        arguments: Its arguments.
+        where: Where the logits are in what it returned.
+
+    Returns:
+        The map, with a doubt where two runs differ.
+    """
+    loop_map = look.loop_map
+    if loop_map.head is None:
+        return loop_map
+    run = partial(_run, module, inputs, look.settings)
+    causal, restless = is_causal(run, arguments, inputs.tokens, look.trace.result, where, module)
     if restless:
         doubt = (
             "two runs on the same input differ: random numbers from a generator of its own, which "
             "no seed here reaches; states of two runs cannot be compared"
         )
-        found = replace(found, doubts=(*found.doubts, doubt))
-    found = replace(found, causal=causal)
-    for doubt in found.doubts:
-        warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
-    if layout is not None:
-        found = regrouped(found, layout, recipe.name)
-    batch, pos = example_shape(*given)
-    return WrappedModel(
-        module,
-        found,
-        addresses(traced, Streams(batch, pos), found),
-        inputs,
-        config=config_of(module, found, traced, batch, pos),
-        name=recipe.name,
-        tokenizer=recipe.tokenizer,
-        provenance=recipe.provenance,
-        settings=chosen,
-        logits_at=where,
-        plan=schedule(traced, found),
-        recipe=replace(recipe, spec=spec),
-    )
+        loop_map = replace(loop_map, doubts=(*loop_map.doubts, doubt))
+    return replace(loop_map, causal=causal)
 
 
-def _body(traced: Trace, found: LoopMap) -> tuple[str, ...]:
+def _body(traced: Trace, loop_map: LoopMap) -> tuple[str, ...]:
     """The modules that the first iteration calls by itself."""
-    a, b = found.loops[0].iterations[0].span
+    a, b = loop_map.loops[0].iterations[0].span
     inside = [call for call in traced.calls if a <= call.index < b]
     outermost = [c for c in inside if c.parent is None or not a <= c.parent.index < b]
     return tuple(dict.fromkeys(call.module for call in outermost))
@@ -275,43 +341,32 @@ def _body(traced: Trace, found: LoopMap) -> tuple[str, ...]:
 def _run(
     module: nn.Module,
     inputs: Inputs,
-    given: Arguments,
-    chosen: tuple[Setting, ...],
+    settings: tuple[Setting, ...],
+    arguments: Arguments,
     call: Any = None,
 ) -> Any:
     """A forward pass as the wrapped model's later ones, or what is called instead of it."""
+    args, kwargs = arguments
     with (
-        as_wanted(module, inputs, chosen, 0, *example_shape(*given)),
+        controlled(module, inputs, settings, 0, *example_shape(args, kwargs)),
         uncompiled(),
         without_checkpointing(module),
     ):
-        return module(*given[0], **given[1]) if call is None else call(module, *given)
+        return module(*args, **kwargs) if call is None else call(module, args, kwargs)
 
 
-def _look(
-    module: nn.Module, inputs: Inputs, spec: Spec, chosen: tuple[Setting, ...]
-) -> tuple[Trace, LoopMap]:
-    """One traced forward pass and its map."""
-    given = inputs.example(arguments(chosen))
-    with torch.enable_grad():  # tracing needs gradients
-        traced = _run(module, inputs, given, chosen, trace)
-    streams = Streams(*example_shape(*given))
-    found = find(traced, streams, spec)
-    found = replace(found, counts=known_counts(module, found, spec))
-    return traced, with_routers(traced, streams, found, spec)
-
-
-def _check_effect(found: LoopMap, chosen: tuple[Setting, ...]) -> None:
+def _check_effect(loop_map: LoopMap, settings: tuple[Setting, ...]) -> None:
     """Raise if a number of iterations that was set is not what came out."""
-    for one in chosen:
-        loop = next((loop for loop in found.loops if loop.name == one.count.loop), None)
+    for setting in settings:
+        count = setting.count
+        loop = next((loop for loop in loop_map.loops if loop.name == count.loop), None)
         runs = 1
         if loop is not None and loop.parent is not None:
-            runs = found.loop(loop.parent).K
-        got = (loop.K if loop else 1) / runs
-        if got != one.value and not (loop is None and one.value == 1):
+            runs = loop_map.loop(loop.parent).K
+        iterations = (loop.K if loop else 1) / runs
+        if iterations != setting.value and not (loop is None and setting.value == 1):
             raise InputError(
-                f"{one.count.kind} {one.count.name} was set to {one.value}, and {one.count.loop} "
-                f"ran {got:g} times; it does not set the number of iterations. Name what does in a "
-                "spec: [loops] argument = ..., attribute = ... or config = ..."
+                f"{count.kind} {count.name} was set to {setting.value}, and {count.loop} "
+                f"ran {iterations:g} times; it does not set the number of iterations. Name what "
+                "does in a spec: [loops] argument = ..., attribute = ... or config = ..."
             )

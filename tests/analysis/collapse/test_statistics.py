@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from loopscope.analysis.collapse.criteria import SIGNS
 from loopscope.analysis.collapse.sign_values import Key
-from loopscope.analysis.collapse.signs import SIGNS
 from loopscope.analysis.collapse.statistics import (
     bootstrap_mean,
     differences,

@@ -6,7 +6,7 @@ import torch
 from loopscope.analysis.comparisons.work import compare
 from loopscope.errors import InputError
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from tests.conftest import make_model
 
 SMALL = {"samples": 5, "tokens": 16, "twins": False}

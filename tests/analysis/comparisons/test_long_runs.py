@@ -20,7 +20,7 @@ from loopscope.analysis.tables.registry import MEASURES as EVERY
 from loopscope.errors import InputError
 from loopscope.files import claimed
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from tests.conftest import make_model
 
 MEASURES = ("update", "routing", "loss")

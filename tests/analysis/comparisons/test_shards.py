@@ -19,7 +19,7 @@ from loopscope.analysis.comparisons.store import (
 from loopscope.analysis.measuring.streaming import Measuring
 from loopscope.analysis.options import Options
 from loopscope.models.native.checkpoint import read_tokenizer, save
-from loopscope.models.opening.loading import zoo_folder
+from loopscope.models.opening.targets import zoo_folder
 from loopscope.text.windows import load_samples
 from tests.conftest import make_model
 

@@ -15,9 +15,12 @@ from loopscope.analysis.options import Options
 from loopscope.analysis.tables.frames import Tables
 from loopscope.analysis.tables.registry import MEASURES
 from loopscope.errors import InputError
+from loopscope.models.native.loop_model import LoopModel
+from loopscope.models.wrapped.wrapped_model import WrappedModel
 from loopscope.probes.readout import read_out
 from tests.analysis.planted import identity, plant
 from tests.conftest import make_model
+from tests.models.wrapped.small import Small
 
 K, T = 3, 5
 
@@ -202,3 +205,42 @@ def test_a_model_with_hooks_is_not_run_without_them(samples):
     tables = measure(model, samples, ["delta"], more_loops=T)
     assert tables.delta["t"].max() == K - 1
     assert "has hooks" in tables.provenance["models"]["base"]["notes"][0]
+
+
+def captures_of_each_batch(monkeypatch, kind, model, samples, measures, more):
+    """K of the model of each call of `capture`, batch by batch."""
+    batches, original = [[]], kind.capture
+
+    def spy(self, *args, **kwargs):
+        batches[-1].append(self.K)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "capture", spy)
+    measure(
+        model, samples, measures, more_loops=more, batch_size=2,
+        progress=lambda done: batches.append([]),
+    )  # fmt: skip
+    assert batches.pop() == []
+    return batches
+
+
+@pytest.mark.parametrize("measures", [["delta"], ["update", "delta"], ["delta", "loss"]])
+def test_every_batch_runs_the_longer_model_alone(monkeypatch, measures, samples):
+    batches = captures_of_each_batch(
+        monkeypatch, LoopModel, make_model("base"), samples, measures, T
+    )
+    assert batches == [[T]] * 3
+
+
+def test_every_batch_of_a_model_that_cannot_run_longer_takes_the_same_route(monkeypatch, samples):
+    batches = captures_of_each_batch(
+        monkeypatch, LoopModel, make_model("mesh"), samples, ["delta"], T
+    )
+    assert batches == [[K]] * 3
+
+
+def test_every_batch_of_a_wrapped_model_takes_the_same_route(monkeypatch):
+    tokens = torch.randint(50, (5, 9), generator=torch.Generator().manual_seed(2))
+    model = ls.wrap(Small(K), tokens)
+    batches = captures_of_each_batch(monkeypatch, WrappedModel, model, tokens, ["delta"], T)
+    assert batches == [[T, K]] * 3

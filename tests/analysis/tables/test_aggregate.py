@@ -28,7 +28,7 @@ def updates(values, flags=None, **where):
 
 def test_mean_and_deviation_are_numpys_with_ddof_1():
     values = [0.1, 0.9, 1.7, -3.0]
-    [row] = aggregate.update(updates(values, [None] * 4)).to_dict("records")
+    [row] = aggregate.means(updates(values, [None] * 4), "update").to_dict("records")
     assert row["mean"] == pytest.approx(np.mean(values), abs=1e-15)
     assert row["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-15)
     assert (row["n"], row["n_flagged"]) == (4, 0)
@@ -36,26 +36,26 @@ def test_mean_and_deviation_are_numpys_with_ddof_1():
 
 def test_flagged_and_nan_rows_are_counted_and_not_averaged():
     frame = updates([1.0, 1e6, np.nan, np.inf, 4.0], [None, "zero", None, None, None])
-    [row] = aggregate.update(frame).to_dict("records")
+    [row] = aggregate.means(frame, "update").to_dict("records")
     assert row["mean"] == 2.5
     assert row["std"] == pytest.approx(np.std([1.0, 4.0], ddof=1))
     assert (row["n"], row["n_flagged"]) == (2, 3)
 
 
 def test_a_cell_without_a_sound_row_stays_and_says_so():
-    [row] = aggregate.update(updates([0.0, 0.0], ["zero", "zero"])).to_dict("records")
+    [row] = aggregate.means(updates([0.0, 0.0], ["zero", "zero"]), "update").to_dict("records")
     assert np.isnan(row["mean"])
     assert (row["n"], row["n_flagged"]) == (0, 2)
 
 
 def test_one_sample_has_a_mean_and_no_deviation():
-    [row] = aggregate.update(updates([0.7], [None])).to_dict("records")
+    [row] = aggregate.means(updates([0.7], [None]), "update").to_dict("records")
     assert row["mean"] == 0.7
     assert np.isnan(row["std"])
 
 
 def test_categories_without_rows_do_not_appear():
-    result = aggregate.update(updates([1.0], [None]))
+    result = aggregate.means(updates([1.0], [None]), "update")
     assert list(result["model"].astype(str)) == ["base"]
 
 
@@ -65,7 +65,7 @@ def test_models_and_steps_are_kept_apart_and_in_order_of_appearance():
         updates([3.0], [None], model="mesh", step=3),
         updates([1.0], [None], model="base"),
     ]
-    result = aggregate.update(pd.concat(parts, ignore_index=True))
+    result = aggregate.means(pd.concat(parts, ignore_index=True), "update")
     assert result["mean"].tolist() == [5.0, 3.0, 1.0]
     assert result["step"].tolist()[:2] == [20, 3]
     assert pd.isna(result["step"].iloc[2])
@@ -74,7 +74,7 @@ def test_models_and_steps_are_kept_apart_and_in_order_of_appearance():
 def test_statistics_do_not_depend_on_the_order_of_rows():
     frame = updates(list(np.random.default_rng(0).normal(size=30)), [None] * 30)
     shuffled = frame.sample(frac=1, random_state=1)
-    one, other = (aggregate.update(f).iloc[0] for f in (frame, shuffled))
+    one, other = (aggregate.means(f, "update").iloc[0] for f in (frame, shuffled))
     assert one["mean"] == pytest.approx(other["mean"], abs=1e-15)
     assert one["std"] == pytest.approx(other["std"], abs=1e-15)
 
@@ -87,7 +87,7 @@ def test_spectrum_is_averaged_on_log10_and_without_padding():
         (1, "h0", 1, np.nan, np.nan, "short"),
     ]
     frame = table(rows, ["state", "i", "sigma_rel", "log10_sigma_rel", "flag"])
-    [row] = aggregate.spectrum(frame).to_dict("records")
+    [row] = aggregate.means(frame, "spectrum").to_dict("records")
     assert (row["i"], row["mean"], row["n"], row["n_flagged"]) == (0, -2.0, 2, 0)
     assert row["std"] == pytest.approx(np.sqrt(2))
     counts = aggregate.left_out(frame, "log10_sigma_rel").iloc[0]
@@ -108,12 +108,12 @@ def test_cka_keeps_kernels_estimators_and_pairs_apart():
         )
     ]
     frame = table(rows, ["state_a", "state_b", "kernel", "estimator", "value"])
-    assert aggregate.cka(frame)["mean"].tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert aggregate.means(frame, "cka")["mean"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
 def test_rank_keeps_measures_apart():
     rows = [(0, "h0", "effective", 9.0), (0, "h0", "stable", 2.0), (1, "h0", "stable", 3.0)]
-    result = aggregate.rank(table(rows, ["state", "measure", "value"]))
+    result = aggregate.means(table(rows, ["state", "measure", "value"]), "rank")
     assert result["mean"].tolist() == [9.0, 2.5]
 
 
@@ -143,7 +143,7 @@ def test_entropy_leaves_out_what_the_weights_leave_out():
 
 def test_loss_is_averaged_per_model():
     frame = table([(0, 3.0), (1, 4.0)], ["value"])
-    [row] = aggregate.loss(frame).to_dict("records")
+    [row] = aggregate.means(frame, "loss").to_dict("records")
     assert (row["model"], row["mean"], row["n"]) == ("base", 3.5, 2)
 
 

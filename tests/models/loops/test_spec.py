@@ -121,6 +121,41 @@ def test_a_spec_that_does_not_fit_says_what_is_wrong(spec, error, says, tokens):
         ls.wrap(Sandwich(), tokens, spec=spec)
 
 
+class Normed(nn.Module):
+    """A stack with a norm and a dropout after it: c n d, nothing twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(61, 8)
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.norm, self.drop = nn.LayerNorm(8), nn.Dropout(0.0)
+        self.proj = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 61)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.proj(self.drop(self.norm(self.inner(self.embed(tokens))))))
+
+
+@pytest.mark.parametrize(
+    ("core", "says"),
+    [
+        (["norm"], "names norm, which has no matrix; name the layers that the state runs through"),
+        (["drop"], "names drop, which has no matrix"),
+        (["norm", "drop"], "names norm, drop, which have no matrix"),
+        ([["norm"], ["drop"]], "names norm, drop, which have no matrix"),
+    ],
+)
+def test_a_core_without_matrices_is_refused(core, says, tokens):
+    with pytest.raises(InputError, match=f"^core of the specification {says}"):
+        ls.wrap(Normed(), tokens, spec={"core": core})
+
+
+def test_a_first_iteration_without_matrices_leaves_the_doubt_about_later_ones(tokens):
+    with pytest.warns(UserWarning, match=r"core has no layer, only bare matrices \(proj, …\)"):
+        model = ls.wrap(Normed(), tokens, spec={"core": [["norm"], ["proj"]]})
+    assert [[u.module for u in it.units] for it in model.map.loops[0].iterations] == [[], ["proj"]]
+
+
 @pytest.mark.parametrize("text", ["core = [", "core = 'a'\ncore = 'b'"])
 def test_a_file_that_is_no_toml_is_named(text, tokens, tmp_path):
     (tmp_path / "bad.toml").write_text(text, "utf-8")

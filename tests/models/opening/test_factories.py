@@ -11,7 +11,8 @@ from torch import nn
 
 from loopscope.errors import InputError
 from loopscope.models.native.loop_model import LoopModel
-from loopscope.models.opening.loading import load, peek, zoo_folder
+from loopscope.models.opening.loading import load, peek
+from loopscope.models.opening.targets import zoo_folder
 from loopscope.models.wrapped.families import family_spec
 
 MY = """

@@ -16,7 +16,8 @@ from transformers import AlbertConfig, AlbertForMaskedLM, LlamaConfig, LlamaForC
 from loopscope.errors import InputError, UnknownNameError
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.opening.hub import _choose
-from loopscope.models.opening.loading import load, peek, zoo_folder
+from loopscope.models.opening.loading import load, peek
+from loopscope.models.opening.targets import zoo_folder
 from loopscope.models.wrapped.wrapped_model import WrappedModel
 from tests.models.opening.remote_code import MODELING, by_hand, write
 

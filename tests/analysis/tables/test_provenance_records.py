@@ -2,7 +2,7 @@
 
 import pytest
 
-from loopscope.analysis.tables.model_records import ModelRecord, model_record, model_records
+from loopscope.analysis.tables.provenance_records import ModelRecord, model_record, model_records
 
 NATIVE = {
     "config": {"variant": "mesh", "layout": "1+2R3+1"},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopscope.errors import InputError
-from loopscope.models.native.configuration import Layout
+from loopscope.models.native import Layout
 from loopscope.names import is_twin_name
 
 
