@@ -1,7 +1,11 @@
 """The house: which room may enter which, what each offers, that everything says what it takes."""
 
 import ast
+import json
 import re
+import subprocess
+import sys
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -123,6 +127,22 @@ def lacking(function: ast.FunctionDef, home: ast.ClassDef | None) -> list[str]:
 def test_public_functions_say_what_they_take_give_and_refuse():
     found = {name: lack for name, *what in public_functions() if (lack := lacking(*what))}
     assert not found
+
+
+def test_every_name_that_is_used_exists():
+    """ruff's F821, which is off since jaxtyping's shapes are names in strings: those are passed."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821"]
+    command += ["--target-version", "py311", "--output-format", "json", str(PACKAGE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lost = []
+    for entry in json.loads(done.stdout):
+        path, place = Path(entry["filename"]), entry["location"]
+        at = (place["row"], place["column"] - 1)
+        with path.open("rb") as file:
+            strings = [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.STRING]
+        if not any(token.start <= at < token.end for token in strings):
+            lost.append(f"{path.name}:{at[0]}: {entry['message']}")
+    assert not lost
 
 
 KIND = re.compile(

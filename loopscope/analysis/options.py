@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -254,7 +255,7 @@ def build_options(
 
 
 def takes(kind: type, *, but: Sequence[str] = ()) -> Callable[[F], F]:
-    """Show the fields of a dataclass in the signature of a function that takes them as keywords.
+    """Show the fields of a dataclass in the signature and help of a function that takes them.
 
     Args:
         kind: `Options` or `Settings`.
@@ -276,9 +277,24 @@ def takes(kind: type, *, but: Sequence[str] = ()) -> Callable[[F], F]:
             if entry.name not in but
         ]  # fmt: skip
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        shown = [words for name, words in _words(kind).items() if name not in but]
+        # in place of what the docstring says of its **keywords
+        function.__doc__ = re.sub(
+            r" {8}\*\*\w+: .*\n(?: {9,}.*\n)*", "".join(shown), function.__doc__ or "", count=1
+        )
         return function
 
     return with_signature
+
+
+def _words(kind: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of each field, as lines of `Args`."""
+    words: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        attributes = (base.__doc__ or "").partition("    Attributes:\n")[2].partition("\n\n")[0]
+        for entry in re.finditer(r" {8}(\w+): .*\n(?: {9,}.*\n)*", f"{attributes}\n"):
+            words[entry[1]] = entry[0]
+    return words
 
 
 __all__ = [

@@ -27,6 +27,15 @@ def test_a_signature_shows_every_option_with_its_default(function, kind):
     }
 
 
+@pytest.mark.parametrize(("function", "kind"), [(ls.measure, Options), (ls.compare, Settings)])
+def test_help_says_what_every_option_does_once(function, kind):
+    text = inspect.getdoc(function)
+    args = text.partition("Args:")[2].partition("Returns:")[0]
+    for entry in fields(kind):
+        assert len(re.findall(rf"^    {entry.name}: \S", args, re.M)) == 1, entry.name
+    assert "Error" not in args and "**" not in text and "as `Settings` describes" not in text
+
+
 def test_what_is_measured_when_nothing_is_said():
     assert keywords(ls.measure)["measures"] == DEFAULT
     assert keywords(ls.compare)["measures"] == MEASURES
