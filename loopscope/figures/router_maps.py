@@ -26,7 +26,7 @@ from loopscope.figures.style import (
     style,
 )
 from loopscope.figures.ticks import labelled
-from loopscope.names import block_order
+from loopscope.names import block_order, state_name
 
 WIDE = 9
 """Slots whose mean weights can be printed as decimals; more are printed in percent."""
@@ -227,7 +227,7 @@ def _draw_map(
     most = _LABELS if drawn.entropy is not None else _LABELS // 2 + 1
     shown = columns if printed else labelled(columns, most)
     if drawn.entropy is None:
-        rows = [state_label(f"h{t + 1}") for t in steps]
+        rows = [state_label(state_name(t + 1)) for t in steps]
         targets = [source_label(s, panel.paths) for s in shown]
     else:
         rows = [step_label(t, panel.paths) for t in steps]

@@ -13,10 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from loopscope.errors import InputError
+from loopscope.names import MIN_TOKENS
 from loopscope.text.corpus import SUFFIXES, Document, check_file, read_documents
-
-MIN_TOKENS = 4
-"""The debiased CKA needs four tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from loopscope.analysis import option, takes
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native import Layout, LoopConfig, parse_variant
+from loopscope.names import MIN_TOKENS
 
 DTYPES = ("float32", "bfloat16")
 
@@ -228,9 +229,10 @@ def plan_training(variants: Sequence[str] | str, **settings: Any) -> dict[str, T
     further = {name: value for name, value in settings.items() if name not in declared}
     options = PlanOptions(**{name: settings[name] for name in settings.keys() - further})
     tokens, batch_size, seq_len = options.tokens, options.batch_size, options.seq_len
-    if tokens < 1 or batch_size < 1 or seq_len < 4:
+    if tokens < 1 or batch_size < 1 or seq_len < MIN_TOKENS:
         raise InputError(
-            f"tokens and batch size must be at least 1 and seq_len at least 4, given {tokens}, "
+            f"tokens and batch size must be at least 1 and seq_len at least "
+            f"{MIN_TOKENS}, given {tokens}, "
             f"{batch_size}, {seq_len}."
         )
     check_seed(options.seed)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,6 +13,7 @@ import pandas as pd
 from loopscope.analysis.tables import RUNS, Tables, recipe
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.native import LoopConfig
+from loopscope.names import UNTRAINED, distinct_labels, natural_key
 from loopscope.provenance import commit, versions
 from loopscope.training.logs import AGAIN, LOG, RECIPE, read_log
 
@@ -82,7 +82,8 @@ def read_runs(targets: Sequence[str | os.PathLike[str]] = ()) -> Tables:
         raise InputError(f"no run has a logged step yet ({'; '.join(notes)}); wait for one.")
     counts: dict[LoopConfig, "ParameterCount"] = {}
     parts = []
-    for name, run in zip(_names([run.folder for run in runs]), runs, strict=True):
+    names = distinct_labels([_paths_from_the_end(run.folder) for run in runs])
+    for name, run in zip(names, runs, strict=True):
         if run.config not in counts:
             counts[run.config] = count_parameters(run.config)
         frame = _frame(name, run, counts[run.config])
@@ -165,7 +166,6 @@ def _whole_number(value: Any, name: str, least: int, record: Path) -> int:
 def _find(target: str) -> list[Path]:
     """The run folders that a target means."""
     from loopscope.models.opening import zoo, zoo_folder
-    from loopscope.names import UNTRAINED
 
     if target.endswith(UNTRAINED):
         raise InputError(f"{target} is untrained, so it has no log; leave {UNTRAINED} out.")
@@ -189,7 +189,7 @@ def _search(folder: Path) -> list[Path]:
     """Runs below a folder, in the order in which a person counts; hidden folders are passed by."""
     folders = []
     for path, below, _ in os.walk(folder):
-        below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=natural_key)
         if _is_run(Path(path)):
             folders.append(Path(path))
             below.clear()
@@ -250,22 +250,10 @@ def _chosen(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return [run for run in runs if id(run) in kept], notes
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Each folder's name, with as many of its parents as tell it from the others."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = [1] * len(parts)
-    while True:
-        names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
-        clash = [i for i, name in enumerate(names) if names.count(name) > 1]
-        if not clash:
-            return names
-        for i in clash:
-            depth[i] += 1
-
-
-def _natural(name: str) -> list[tuple[str, int]]:
-    """Sort key under which `s10` comes after `s2`."""
-    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+def _paths_from_the_end(folder: Path) -> list[str]:
+    """What a folder may be called: its name, with more and more of its parents."""
+    parts = folder.resolve().parts
+    return ["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
 
 
 def _provenance(run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from loopscope.analysis.flags import FLAG_NAMES, Flag
 from loopscope.analysis.tables.registry import SCHEMAS, schema
+from loopscope.names import MAIN_LOOP
 
 
 class Rows:
@@ -47,7 +48,7 @@ class Rows:
         }
         self.flag = np.full(shape, int(Flag.NONE), dtype=np.int8)
 
-    def frame(self, model: str, loop: str = "core") -> pd.DataFrame:
+    def frame(self, model: str, loop: str = MAIN_LOOP) -> pd.DataFrame:
         """Give the table; its values are the arrays themselves, not copies of them.
 
         Args:

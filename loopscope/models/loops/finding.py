@@ -20,6 +20,7 @@ from loopscope.models.loops.plain_stack import elsewhere, plain
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, Trace
 from loopscope.models.loops.units import Units
+from loopscope.names import MAIN_LOOP
 
 _PLAIN = re.compile(r"_?(module|level|block|layer|stack|loop|core|group)s?$", re.IGNORECASE)
 
@@ -182,7 +183,7 @@ def _widen(draft: Draft) -> None:
 def _name(drafts: list[Draft]) -> None:
     """`core` for a single loop; else a short name from its own modules, or a letter."""
     if len(drafts) == 1:
-        drafts[0].name = "core"
+        drafts[0].name = MAIN_LOOP
         return
     used: set[str] = set()
     for number, draft in enumerate(drafts):
@@ -191,7 +192,7 @@ def _name(drafts: list[Draft]) -> None:
         body = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
         heavy = [c for c in body if draft.units.is_core(c)]
         name = short_name([c.module for c in heavy]) or letter(number)
-        while name in used or name == "core":
+        while name in used or name == MAIN_LOOP:
             name = letter(number) if name != letter(number) else name + "_"
         used.add(name)
         draft.name = name

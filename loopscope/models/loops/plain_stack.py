@@ -10,6 +10,7 @@ from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Unit
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call
 from loopscope.models.loops.units import BLOCK_SHARE, Units, chain
+from loopscope.names import MAIN_LOOP
 
 
 def plain(units: Units, spec: Spec) -> LoopMap:
@@ -127,5 +128,5 @@ def regroup(loop_map: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:
     )  # fmt: skip
     rest: tuple[Unit, ...] = layers[cuts[-1] :]
     after = rest[0].h if rest else loop_map.h_out
-    loop = Loop(name="core", iterations=iterations, after=after, mechanic="none")
+    loop = Loop(name=MAIN_LOOP, iterations=iterations, after=after, mechanic="none")
     return replace(loop_map, prelude=layers[:prelude], loops=(loop,), coda=rest, source="layout")

@@ -23,20 +23,21 @@ class WrappedCount(ParameterCount):
     shared: int
 
 
-def count_wrapped(model: Any) -> WrappedCount:
+def count_wrapped(module: nn.Module, loop_map: LoopMap, d_vocab: int | None) -> WrappedCount:
     """Count the parameters of a wrapped model, each once however often it is named.
 
     Args:
-        model: A wrapped model.
+        module: The original.
+        loop_map: Its map.
+        d_vocab: Its vocabulary; None where unknown.
 
     Returns:
         All, those outside token embedding and unembedding, those of routers and gates, and those
         that iterations share.
     """
-    module, loop_map = model.module, model.map
     named = dict(module.named_parameters(remove_duplicate=False))
     total = _size(named.values())
-    ends = [p for part in _ends(module, model.config.d_vocab, loop_map.head) for p in part]
+    ends = [p for part in _ends(module, d_vocab, loop_map.head) for p in part]
     routers = {port.module for router in loop_map.routers for port in router.outputs if port}
     routers |= {router.transition.module for router in loop_map.routers if router.transition}
     parts = dict(module.named_modules(remove_duplicate=False))
@@ -78,7 +79,7 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
     Returns:
         Name, class, layout, widths, parameter counts, states, tokenizer, and where it came from.
     """
-    loop_map, counts = model.map, count_wrapped(model)
+    loop_map, counts = model.map, model.counts()
     facts: dict[str, Any] = {
         "name": model.name,
         "class": type(model.module).__name__,

@@ -560,7 +560,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             All, those outside token embedding and unembedding, those of routers and gates, and
             those that iterations share.
         """
-        return count_wrapped(self)
+        return count_wrapped(self.module, self.map, self.config.d_vocab)
 
     def describe(self) -> dict[str, Any]:
         """Facts for a reader.
