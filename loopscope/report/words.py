@@ -13,7 +13,7 @@ class Phrase(NamedTuple):
         threshold: Its name.
         value: The number that `words` fit.
         words: For that number.
-        otherwise: For any other one, as `collapse.signs.filled` takes it.
+        otherwise: For any other one, as `collapse.filled` takes it.
     """
 
     threshold: str

@@ -40,7 +40,7 @@ class ModelRecord:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """How it was measured (`recorder.Options`); empty where nothing tells."""
+        """How it was measured (`options.Options`); empty where nothing tells."""
         return self.values.get("options") or {}
 
     @property

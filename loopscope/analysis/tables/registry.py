@@ -1,6 +1,7 @@
 """Registry: every measure, its tables, their columns, and where their rows are filled.
 
-Schemas, `measure`, the recorder, the command line and the table in the README read this one list.
+Schemas, `measure`, the recorder and the command line read this one list; a test holds the README's
+table to it.
 A new measure is one record here, one file in `analysis/measures` that fills its rows, one test and
 one figure (docs/ARCHITECTURE.md).
 """
