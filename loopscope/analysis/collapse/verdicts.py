@@ -5,7 +5,7 @@ answer is unknown. Answers are joined by three-valued logic (Kleene): a verdict 
 condition surely holds and that of every more serious one surely does not; otherwise the verdict is
 "uncertain", between those that are left.
 
-`criteria.THRESHOLDS` holds the numbers, `LADDER` the conditions; `verdict_of` asks them of one loop.
+`criteria.THRESHOLDS` holds the numbers, `LADDER` the conditions; `verdict_of` asks them of a loop.
 """
 
 import math
