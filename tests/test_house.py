@@ -146,7 +146,7 @@ def test_every_name_that_is_used_exists():
 
 
 KIND = re.compile(
-    r"isinstance\([^)]*\b(LoopModel|WrappedModel|Hooked)\b|(get|has)attr\([^)]*[\"']map[\"']|"
+    r"isinstance\([^)]*\b(LoopModel|WrappedModel|Hooked|NamedHooks)\b|(get|has)attr\([^)]*[\"']map[\"']|"
     r"[\"']map[\"'] (not )?in "
 )
 

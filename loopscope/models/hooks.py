@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 from warnings import warn
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
@@ -75,6 +75,10 @@ class NamedHooks(HookedRootModule):
     def copies(self) -> bool:
         """Whether what is cached must be copied, since the model changes it in place later."""
         return False
+
+    def code_entries(self) -> list[tuple[nn.Module, str]]:
+        """The methods through which all of the model's own code is entered."""
+        return [(self, "forward")]
 
     def setup(self) -> None:
         """Name all modules; call last in `__init__`."""

@@ -17,7 +17,7 @@ from loopscope.analysis import Options, build_options
 from loopscope.analysis.collapse import NEEDED, SIGNS, per_sample
 from loopscope.analysis.measuring import Measuring, checked_tokens
 from loopscope.errors import InputError
-from loopscope.models import Hooked
+from loopscope.models import Hooked, NamedHooks
 from loopscope.models.loops import devices_of
 from loopscope.models.wrapped import buffers_kept, wrap
 from loopscope.training.logs import Log, read_numbers
@@ -280,7 +280,9 @@ def _autocast_inside(module: nn.Module) -> Iterator[None]:
     """A context in which autocast, where it is on, is on in the model's own code alone."""
     kinds = {"cpu", *(p.device.type for p in module.parameters())} - {"meta"}
     on = {kind: torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)}
-    entries = module.code_entries() if isinstance(module, Hooked) else [(module, "forward")]
+    entries: Any = [(module, "forward")]
+    if isinstance(module, NamedHooks):
+        entries = module.code_entries()
     with ExitStack() as during:
         for kind, dtype in on.items():
             for part, name in entries:

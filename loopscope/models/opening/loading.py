@@ -8,7 +8,7 @@ import torch
 
 from loopscope.devices import check_seed, parse_device, parse_dtype
 from loopscope.errors import InputError
-from loopscope.models.hooked import Hooked
+from loopscope.models.hooks import NamedHooks
 from loopscope.models.native import (
     Layout,
     LoopConfig,
@@ -163,7 +163,7 @@ def _wrap_opened(opened: OpenedModel, label: str, *, spec: Any, layout: Any, loo
     from loopscope.models.wrapped import wrap
 
     module: Any = opened.module
-    if isinstance(module, Hooked):
+    if isinstance(module, NamedHooks):
         _refuse("a factory that gives a loopscope model", spec=spec)
         module = wrap(module, loops=loops, layout=layout)
         module.name = label

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.hooked import Hooked
+from loopscope.models.hooks import NamedHooks
 from loopscope.models.loops import (
     LoopMap,
     Spec,
@@ -156,7 +156,7 @@ def wrap(
         InputError: if the model cannot be run on the example, is on the meta device, does not fit
             the specification or the layout, or its number of iterations cannot be set.
     """
-    if isinstance(module, Hooked):
+    if isinstance(module, NamedHooks):
         if loops is not None:
             module = module.with_loops(loops)
         return module if layout is None else module.with_layout(layout)
