@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from operator import index
+from typing import Any
 
 
 class InputError(ValueError):
@@ -38,3 +40,26 @@ def unknown_name(
     else:
         choice = f"there are {len(names)}, such as {', '.join(names[:5])}."
     return UnknownNameError(f"unknown {kind} {str(name)!r}; {choice}{' ' + hint if hint else ''}")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Check a number that counts something.
+
+    Args:
+        name: What it is called.
+        value: An integer of Python or numpy.
+        least: The smallest that is allowed.
+
+    Returns:
+        The number as Python's own integer.
+
+    Raises:
+        InputError: for anything else, and below `least`.
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, given {value!r}.")
+    return number

@@ -48,9 +48,11 @@ def _offered(package: str) -> dict[str, tuple[str, str]]:
     """Name → (module, its name there), as the package imports them for type checkers."""
     spec = find_spec(package)
     source = spec.loader.get_source(package) if spec and spec.loader else None  # type: ignore[attr-defined]
+    if source is None:
+        raise ImportError(f"{package} has no source to read what it offers from; install its .py.")
     return {
         alias.asname or alias.name: (str(node.module), alias.name)
-        for block in ast.parse(source or "").body
+        for block in ast.parse(source).body
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in block.body
         if isinstance(node, ast.ImportFrom)

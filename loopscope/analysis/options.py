@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loopscope.analysis.tables import DEFAULT, MEASURES
-from loopscope.errors import InputError, unknown_name
+from loopscope.errors import InputError, unknown_name, whole_number
 from loopscope.names import MIN_TOKENS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,6 +110,9 @@ class Options:
             raise InputError(f"no measures asked for; choose from {', '.join(MEASURES)}.")
         if self.drop_first < 0:
             raise InputError(f"drop_first is {self.drop_first}; it must be 0 or more.")
+        if self.more_loops is not None:
+            more_loops = int(self.more_loops)
+            object.__setattr__(self, "more_loops", more_loops)
         if not self.kernels:
             raise InputError("no kernels asked for; choose rbf, linear or both.")
 
@@ -186,13 +189,10 @@ class Settings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, least in (
-            ("samples", self.samples, 1),
-            ("tokens", self.tokens, MIN_TOKENS),
-        ):
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, given {value}.")
-        check_batch_size(self.batch_size)
+        put = object.__setattr__  # numpy's integers become Python's: they are written as JSON
+        put(self, "samples", whole_number("samples", self.samples, 1))
+        put(self, "tokens", whole_number("tokens", self.tokens, MIN_TOKENS))
+        put(self, "batch_size", check_batch_size(self.batch_size))
         if self.more_loops is not None and self.more_loops < 0:
             raise InputError(f"more_loops must be 0 or more, given {self.more_loops}.")
 
@@ -215,14 +215,14 @@ def check_batch_size(batch_size: int) -> int:
         batch_size: Samples per forward pass.
 
     Returns:
-        The same number.
+        The same number, as Python's own integer.
 
     Raises:
-        InputError: below 1.
+        InputError: below 1, or for what is no whole number.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
-    return batch_size
+    return whole_number("batch_size", batch_size, 1)
 
 
 def _names(kind: type) -> list[str]:

@@ -39,7 +39,9 @@ def figures(
             **{f"--{name}": settings[name] for name in ("layout", "data", "loops", "spec")},
             "--paper-extra": from_tables and paper_extra,
         }
-        if flags := [name for name, value in unused.items() if value not in (None, False)]:
+        if flags := [
+            name for name, value in unused.items() if value is not None and value is not False
+        ]:
             fail(f"tables or training logs are read, no model runs; leave out {', '.join(flags)}.")
         _redraw(models, out, from_tables)
         return

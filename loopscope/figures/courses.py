@@ -1,6 +1,5 @@
 """Lines along the loop, one per model: how they look, and where the trained loops end."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from loopscope.figures.names import untrained_stem, variants
 from loopscope.figures.panels import Panel, shortened, unsound_text
 from loopscope.figures.style import LINES, MARKERS, Figure, new_figure, variant_look
 from loopscope.figures.ticks import every
+from loopscope.names import block_number, state_number
 
 WIDTH = 3.5
 """Inches; a column of a two-column page."""
@@ -110,10 +110,10 @@ def trained_loops(tables: Tables, panel: Panel) -> int | None:
         if frame is None:
             continue
         names = panel.rows(frame)[column].astype(str).unique()
-        matches = [re.fullmatch(r"(?:core|h)(\d+)", name) for name in names]
-        numbers = [int(match[1]) for match in matches if match]
-        if numbers:
-            return max(numbers)
+        states = [t for name in names if (t := state_number(name)) is not None]
+        iterations = [t + 1 for name in names if (t := block_number(name)) is not None]
+        if states or iterations:
+            return max(states + iterations)
     return None
 
 

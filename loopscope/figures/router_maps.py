@@ -26,7 +26,7 @@ from loopscope.figures.style import (
     style,
 )
 from loopscope.figures.ticks import labelled
-from loopscope.names import block_order, state_name
+from loopscope.names import block_name, block_order, state_name
 
 WIDE = 9
 """Slots whose mean weights can be printed as decimals; more are printed in percent."""
@@ -242,7 +242,7 @@ def _draw_map(
     if len(shown) < len(columns) and drawn.entropy is None:  # h_emb, prelude, 1st core touch
         names = ax.get_xticklabels()
         names[0].set_horizontalalignment("right")
-        names[shown.index("core1")].set_horizontalalignment("left")
+        names[shown.index(block_name(0))].set_horizontalalignment("left")
     ax.set_title(_TITLES[drawn.kind])
 
 

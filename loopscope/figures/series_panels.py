@@ -15,6 +15,7 @@ from loopscope.figures.names import model_label, printable, short_count
 from loopscope.figures.notes import note
 from loopscope.figures.panels import Panel, shortened, wrapped
 from loopscope.figures.style import PAGE_WIDTH, SMALL, Figure, new_figure, style
+from loopscope.names import KEYS
 
 COLUMNS = 4
 _NAME = 48  # letters of a run's name
@@ -43,7 +44,7 @@ def signs_of(summary: Mapping[str, Any]) -> pd.DataFrame:
         for entry in summary["checkpoints"] if entry["step"] is not None
         for sign, value in entry["measures"].items()
     ]  # fmt: skip
-    columns = ["model", "step", "loop", "sign", "mean", "low", "high", "n"]
+    columns = [*KEYS, "sign", "mean", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 

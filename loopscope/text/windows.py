@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from loopscope.errors import InputError
+from loopscope.errors import InputError, whole_number
 from loopscope.names import MIN_TOKENS
 from loopscope.text.corpus import SUFFIXES, Document, check_file, read_documents
 
@@ -83,9 +83,9 @@ def load_samples(
         InputError: The numbers or the file are of no use, the text gives no window, the model has
             no tokenizer, or an id lies outside its vocabulary.
     """
-    _check_number("samples", samples, 1)
-    _check_number("tokens", tokens, MIN_TOKENS)
-    _check_number("seed", seed, 0)
+    samples = whole_number("samples", samples, 1)
+    tokens = whole_number("tokens", tokens, MIN_TOKENS)
+    seed = whole_number("seed", seed, 0)
     path = None if data is None else Path(data)
     if path is not None and (path.suffix == ".npy" or path.suffix not in SUFFIXES):
         check_file(path, (*SUFFIXES, ".npy"))
@@ -206,8 +206,3 @@ def _check_range(windows: np.ndarray, vocabulary: int | None) -> None:
             f"token id {low if low < 0 else high} is out of range: the model knows the ids "
             f"{allowed}; the tokens were made for another vocabulary."
         )
-
-
-def _check_number(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, given {value!r}.")

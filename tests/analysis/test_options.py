@@ -2,14 +2,17 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 import loopscope as ls
 from loopscope.analysis.options import Options, Settings, build_options, read_loops
 from loopscope.analysis.tables.registry import DEFAULT, MEASURES
-from loopscope.errors import InputError, UnknownNameError
+from loopscope.errors import InputError, UnknownNameError, whole_number
 from tests.program import called
 
 
@@ -57,8 +60,8 @@ def test_an_unknown_option_gives_near_matches(mesh, samples):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples must be at least 1, given 0."),
-        ({"tokens": 3}, "tokens must be at least 4, given 3."),
+        ({"samples": 0}, "samples must be a whole number of at least 1, given 0."),
+        ({"tokens": 3}, "tokens must be a whole number of at least 4, given 3."),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1."),
         ({"more_loops": -1}, "more_loops must be 0 or more, given -1."),
         ({"drop_first": -1}, "drop_first is -1; it must be 0 or more."),
@@ -113,3 +116,20 @@ def test_every_flag_is_in_the_help_once(monkeypatch, capsys):
     for entry in fields(Settings):
         start = " ".join(entry.metadata["words"].split()[:3])
         assert start in words, entry.name
+
+
+def test_integers_of_numpy_are_taken_and_become_pythons_own():
+    assert type(whole_number("samples", np.int64(4), 1)) is int
+    program = (  # without the tests' own check of types
+        "import numpy as np, json; from loopscope.analysis import Settings; n = np.int64\n"
+        "s = Settings(samples=n(4), tokens=n(16), batch_size=n(2), more_loops=n(6))\n"
+        "print(json.dumps([s.samples, s.tokens, s.batch_size, s.more_loops]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[4, 16, 2, 6]\n", done.stderr
+
+
+@pytest.mark.parametrize("value", [4.5, True, "4", 0])
+def test_what_counts_nothing_is_no_whole_number(value):
+    with pytest.raises(InputError, match="samples must be a whole number of at least 1, given"):
+        whole_number("samples", value, 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
@@ -17,7 +17,8 @@ from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
 from loopscope.analysis.collapse.statistics import differences, paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import Verdict, judge, label, onset
 from loopscope.analysis.tables import Tables, model_record, model_records
-from loopscope.names import block_number
+from loopscope.errors import InputError
+from loopscope.names import KEYS, block_number
 
 FORMAT, VERSION = "loopscope-summary", 1
 
@@ -61,7 +62,7 @@ class Findings:
         twins: Mapping[str, str] | None = None,
         missing: Mapping[str, Sequence[int]] | None = None,
         failed: Sequence[tuple[str, str]] = (),
-        notes: Sequence[str] = (),
+        notes: Callable[[], Sequence[str]] = tuple,
         thresholds: Mapping[str, float] | None = None,
     ) -> None:
         """Take what was measured; `Comparison.findings` does it for a comparison.
@@ -74,16 +75,24 @@ class Findings:
             twins: Name of each model's untrained twin, where there is one.
             missing: Steps that a series leaves out though its others are regular, by its name.
             failed: Targets that could not be measured, with the reason.
-            notes: What a reader should know beside the numbers.
+            notes: Gives what a reader should know beside the numbers, when the summary is made.
             thresholds: Other values for some of `collapse.THRESHOLDS`, by name.
+
+        Raises:
+            InputError: for a whole comparison, which has findings of its own.
         """
+        if not isinstance(tables, Tables):
+            raise InputError(
+                f"Findings takes Tables, given {type(tables).__name__}; of a comparison write "
+                "comparison.findings, with other thresholds comparison.findings.with_thresholds()."
+            )
         self.tables = tables
         self.windows = dict(windows or {})
         self.reference = next(iter(tables.models), None) if reference is None else reference
         self.added = tuple(added)
         self.twins = dict(twins or {})
         self.missing = dict(missing or {})
-        self.failed, self.notes = list(failed), list(notes)
+        self.failed, self.notes = list(failed), notes
         self.thresholds = dict(thresholds or {})
 
     def with_thresholds(self, thresholds: Mapping[str, float]) -> "Findings":
@@ -187,7 +196,7 @@ class Findings:
             "differences": self._differences(),
             "series": self._series(),
             "failed": [{"target": t, "reason": reason} for t, reason in self.failed],
-            "notes": [note for note in self.notes if not note.startswith("not measured: ")],
+            "notes": [note for note in self.notes() if not note.startswith("not measured: ")],
         }
         return _plain(value)
 
@@ -265,7 +274,7 @@ class Findings:
 
     def _differences(self) -> list[dict[str, Any]]:
         table, rows = self.differences, []
-        names = ("model", "step", "loop", "sign", "against_step", "against_loop")
+        names = (*KEYS, "sign", "against_step", "against_loop")
         kept = [column for column in table.columns if column not in names]
         for row in table.to_dict("records"):
             key = Key.of((row["model"], row["step"], row["loop"]))

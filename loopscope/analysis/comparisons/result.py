@@ -14,6 +14,7 @@ from loopscope.analysis.comparisons.store import Shelf, Store, cuts
 from loopscope.analysis.tables import TABLES, Tables
 from loopscope.errors import InputError
 from loopscope.files import write_csv, write_json, write_provenance
+from loopscope.names import KEYS
 from loopscope.text import Samples
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Comparison:
             twins=self.twins,
             missing=self.missing,
             failed=self.failed,
-            notes=self.notes,
+            notes=lambda: self.notes,
         )
 
     @property
@@ -135,7 +136,7 @@ class Comparison:
             }
             for key, verdict in self.findings.verdicts.items()
         ]
-        names = ["model", "step", "loop", "verdict", "between", "evidence"]
+        names = [*KEYS, "verdict", "between", "evidence"]
         return pd.DataFrame(rows, columns=names).astype({"step": "Int64"})
 
     @property

@@ -450,7 +450,8 @@ def identity(settings: Settings) -> dict[str, Any]:
         "spec": stamp_of_spec(settings.spec),
         "device": (settings.device or "cpu").partition(":")[0],
     }
-    values = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    names = [entry.name for entry in fields(settings) if entry.name != "trust_remote_code"]
+    values = {name: getattr(settings, name) for name in names}
     return {**values, **stamps, "versions": [versions(), commit(), SCHEMAS]}
 
 

@@ -72,8 +72,8 @@ class Recorder:
         """
         return [
             rows.note
-            for name, rows in self.measures.items()
-            if rows.note and BY_NAME[name].longer == longer
+            for name, measure in BY_NAME.items()
+            if measure.longer == longer and (rows := self.measures.get(name)) and rows.note
         ]
 
     def add(

@@ -16,7 +16,7 @@ from loopscope.analysis.tables import BY_NAME, DEFAULT, Tables
 from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import MIN_TOKENS
-from loopscope.probes import capture, read_out
+from loopscope.probes import capture
 from loopscope.provenance import commit, versions
 
 
@@ -202,8 +202,10 @@ def why_unread(model: Hooked, first: Trajectory) -> str:
     if h[0].shape != h[-1].shape:
         return "h(0) and h(K) differ in shape"
     # a state that no loop leaves: the tokens' states in another order, turned round
-    turned = read_out(model, first.tokens, -h[-1].roll(1, dims=1))
-    if torch.equal(turned, logits):
+    with torch.no_grad():
+        turned = model.read_out_logits(-h[-1].roll(1, dims=1), first.tokens)
+        deaf = all(torch.equal(a, b) for a, b in zip(turned, logits, strict=True))
+    if deaf:
         return "what follows the loop does not read h(K) where it could be replaced"
     return ""
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 else:
     _Frames = make_dataclass(
-        "_Frames",
+        "Tables",
         [
             *((name, pd.DataFrame | None, None) for name in TABLES),
             ("provenance", dict[str, Any], field(default_factory=dict)),

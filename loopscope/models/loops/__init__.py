@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from loopscope.models.loops.plain_stack import regroup as regroup
     from loopscope.models.loops.ports import logits_of as logits_of
     from loopscope.models.loops.ports import port as port
-    from loopscope.models.loops.routers import weights as weights
-    from loopscope.models.loops.routers import with_routers as with_routers
+    from loopscope.models.loops.router_search import weights as weights
+    from loopscope.models.loops.router_search import with_routers as with_routers
     from loopscope.models.loops.spec import Spec as Spec
     from loopscope.models.loops.spec import read_spec as read_spec
     from loopscope.models.loops.spec import to_toml as to_toml

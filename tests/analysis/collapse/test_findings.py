@@ -55,7 +55,7 @@ def test_what_is_given_beside_the_tables_stands_in_the_summary():
         {"target": "runs/a"},
         windows={"a": Windows()},
         failed=[("b", "unreadable")],
-        notes=["a: something", "not measured: b: unreadable"],
+        notes=lambda: ["a: something", "not measured: b: unreadable"],
     ).summary()
     assert summary["samples"] == {
         "data": "a text", "count": 2, "tokens": 4, "seed": 3, "same_tokens": True,

@@ -1,13 +1,17 @@
 """Hooked: a native and a wrapped model answer the same questions."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import nn
 
 import loopscope as ls
 from loopscope.errors import InputError
 from loopscope.models.hooked import Hooked
+from loopscope.models.hooks import NamedHooks
 from tests.conftest import make_model
 from tests.models.wrapped.small import TOKENS, Small
 
@@ -119,3 +123,29 @@ def test_a_wrapped_model_has_no_twin():
     assert model.twin_key() is None
     with pytest.raises(InputError, match="only its weights are known"):
         model.untrained()
+
+
+class Lens(nn.Module):
+    """A module that shows another's attributes and gives something else."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, tokens):
+        return self.inner(tokens) * 0
+
+
+def test_what_only_looks_like_a_model_of_ours_is_not_taken_for_one(make_model):
+    with pytest.raises(InputError, match="wrap takes a torch module, given Mock"):
+        ls.wrap(Mock())
+    lens = Lens(make_model("base"))
+    assert isinstance(lens, Hooked)  # it has all the names
+    assert not isinstance(lens, NamedHooks)  # what wrap, load and Monitor ask
+    assert isinstance(make_model("base"), NamedHooks) and isinstance(wrapped(), NamedHooks)
