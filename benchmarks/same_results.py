@@ -6,9 +6,9 @@
 Both run the same commands on the same inputs: `figures` on the zoo, `compare` on the zoo, on a
 series of step checkpoints that the revision trains, on a wrapped family (ALBERT saved by
 transformers) beside a looped module of one's own; `inspect` and `params` on each kind of model; and
-a training. Every file that they leave is compared byte for byte. Only what tells when, where and from which
-commit it was made is set aside: `commit`, `stamp` (times of files, a hash of code), `folder` and
-the speed of a training in provenance and logs, and the commit in the report.
+a training. Every file that they leave is compared byte for byte. Only what tells when, where and
+from which commit it was made is set aside: `commit`, `stamp` (times of files, a hash of code),
+`folder` and the speed of a training in provenance and logs, and the commit in the report.
 """
 
 import argparse
