@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,11 @@ def imports_of(path: Path) -> set[str]:
 def test_the_direction_capture_measure_table_figure_is_kept(part, foreign):
     for path in sorted((ROOT / part).rglob("*.py")):
         assert not imports_of(path) & foreign, path
+
+
+def test_the_version_stands_once():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    assert metadata.version("loopscope") == loopscope.__version__
+    text = f'__version__ = "{loopscope.__version__}"'
+    assert [p.name for p in ROOT.rglob("*.py") if text in p.read_text("utf-8")] == ["_version.py"]
