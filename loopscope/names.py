@@ -16,6 +16,9 @@ UNTRAINED = "@init"
 KEYS = ["model", "step", "loop"]
 """The columns that tell checkpoints and their loops apart, in every table of measures."""
 
+READINGS = ("raw", "matched", "fitted")
+"""How a state is read out: as it is, at the length of h(K), through a fitted map."""
+
 MIN_TOKENS = 4
 """The fewest tokens of a sample: the debiased CKA needs as many."""
 

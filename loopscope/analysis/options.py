@@ -77,6 +77,8 @@ class Options:
         normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
         more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
             models that do not allow it are measured up to K (`notes` says so).
+        refit_coda: Steps in which the coda is refitted to every state, on top of its map, for the
+            fitted reading; 0 leaves the coda as it is.
 
     Raises:
         UnknownNameError: for a measure that does not exist, with near matches.
@@ -97,6 +99,9 @@ class Options:
         "Iterations to try beyond a model's own, where it allows more (default: twice as many; 0: "
         "none).",
     )
+    refit_coda: int = option(
+        0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
+    )
 
     def __post_init__(self) -> None:
         for name in ("measures", "kernels"):
@@ -113,6 +118,7 @@ class Options:
         if self.more_loops is not None:
             more_loops = int(self.more_loops)
             object.__setattr__(self, "more_loops", more_loops)
+        object.__setattr__(self, "refit_coda", whole_number("refit_coda", self.refit_coda, 0))
         if not self.kernels:
             raise InputError("no kernels asked for; choose rbf, linear or both.")
 

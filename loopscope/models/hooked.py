@@ -224,6 +224,9 @@ class Hooked(Protocol):
             (pos, d_vocab) of each sample, one after the other.
         """
 
+    def coda_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that only what follows the main loop uses, the unembedding aside."""
+
     def with_loops(self, loops: int | Mapping[str, int]) -> "Hooked":
         """Run the same weights another number of iterations.
 

@@ -49,6 +49,33 @@ def read_out_losses(
     return losses(model.read_out_logits(h, tokens), tokens)
 
 
+def matched(
+    h: Float[Tensor, "batch pos d_model"], h_K: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Bring each token of a state to the length that it has in h(K), its direction kept.
+
+    The coda expects the length of h(K). Where a loop only makes states longer, as a residual or
+    anchor does around a core that computes nothing, what is matched is the same at every t.
+
+    Args:
+        h: h(t), (batch, pos, d_model).
+        h_K: h(K) of the same tokens.
+
+    Returns:
+        h·‖h(K)‖/‖h‖ per token, in the dtype of `h`; a token of length 0 stays 0.
+    """
+    length, length_K = (
+        torch.linalg.vector_norm(state.to(h.device), dim=-1, keepdim=True, dtype=_wide(state))
+        for state in (h, h_K)
+    )
+    factor = torch.where(length == 0, torch.ones_like(length), length_K / length)
+    return (h * factor).to(h.dtype)
+
+
+def _wide(state: Tensor) -> torch.dtype:
+    return torch.float32 if state.device.type == "mps" else torch.float64
+
+
 def losses(
     logits: Iterable[Float[Tensor, "pos d_vocab"]], tokens: Int[Tensor, "batch pos"]
 ) -> list[Tensor]:

@@ -41,10 +41,17 @@ _TABLES = (
 
 
 class Document(NamedTuple):
-    """One text and where it came from (a path relative to the corpus, or `file#row`)."""
+    """One text and where it came from.
+
+    Attributes:
+        path: A path relative to the corpus, or `file#row`.
+        text: The text.
+        part_of: The document that the text is a piece of; empty where it is one itself.
+    """
 
     path: str
     text: str
+    part_of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +151,13 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
     return _corpus(path.name, documents[:-1] + parts, lambda name: name == parts[1].path)
 
 
-def read_documents(path: str | Path) -> Iterator[Document]:
+def read_documents(path: str | Path, *, part_of: str = "document") -> Iterator[Document]:
     """Texts of a `.txt` file (one document), or of the column `text` of `.jsonl` or `.parquet`.
 
     Args:
         path: The file; its suffix says how to read it. Empty texts are left out.
+        part_of: The column, where there is one, that names the document each row is a piece of;
+            without it each row is a document.
 
     Returns:
         The documents in the file's order.
@@ -161,10 +170,10 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     check_file(path, SUFFIXES)
     rows = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix]
     empty = True
-    for where, text in rows(path):
-        if text.strip():
+    for document in rows(path, part_of):
+        if document.text.strip():
             empty = False
-            yield Document(where, text)
+            yield document
     if empty:
         raise InputError(f"{path} holds no text; give a file with some.")
 
@@ -256,7 +265,7 @@ def _corpus(source: str, documents: Sequence[Document], heldout: Callable[[str],
     for document in documents:
         side = heldout(document.path)
         sides[side].append(document)
-        for field in (*document, "heldout" if side else "train"):
+        for field in (document.path, document.text, "heldout" if side else "train"):
             data = field.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
     return Corpus(
@@ -268,16 +277,17 @@ def _characters(documents: Sequence[Document]) -> int:
     return sum(len(document.text) for document in documents)
 
 
-def _txt_rows(path: Path) -> Iterator[tuple[str, str]]:
+def _txt_rows(path: Path, _: str) -> Iterator[Document]:
     try:
-        yield path.name, path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        yield Document(path.name, text)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
         ) from error
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, str]]:
+def _jsonl_rows(path: Path, part_of: str) -> Iterator[Document]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -299,10 +309,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, str]]:
                 raise InputError(
                     f"{where} has half of a surrogate pair, which is no Unicode text; mend it."
                 )
-            yield f"{path.name}#{number}", row["text"]
+            yield Document(f"{path.name}#{number}", row["text"], _name(row.get(part_of)))
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
+def _parquet_rows(path: Path, part_of: str) -> Iterator[Document]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -320,17 +330,22 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise InputError(f"column 'text' of {path} holds {kind}; it must hold strings.")
         row = 0
-        batches = file.iter_batches(batch_size=1024, columns=["text"])
+        columns = [name for name in ("text", part_of) if name in schema.names]
+        batches = file.iter_batches(batch_size=1024, columns=columns)
         while True:
             try:
                 batch = next(batches, None)
-                texts = batch.column(0).to_pylist() if batch is not None else []
+                entries = batch.to_pylist() if batch is not None else []
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(
                     f"{path} cannot be read after row {row} ({error}); it is damaged."
                 ) from error
             if batch is None:
                 return
-            for text in texts:
+            for entry in entries:
                 row += 1
-                yield f"{path.name}#{row}", text or ""
+                yield Document(f"{path.name}#{row}", entry["text"] or "", _name(entry.get(part_of)))
+
+
+def _name(part_of: object) -> str:
+    return "" if part_of is None else str(part_of)

@@ -26,12 +26,14 @@ class Samples:
         source: Where the text came from.
         sha256: Hash of the ids as little-endian int32: equal only for equal samples.
         options: How the windows were chosen, and how many were asked for.
+        documents: The document of each window; empty where the text has none (`.npy`).
     """
 
     tokens: Int64[Tensor, "sample pos"]
     source: str
     sha256: str
     options: dict[str, Any] = field(default_factory=dict)
+    documents: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -64,14 +66,17 @@ def load_samples(
 
     Documents come in an order drawn from the seed. Each round takes one unused window of every
     document, its windows in an order drawn from the seed, until there are enough; a text longer
-    than a few dozen windows counts as several documents. Only what is used is tokenised. If the
-    text gives fewer windows than asked for, all of them are used (`provenance` says both numbers).
+    than a few dozen windows takes several turns a round. Only what is used is tokenised. A window
+    equal to an earlier one is left out (`repeated` in the provenance counts them; rows of `.npy`
+    are all kept). If the text gives fewer windows than asked for, all of them are used (the
+    provenance says both numbers).
 
     Args:
         model: A model with a tokenizer, or a `tokenizers.Tokenizer`.
-        data: `.txt` (one document), `.jsonl` or `.parquet` (column `text`), integer `.npy` (samples
-            × tokens: the first rows, cut to `tokens` columns); None for the shipped held-out
-            samples.
+        data: `.txt` (one document), `.jsonl` or `.parquet` (column `text`; a column `document`
+            tells which document a row is a piece of, without it each is one), integer `.npy`
+            (samples × tokens: the first rows, cut to `tokens` columns); None for the shipped
+            held-out samples.
         samples: Windows wanted.
         tokens: Tokens per window, at least 4.
         seed: Of the choice of windows.
@@ -91,11 +96,12 @@ def load_samples(
         check_file(path, (*SUFFIXES, ".npy"))
         windows = _read_ids(path, samples, tokens)
         options: dict[str, Any] = {"requested": samples}
+        origins: list[str] = []
     else:
         tokenizer = _tokenizer_of(model)
         documents = heldout_documents() if path is None else list(read_documents(path))
-        windows = _windows(documents, tokenizer, samples, tokens, seed)
-        options = {"requested": samples, "seed": seed}
+        windows, origins, repeated = _windows(documents, tokenizer, samples, tokens, seed)
+        options = {"requested": samples, "seed": seed, "repeated": repeated}
         if not len(windows):
             raise InputError(
                 f"{path or 'the text'} is too short: {len(documents)} documents gave 0 windows of "
@@ -107,37 +113,52 @@ def load_samples(
         source="shipped held-out samples" if path is None else str(path),
         sha256=hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest(),
         options=options,
+        documents=tuple(origins),
     )
 
 
 def heldout_documents() -> list[Document]:
     """The shipped held-out samples: pieces of files that no shipped model was trained on."""
     with as_file(files("loopscope") / "zoo" / "heldout.parquet") as path:
-        return list(read_documents(path))
+        return list(read_documents(path, part_of="file"))
 
 
 def _windows(
     documents: Sequence[Document], tokenizer: Any, samples: int, tokens: int, seed: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[str], int]:
+    """Windows that differ, the document of each, and how many were left out as repeated."""
     random = np.random.default_rng(seed)
-    pieces = [piece for document in documents for piece in _pieces(document.text, 128 * tokens)]
+    pieces = [
+        (document.part_of or document.path, piece)
+        for document in documents
+        for piece in _pieces(document.text, 128 * tokens)
+    ]
     turns = [
-        _piece_windows(pieces[i], tokenizer, tokens, random)
+        (pieces[i][0], _piece_windows(pieces[i][1], tokenizer, tokens, random))
         for i in random.permutation(len(pieces))
     ]
     windows: list[np.ndarray] = []
+    origins: list[str] = []
+    seen: set[bytes] = set()
+    repeated = 0
     while turns and len(windows) < samples:
         left = []
-        for turn in turns:
+        for origin, turn in turns:
             window = next(turn, None)
             if window is None:
                 continue
-            left.append(turn)
+            left.append((origin, turn))
+            if (content := window.tobytes()) in seen:
+                repeated += 1
+                continue
+            seen.add(content)
             windows.append(window)
+            origins.append(origin)
             if len(windows) == samples:
                 break
         turns = left
-    return np.stack(windows) if windows else np.zeros((0, tokens), np.int32)
+    none = np.zeros((0, tokens), np.int32)
+    return np.stack(windows) if windows else none, origins, repeated
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ class Setup:
         longer: The model with more iterations of its main loop, or None.
         no_loss: Why the model predicts no next token; empty where it does.
         unread: Why h(t) cannot be read out in place of h(K); empty where it can.
+        start: Number of the first sample among those that `maps` knows.
+        maps: For the fitted reading: what brings h(t) to where h(K) would be; None without.
     """
 
     model: Hooked
@@ -40,6 +42,34 @@ class Setup:
     longer: Hooked | None = None
     no_loss: str = ""
     unread: str = ""
+    start: int = 0
+    maps: "StateMaps | None" = None
+
+
+class StateMaps(Protocol):
+    """What is read of a state in the fitted reading (`measuring.map_fitting`).
+
+    Attributes:
+        refits: Whether the coda is fitted too, for every state, h(K) included; otherwise a map
+            brings h(t) to h(K), which is left as it is.
+    """
+
+    refits: bool
+
+    def losses(
+        self, tokens: Tensor, h: Tensor, t: int, samples: slice
+    ) -> Sequence[Tensor]:
+        """Give the loss of each sample when a coda reads h(t) by what was fitted on others.
+
+        Args:
+            tokens: The tokens, (batch, pos).
+            h: h(t) of these samples, (batch, pos, d_model).
+            t: Which state it is.
+            samples: Their numbers.
+
+        Returns:
+            Nats per token, one number per sample.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

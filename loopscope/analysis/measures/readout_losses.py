@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from loopscope.analysis.flags import flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
 from loopscope.analysis.tables import Rows, columns
-from loopscope.probes import losses, read_out_losses
+from loopscope.names import READINGS
+from loopscope.probes import losses, matched, read_out_losses
 
 
 def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:
@@ -29,33 +31,61 @@ def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:
 
 
 class ReadoutRows(MeasureRows):
-    """The table `readout`: the loss at every h(t) of the main loop, on to as many as are run."""
+    """The table `readout`: the loss at every h(t) of the main loop, by each reading.
+
+    Raw goes on to as many iterations as are run; matched and fitted end at K, whose state they
+    leave as it is.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.model, self.longer = setup.model, setup.longer
+        self.model, self.longer, self.maps = setup.model, setup.longer, setup.maps
+        self.start = setup.start
         self.loop, K = setup.first.loop, setup.first.K
         self.rows: Rows | None = None
         if setup.unread:
             self.note = f"readout: {setup.unread}, so its table has no rows"
             return
+        if self.maps is None:
+            self.note = "readout: a fitted reading needs two windows that differ; it has no rows"
         T = K if self.longer is None else self.longer.K
         self.more = list(beyond(K, T, cheap=self.model.reads_out_cheaply))
-        keys = columns(("t",), [(t,) for t in (*range(K + 1), *self.more)])
-        self.rows = Rows("readout", setup.samples, keys)
+        self.readings = [name for name in READINGS if name != "fitted" or self.maps is not None]
+        places = [(t, name) for name in self.readings for t in range(K + 1)]
+        places += [(t, "raw") for t in self.more]
+        self.rows = Rows("readout", setup.samples, columns(("t", "reading"), places))
 
     def add(self, batch: Batch) -> None:
         if self.rows is None:
             return
         trajectory, tokens = batch.trajectory, batch.trajectory.tokens
         assert tokens is not None and trajectory.logits is not None
-        by_state = [read_out_losses(self.model, tokens, h) for h in trajectory.h[:-1]]
-        by_state.append(losses(trajectory.logits, tokens))
+        last = losses(trajectory.logits, tokens)
+        by_state: list[Sequence[Tensor]] = []
+        for reading in self.readings:
+            for t, h in enumerate(trajectory.h[:-1]):
+                by_state.append(self._read(reading, batch, t, h))
+            if reading == "fitted" and self.maps is not None and self.maps.refits:
+                by_state.append(self._read(reading, batch, trajectory.K, trajectory.h[-1]))
+            else:
+                by_state.append(last)
         if self.longer is not None and batch.longer is not None:
             more = [batch.longer.h[t] for t in self.more]
             by_state += [read_out_losses(self.longer, tokens, h) for h in more]
-        values = torch.stack([torch.stack(column).cpu() for column in by_state], 1).numpy()
+        values = torch.stack([torch.stack(list(column)).cpu() for column in by_state], 1).numpy()
         self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = flagged(values)
+
+    def _read(self, reading: str, batch: Batch, t: int, h: Tensor) -> Sequence[Tensor]:
+        """The loss of each sample of a batch when the coda reads h(t)."""
+        tokens = batch.trajectory.tokens
+        assert tokens is not None
+        if reading == "fitted":
+            assert self.maps is not None
+            first, stop = batch.samples.start + self.start, batch.samples.stop + self.start
+            return self.maps.losses(tokens, h, t, slice(first, stop))
+        if reading == "matched":
+            h = matched(h, batch.trajectory.h[-1])
+        return read_out_losses(self.model, tokens, h)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"readout": [] if self.rows is None else [self.rows.frame(model, self.loop)]}

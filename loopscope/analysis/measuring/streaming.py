@@ -4,13 +4,19 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from loopscope.analysis.measures import Setup, check
+from loopscope.analysis.measuring.map_fitting import FittedReading, fitted_reading
 from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
-from loopscope.analysis.measuring.token_windows import checked_tokens, samples_provenance
+from loopscope.analysis.measuring.token_windows import (
+    checked_tokens,
+    sample_documents,
+    samples_provenance,
+)
 from loopscope.analysis.options import Options, build_options, check_batch_size, takes
 from loopscope.analysis.tables import BY_NAME, DEFAULT, Tables
 from loopscope.errors import InputError
@@ -46,7 +52,7 @@ def measure(
         name: Name of the model in the tables; the model's own when not given.
         progress: Called with the number of samples done since the last call.
         **options: `kernels`, `bandwidth`, `drop_first`, `center`, `normalize_rows`, `more_loops`,
-            as `Options` describes them.
+            `refit_coda`, as `Options` describes them.
 
     Returns:
         One table per measure, the others None. A model with several loops has rows for each, told
@@ -103,6 +109,7 @@ class Measuring:
         _check_length(self.tokens, options)
         self.model, self.step = model, step
         self.name = model.name if name is None else name
+        self.documents = sample_documents(samples, self.tokens)
         self.provenance = _provenance(model, samples, self.tokens, options)
         measures = [BY_NAME[name] for name in options.measures]
         self._reads_logits = any(measure.logits for measure in measures)
@@ -141,10 +148,41 @@ class Measuring:
                     progress(len(batch))
         assert recorder is not None
         frames = {
-            table: _numbered(frame, 0 if table == "tokens" else start, self.step)
+            table: self._numbered(frame, 0 if table == "tokens" else start)
             for table, frame in recorder.frames(self.name).items()
         }
         return Tables(**frames, provenance={"models": {self.name: self.provenance}})
+
+    def _numbered(self, frame: pd.DataFrame, start: int) -> pd.DataFrame:
+        """Rows under the numbers of their samples, with the document of each and the step."""
+        if start:
+            frame["sample"] = (frame["sample"] + start).astype("int32")
+        if self.step is not None:
+            frame["step"] = pd.array([self.step], dtype="Int64").repeat(len(frame))
+        codes = self._document_codes[frame["sample"].to_numpy()]
+        names: Any = pd.Index(self._document_names)
+        frame["document"] = pd.Categorical.from_codes(codes, names)
+        return frame
+
+    @cached_property
+    def _document_names(self) -> list[str]:
+        return list(dict.fromkeys(name for name in self.documents if name is not None))
+
+    @cached_property
+    def _document_codes(self) -> np.ndarray:
+        code = {name: i for i, name in enumerate(self._document_names)}
+        return np.array([-1 if name is None else code[name] for name in self.documents], np.int32)
+
+    @cached_property
+    def _fitted(self) -> FittedReading | None:
+        """What the fitted reading reads by; the same for every part."""
+        fitted = fitted_reading(
+            self.model, self.tokens, self.documents, batch_size=self.batch_size,
+            refit=self.options.refit_coda,
+        )  # fmt: skip
+        if fitted is not None:
+            self.provenance["fitted"] = fitted.record()
+        return fitted
 
     @cached_property
     def _longer(self) -> tuple[Hooked | None, str]:
@@ -168,11 +206,13 @@ class Measuring:
             self._no_loss = _no_logits(first, self.tokens, self.model)
         if self._unread is None:
             self._unread = self._no_loss or why_unread(self.model, first)
+        unread = "readout" not in self.options.measures or self._unread
         words = _token_strings(self.model, self.tokens[0]) if start == 0 else None
         recorder = Recorder(
             Setup(
                 model=self.model, options=self.options, first=first, samples=stop - start,
                 words=words, longer=longer, no_loss=self._no_loss, unread=self._unread,
+                start=start, maps=None if unread else self._fitted,
             )
         )  # fmt: skip
         notes = [
@@ -237,15 +277,6 @@ def longer_model(model: Hooked, T: int | None) -> tuple[Hooked | None, str]:
         return None, f"more loops: {str(error).rstrip('.').removesuffix('; leave loops out')}"
     except Exception as error:  # somebody else's forward pass
         return None, f"more loops: with {T} the model fails ({type(error).__name__}: {error})"
-
-
-def _numbered(frame: pd.DataFrame, start: int, step: int | None) -> pd.DataFrame:
-    """Rows under the numbers of their samples and the step of their checkpoint."""
-    if start:
-        frame["sample"] = (frame["sample"] + start).astype("int32")
-    if step is not None:
-        frame["step"] = pd.array([step], dtype="Int64").repeat(len(frame))
-    return frame
 
 
 def _check_length(tokens: Tensor, options: Options) -> None:

@@ -13,6 +13,7 @@ COMMON: dict[str, str] = {
     "model": "category",
     "step": "Int64",
     "sample": "int32",
+    "document": "category",
     "loop": "category",
     "flag": "category",
 }
@@ -156,8 +157,8 @@ REGISTRY: tuple[Measure, ...] = (
             Table(
                 name="readout",
                 meaning="mean next-token cross-entropy of each sample, in nats, when the coda "
-                "reads h(t)",
-                keys={"t": "int16"},
+                "reads h(t): raw, each token at its length in h(K) (matched), by a map (fitted)",
+                keys={"t": "int16", "reading": "category"},
                 values=_VALUE,
             ),
         ),

@@ -56,7 +56,7 @@ class Rows:
             loop: The loop's name.
 
         Returns:
-            One row per sample and key, with the columns of `schema`.
+            One row per sample and key, with the columns of `schema`; documents are null.
         """
         total = self.samples * self.rows
         no_step = pd.arrays.IntegerArray(np.zeros(total, np.int64), np.ones(total, bool))
@@ -64,6 +64,7 @@ class Rows:
             "model": _constant(model, total),
             "step": no_step,
             "sample": np.repeat(np.arange(self.samples, dtype=np.int32), self.rows),
+            "document": _coded(np.full(total, -1, np.int8), []),
             "loop": _constant(loop, total),
             "flag": _coded(self.flag.reshape(-1), FLAG_NAMES),
         }

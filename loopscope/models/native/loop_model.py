@@ -323,6 +323,11 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         normed = self.ln_final(self.read_out(h))
         return (self.unembed(sample) for sample in normed)
 
+    def coda_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the coda and of the final layer norm, by name."""
+        parts = ("coda.", "ln_final.")
+        return {name: value for name, value in self.named_parameters() if name.startswith(parts)}
+
     # -- what a trajectory is made of ------------------------------------------------------------
 
     def state_hooks(self, *, memory: bool = True) -> list[str]:

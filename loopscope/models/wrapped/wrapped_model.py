@@ -439,8 +439,24 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             InputError: if the model has no loop.
         """
         after = f"loop.{self._read_loop().name}.after.hook_in"
-        with torch.no_grad():
-            return self.run_with_hooks(tokens, fwd_hooks=[(after, lambda state, hook: h.to(state))])
+        return self.run_with_hooks(tokens, fwd_hooks=[(after, lambda state, hook: h.to(state))])
+
+    def coda_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the modules after the last loop, by name; not those used before it."""
+        after = [unit.module for unit in self.map.coda]
+        after += [self.map.norm] if self.map.norm is not None else []
+        before = {
+            id(value)
+            for unit in self.map.units()
+            if unit.module not in after
+            for value in self._originals[unit.module].parameters()
+        }
+        return {
+            f"module.{name}.{key}": value
+            for name in dict.fromkeys(after)
+            for key, value in self._originals[name].named_parameters()
+            if id(value) not in before
+        }
 
     def _read_loop(self) -> Loop:
         if self.map.main is None:
