@@ -9,8 +9,8 @@ import numpy as np
 class Flag(IntEnum):
     """What is wrong with a value; the code is its category's code in the tables' column `flag`.
 
-    * `ZERO`: nothing to measure (a zero or constant state, or a singular value that is
-      numerically zero and has no logarithm).
+    * `ZERO`: nothing to measure (a zero or constant state, a step relative to a zero state, or
+      a singular value that is numerically zero and has no logarithm).
     * `ZERO_MEDIAN`: more than half of a state's squared distances are zero (repeated tokens);
       the median of the others set the RBF bandwidth.
     * `NONPOSITIVE_HSIC`: the unbiased estimate of a state's own HSIC is not positive.

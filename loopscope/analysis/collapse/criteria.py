@@ -30,6 +30,8 @@ class Sign:
 
 _U = "u(t) = 2‖h_m(t) − h(t)‖/(‖h_m(t)‖ + ‖h(t)‖)"
 _L = "L(t): mean next-token cross-entropy when the coda reads h(t)"
+_LEAST = "by the reading (raw, matched, fitted) that flatters the loop least"
+_TURN = "v(t): the turn, ‖ĥ(t+1) − ĥ(t)‖ over the tokens (root mean square), ĥ = h/‖h‖ per token"
 
 SIGNS = (
     Sign(
@@ -60,12 +62,53 @@ SIGNS = (
         meaning="part of the loops' relative updates that is the first one's; 1/K if even",
     ),
     Sign(
+        name="mixed_update",
+        title="update of the mixed state",
+        short="mixed",
+        range="0 … 2",
+        formula="mean over t of 2‖h(t+1) − h(t)‖/(‖h(t+1)‖ + ‖h(t)‖)",
+        meaning="how much the state that enters a loop differs from what enters the next: 0 where "
+        "nothing of h_m(t) is kept",
+    ),
+    Sign(
+        name="turn",
+        title="turn of the state",
+        short="turn",
+        range="0 … 2",
+        formula=f"mean over t of v(t), {_TURN}",
+        meaning="the step without growth in length: 0 where states only become longer",
+    ),
+    Sign(
+        name="turn_most",
+        title="largest turn",
+        short="max turn",
+        range="0 … 2",
+        formula="max over t of v(t)",
+        meaning="0 where no loop does anything but change lengths",
+    ),
+    Sign(
+        name="turn_skew",
+        title="skew of the turn",
+        short="turn skew",
+        range="0 … 1",
+        formula="(p − 1/K)/(1 − 1/K), p = max_t v(t)/Σv",
+        meaning="how unevenly the loops share the turn of the mixed state",
+    ),
+    Sign(
         name="cka_debiased",
         title="CKA of consecutive states",
         short="CKA",
         range="… 1",
         formula="mean over t of the debiased RBF-CKA of h(t) and h(t+1)",
         meaning="stagnation: 1 where the states stop changing",
+    ),
+    Sign(
+        name="cka_least",
+        title="least CKA of consecutive states",
+        short="min CKA",
+        range="… 1",
+        formula="least over t of the debiased RBF-CKA of h(t) and h(t+1)",
+        meaning="1 where no loop changes how the tokens lie to each other",
     ),
     Sign(
         name="cka_biased",
@@ -109,14 +152,53 @@ SIGNS = (
         meaning="relative change of the rank with each loop; below 0 where it falls",
     ),
     Sign(
+        name="erank_share",
+        title="effective rank of h(K), of what is possible",
+        short="rank share",
+        range="0 … 1",
+        formula="effective rank of h(K) / min(L, D)",
+        meaning="how many of the directions that there are h(K) uses",
+    ),
+    Sign(
         name="loop_gain",
         title="gain of the loop",
         short="gain",
         unit="nats/token",
         range="any",
-        formula=f"L(0) − L(K), {_L}",
+        formula=f"L(0) − L(K) {_LEAST}, {_L}",
         meaning="how much the loss falls through the loop; near 0 where the coda would read as "
         "well without it",
+        per_token=True,
+    ),
+    Sign(
+        name="raw_gain",
+        title="gain, raw",
+        short="raw",
+        unit="nats/token",
+        range="any",
+        formula="L(0) − L(K), the coda reading h(t) as it is",
+        meaning="the gain of the model run with K loops over none; lengths that the coda expects "
+        "count too",
+        per_token=True,
+    ),
+    Sign(
+        name="matched_gain",
+        title="gain, matched",
+        short="matched",
+        unit="nats/token",
+        range="any",
+        formula="L(0) − L(K), each token of h(t) at its length in h(K)",
+        meaning="the gain apart from the growth of the state; 0 where h(t) is a multiple of h(0)",
+        per_token=True,
+    ),
+    Sign(
+        name="fitted_gain",
+        title="gain, fitted",
+        short="fitted",
+        unit="nats/token",
+        range="any",
+        formula="L(0) − L(K), h(t) through a map to h(K) fitted on other windows",
+        meaning="the gain apart from what an affine map, the same for every token, does as well",
         per_token=True,
     ),
     Sign(
@@ -125,7 +207,7 @@ SIGNS = (
         short="others",
         unit="nats/token",
         range="any",
-        formula="L(0) − L(K) − (L(b) − L(b+1)), b the loop with the largest mean u(t)",
+        formula=f"L(0) − L(K) − (L(b) − L(b+1)) {_LEAST}, b the loop with the largest mean v(t)",
         meaning="how much the loops besides the busiest take off the loss; near 0 where one loop "
         "does all the work",
         per_token=True,
@@ -136,7 +218,7 @@ SIGNS = (
         short="overth.",
         unit="nats/token",
         range="0 … on average",
-        formula="L(K) − L(t*), t* ≤ K the t of the least mean L",
+        formula=f"L(K) − L(t*), t* ≤ K the t of the least mean L, {_LEAST}",
         meaning="how much better an earlier state would have been read; 0 where the last is best",
         per_token=True,
     ),
@@ -177,6 +259,51 @@ SIGNS = (
     ),
 )
 """Every sign, in the order of the tables."""
+
+YARDSTICKS = (
+    Sign(
+        name="over_unigram",
+        title="loss over that of a unigram",
+        short="− unigram",
+        unit="nats/token",
+        range="any",
+        formula="loss − mean of −log p(token), p its share of the tokens in all other documents "
+        "(one added to each count)",
+        meaning="above 0 where the model predicts worse than frequencies do",
+        per_token=True,
+    ),
+    Sign(
+        name="over_one_loop",
+        title="loss over that of one loop",
+        short="− 1 loop",
+        unit="nats/token",
+        range="any",
+        formula="loss − L(1), the coda reading h(1) as it is",
+        meaning="above 0 where the model is better run with one loop",
+        per_token=True,
+    ),
+    Sign(
+        name="over_untrained",
+        title="loss over that of the untrained twin",
+        short="− untrained",
+        unit="nats/token",
+        range="any",
+        formula="loss − loss of the same configuration with fresh weights",
+        meaning="below 0 where training has taught anything",
+        per_token=True,
+    ),
+    Sign(
+        name="over_reference",
+        title="loss over that of the reference",
+        short="− reference",
+        unit="nats/token",
+        range="any",
+        formula="loss − loss of the first model, on the same tokens",
+        meaning="above 0 where the first model predicts better",
+        per_token=True,
+    ),
+)
+"""What the loss of a whole model is held against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +360,7 @@ THRESHOLDS = (
         name="little_gain",
         signs=("loop_gain", "rest_gain"),
         value=0.02,
-        unit="of the loss",
+        unit="nats/token",
         meaning="loops that take off less do little",
     ),
     Threshold(
@@ -244,8 +371,20 @@ THRESHOLDS = (
         meaning="an earlier state read better by more: the loop does harm",
     ),
     Threshold(
+        name="still",
+        signs=("turn_most",),
+        value=0.01,
+        meaning="no token's state turns, by more than rounding and noise",
+    ),
+    Threshold(
+        name="same",
+        signs=("cka_least",),
+        value=0.9995,
+        meaning="no loop changes how the tokens lie to each other",
+    ),
+    Threshold(
         name="uneven",
-        signs=("skew",),
+        signs=("turn_skew", "skew"),
         value=0.5,
         meaning="half way from an even split to one loop doing everything",
         otherwise="{percent} of the way from an even split to one loop doing everything",
@@ -273,6 +412,27 @@ THRESHOLDS = (
         otherwise="fewer than {value} directions are left",
     ),
     Threshold(
+        name="low_rank",
+        signs=("erank_share",),
+        value=0.25,
+        meaning="h(K) uses less than a quarter of the directions that there are",
+        otherwise="h(K) uses less than {percent} of the directions that there are",
+    ),
+    Threshold(
+        name="worse",
+        signs=("over_reference",),
+        value=0.2,
+        unit="nats/token",
+        meaning="the first model predicts better by more than this",
+    ),
+    Threshold(
+        name="no_better",
+        signs=("over_unigram",),
+        value=0.0,
+        unit="nats/token",
+        meaning="frequencies of tokens predict better",
+    ),
+    Threshold(
         name="growing",
         signs=("step_ratio",),
         value=1.0,
@@ -294,4 +454,4 @@ THRESHOLDS = (
         meaning="more loops than trained cost no more than this",
     ),
 )
-"""The numbers of the verdicts' conditions (`verdicts.LADDER`)."""
+"""The numbers of the verdicts' conditions (`verdicts.LADDER`) and of findings (`yardsticks`)."""

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 
 from loopscope._version import __version__
-from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS, Sign
+from loopscope.analysis.collapse.conditions import Estimate
+from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS, YARDSTICKS, Sign
 from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
 from loopscope.analysis.collapse.statistics import differences, paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import Verdict, judge, label, onset
-from loopscope.analysis.tables import Tables, model_record, model_records
+from loopscope.analysis.collapse.yardsticks import unigram_losses
+from loopscope.analysis.tables import Tables, model_record, model_records, sound
 from loopscope.errors import InputError
 from loopscope.names import KEYS, block_number
 
@@ -123,7 +125,83 @@ class Findings:
     def verdicts(self) -> dict[Key, Verdict]:
         """The verdict on every checkpoint and loop that the user named."""
         named = self.signs[~self.signs["model"].isin(self.added)]
-        return judge(named, thresholds=self.thresholds, loopless=loopless(self.tables))
+        return judge(
+            named, thresholds=self.thresholds, loopless=loopless(self.tables),
+            yardsticks=self.yardsticks,
+        )  # fmt: skip
+
+    @cached_property
+    def yardsticks(self) -> dict[Key, dict[str, Estimate]]:
+        """The loss of each checkpoint over others on the same samples (`YARDSTICKS`), by name."""
+        return {key: self._yardsticks(key) for key in self._by_key if key.model not in self.added}
+
+    def _yardsticks(self, key: Key) -> dict[str, Estimate]:
+        rows = self._by_key[key]
+        twin, against = self._twin(key), self._against(key)
+        others = {
+            "over_unigram": self._unigram.get(key.model),
+            "over_one_loop": self._one_loop.get(key),
+            "over_untrained": None if twin is None or twin[0] == key else twin[1]["loss"],
+            "over_reference": None,
+        }
+        if against is not None and self._same_tokens(key.model, against.model):
+            others["over_reference"] = self._by_key[against]["loss"]
+        differences = {
+            name: paired_difference(rows["loss"], loss, rows["document"])
+            for name, loss in others.items()
+            if loss is not None
+        }
+        return {
+            name: Estimate(d.mean, d.low, d.high, d.n, units=d.units)
+            for name, d in differences.items()
+            if d is not None
+        }
+
+    @cached_property
+    def _unigram(self) -> dict[str, pd.Series]:
+        """Loss of a unigram on the windows of each model, by sample."""
+        losses: dict[str, pd.Series] = {}
+        same: dict[str, np.ndarray] = {}
+        documents = {key.model: rows["document"] for key, rows in self._by_key.items()}
+        for model, windows in self.windows.items():
+            if model in documents and len(windows) == len(documents[model]):
+                if windows.sha256 not in same:
+                    size = model_record(self.tables.provenance, model).vocabulary
+                    same[windows.sha256] = unigram_losses(
+                        windows.tokens, list(documents[model]), vocabulary=size
+                    )
+                losses[model] = pd.Series(same[windows.sha256], documents[model].index)
+        return losses
+
+    @cached_property
+    def _one_loop(self) -> dict[Key, pd.Series]:
+        """Loss when the coda reads h(1) as it is, by sample."""
+        readout = self.tables.readout
+        if readout is None:
+            return {}
+        first = readout[readout["t"].eq(1) & readout["reading"].eq("raw") & sound(readout)]
+        deeper = {key for key, (K, _) in self.depth.items() if K > 1}
+        return {
+            key: rows.set_index("sample")["value"]
+            for key, rows in by_key(first).items()
+            if key in deeper
+        }
+
+    def _against(self, key: Key) -> Key | None:
+        """The reference's checkpoint that another model's is held against."""
+        if self.reference is None or key.model == self.reference:
+            return None
+        loops = {k.loop: k for k in self._by_key if k.model == self.reference}
+        if not loops:
+            return None
+        loop = key.loop if key.loop in loops else next(iter(loops))
+        last = max(k.step or 0 for k in self._by_key if k[::2] == (self.reference, loop))
+        same = Key(self.reference, key.step, loop)
+        return same if same in self._by_key else Key(self.reference, last or None, loop)
+
+    def _same_tokens(self, model: str, other: str) -> bool:
+        windows = [self.windows.get(name) for name in (model, other)]
+        return len({part.sha256 for part in windows if part is not None}) < 2
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -195,6 +273,7 @@ class Findings:
             "checkpoints": [self._checkpoint(key) for key in self.verdicts],
             "differences": self._differences(),
             "series": self._series(),
+            "yardsticks": [_described(sign) for sign in YARDSTICKS],
             "failed": [{"target": t, "reason": reason} for t, reason in self.failed],
             "notes": [note for note in self.notes() if not note.startswith("not measured: ")],
         }
@@ -240,6 +319,10 @@ class Findings:
             "untrained": record.untrained_at(key.step),
             "samples": len(self._by_key[key]),
             "measures": self._measures(key),
+            "yardsticks": {
+                name: {"mean": d.mean, "low": d.low, "high": d.high, "n": d.n}
+                for name, d in self.yardsticks.get(key, {}).items()
+            },
             "verdict": asdict(self.verdicts[key]),
         }
 

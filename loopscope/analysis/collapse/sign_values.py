@@ -1,5 +1,6 @@
 """The signs of every sample: tables → one row per checkpoint, loop and sample."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope.analysis.collapse.criteria import SIGNS
-from loopscope.analysis.tables import Tables, sound
+from loopscope.analysis.tables import Tables, model_record, sound
 from loopscope.errors import InputError
 from loopscope.names import KEYS, block_number, block_order, state_name, state_names
 
@@ -22,9 +23,10 @@ def per_sample(tables: Tables) -> pd.DataFrame:
         tables: Needs update, cka and rank; delta, readout and loss where they were measured.
 
     Returns:
-        Columns model, step, loop, sample and one per sign (`SIGNS`); NaN where a flagged value
-        would enter, or where a model has no iterations. A model with several loops has rows for
-        each; what the readout gives stands with the main loop, the loss with all.
+        Columns model, step, loop, sample, document (null where unknown) and one per sign (`SIGNS`);
+        NaN where a flagged value would enter, or where a model has no iterations. A model with
+        several loops has rows for each; what the readout gives stands with the main loop, the
+        loss with all.
 
     Raises:
         InputError: if a table is missing.
@@ -37,8 +39,10 @@ def per_sample(tables: Tables) -> pd.DataFrame:
             f"with {', '.join(NEEDED)}."
         )
     parts = {name: _parts(frame) for name, frame in frames.items() if name in _USED}
-    rows = [_of_loop(parts, key) for key in checkpoints(tables)]
-    return pd.concat(rows, ignore_index=True).astype({"step": "Int64", "sample": "int32"})
+    records = {name: model_record(tables.provenance, name) for name in tables.models}
+    rows = [_of_loop(parts, key, records[key.model].directions) for key in checkpoints(tables)]
+    dtypes = {"step": "Int64", "sample": "int32", "document": "category"}
+    return pd.concat(rows, ignore_index=True).astype(dtypes)
 
 
 _USED = ("update", "cka", "rank", "delta", "readout", "loss")
@@ -109,7 +113,29 @@ def _wide(frame: pd.DataFrame, columns: list[str], value: str = "value") -> pd.D
     return values.pivot(index="sample", columns=columns, values="_v")
 
 
-def _of_loop(parts: dict[str, dict], key: Key) -> pd.DataFrame:
+def without_spread(cka: pd.DataFrame | None, K: int) -> int:
+    """Count the states at the start of a loop that have no spread: zero, or constant.
+
+    Args:
+        cka: The rows of one checkpoint and loop in the table `cka`; None where it was not measured.
+        K: Iterations of the loop.
+
+    Returns:
+        t of the first state whose tokens differ in nine samples of ten; 0 where none do.
+    """
+    if cka is None:
+        return 0
+    itself = cka[cka["state_a"].astype(str).eq(cka["state_b"].astype(str))]
+    constant = itself["flag"].eq("zero").groupby(itself["state_a"].astype(str)).mean()
+    spread = [t for t, name in enumerate(state_names(K)) if constant.get(name, 0) <= MOST_CONSTANT]
+    return spread[0] if spread else 0
+
+
+MOST_CONSTANT = 0.1
+"""A state that is constant in more of the samples than this has no spread."""
+
+
+def _of_loop(parts: dict[str, dict], key: Key, limit: float) -> pd.DataFrame:
     """The signs of every sample of one checkpoint and loop, from the rows of each checkpoint."""
     checkpoint = {name: groups.get(key[:2]) for name, groups in parts.items()}
 
@@ -121,22 +147,27 @@ def _of_loop(parts: dict[str, dict], key: Key) -> pd.DataFrame:
         return rows if len(rows) else None
 
     update, delta, rank = rows_of("update"), rows_of("delta"), rows_of("rank")
-    loss = rows_of("loss", any_loop=True)
+    loss, cka = rows_of("loss", any_loop=True), rows_of("cka")
     assert rank is not None
     out = pd.DataFrame(
         np.nan, index=pd.Index(sorted(rank["sample"].unique()), name="sample"), columns=NAMES
     )
     _fill_loss(out, loss)
     busiest, K = _fill_shares(out, update)
+    first = without_spread(cka, K)
     if K:
-        _fill_likeness(out, rows_of("cka"), K)
-    _fill_ranks(out, rank, K)
+        _fill_likeness(out, cka, range(first, K + 1))
+        busiest = _fill_turns(out, delta, K, first, otherwise=busiest)
+    _fill_ranks(out, rank, K, first)
+    out["erank_share"] = out["erank_K"] / limit
     _fill_readout(out, rows_of("readout"), K, busiest)
     _fill_steps(out, delta, K)
     _fill_nonfinite(out, [update, delta, loss, rank], K)
     step: Any = pd.NA if key.step is None else key.step
+    documents = rank.drop_duplicates("sample").set_index("sample")["document"].astype(object)
     rows = out.reset_index().assign(model=key.model, step=step, loop=key.loop)
-    return rows[[*KEYS, "sample", *NAMES]]
+    rows["document"] = documents.reindex(out.index).to_numpy()
+    return rows[[*KEYS, "sample", "document", *NAMES]]
 
 
 def _fill_loss(out: pd.DataFrame, loss: pd.DataFrame | None) -> None:
@@ -153,56 +184,111 @@ def _fill_shares(out: pd.DataFrame, update: pd.DataFrame | None) -> tuple[int, i
     K = len(cores)
     if not K:
         return 0, 0
-    total = wide[cores].sum(axis=1, skipna=False)
-    shares = wide[cores].div(total.where(total > 0), axis=0)
-    means = shares.mean()
-    busiest = int(np.argmax(means.to_numpy())) if means.notna().any() else 0
+    shares = _shares(wide[cores])
     out["first_share"] = shares[cores[0]]
     if K > 1:
-        out["skew"] = (shares.max(axis=1, skipna=False) - 1 / K) / (1 - 1 / K)
-    return busiest, K
+        out["skew"] = _excess(shares)
+    return _largest(shares), K
 
 
-def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, K: int) -> None:
-    """Mean CKA of consecutive states, by both estimators."""
+def _shares(work: pd.DataFrame) -> pd.DataFrame:
+    """Each loop's part of the work of all, by sample."""
+    total = work.sum(axis=1, skipna=False)
+    return work.div(total.where(total > 0), axis=0)
+
+
+def _excess(shares: pd.DataFrame) -> pd.Series:
+    """What the busiest loop has beyond an even share: 0 where all are even, 1 where it has all."""
+    K = shares.shape[1]
+    return (shares.max(axis=1, skipna=False) - 1 / K) / (1 - 1 / K)
+
+
+def _largest(shares: pd.DataFrame) -> int:
+    means = shares.mean()
+    return int(np.argmax(means.to_numpy())) if means.notna().any() else 0
+
+
+def _fill_turns(
+    out: pd.DataFrame, delta: pd.DataFrame | None, K: int, first: int, *, otherwise: int
+) -> int:
+    """Steps of the mixed state, with and without growth; the number of the loop that turns most."""
+    if delta is None:
+        return otherwise
+    steps = delta[delta["t"] < K].pivot(index="sample", columns="t", values=["mixed", "turn"])
+    out["mixed_update"] = steps["mixed"].mean(axis=1, skipna=False)
+    turns = steps["turn"].copy()
+    for t in range(first):  # out of a state without direction: as far as to an orthogonal one
+        turns[t] = turns[t].fillna(2**0.5)
+    out["turn"], out["turn_most"] = turns.mean(axis=1, skipna=False), turns.max(axis=1, skipna=False)
+    shares = _shares(turns)
+    if K > 1:
+        out["turn_skew"] = _excess(shares)
+    return _largest(shares) if shares.notna().any(axis=None) else otherwise
+
+
+def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, states: range) -> None:
+    """CKA of consecutive states, by both estimators: mean, and the least of the debiased."""
     if cka is None:
         return
     rbf = cka[cka["kernel"].eq("rbf")]
-    pairs = list(pairwise(state_names(K)))
+    pairs = list(pairwise(map(state_name, states)))
     for estimator in ("biased", "debiased"):
         part = rbf[rbf["estimator"].eq(estimator)]
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
-        if all(pair in wide.columns for pair in pairs):
+        if pairs and all(pair in wide.columns for pair in pairs):
             out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
+            if estimator == "debiased":
+                out["cka_least"] = wide[pairs].min(axis=1, skipna=False)
 
 
-def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int) -> None:
+def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> None:
     """Effective ranks of h(0) and h(K), their ratio, and the slope in between."""
     erank = _wide(rank[rank["measure"].eq("effective")], ["state"])
     out["erank_0"], out["erank_K"] = erank[state_name(0)], erank[state_name(K)]
-    if not K:
+    states = [state_name(t) for t in range(first, K + 1)]
+    if len(states) < 2 or not all(state in erank.columns for state in states):
         return
-    out["erank_ratio"] = out["erank_K"] / out["erank_0"]
-    states = state_names(K)
-    if all(state in erank.columns for state in states):
-        t = np.arange(K + 1) - K / 2
-        out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
+    out["erank_ratio"] = erank[states[-1]] / erank[states[0]]
+    t = np.arange(len(states)) - (len(states) - 1) / 2
+    out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
 
 
 def _fill_readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: int) -> None:
-    """What the loop, and the loops besides the busiest, do for the loss of a coda lens."""
+    """What the loop, and the loops besides the busiest, do for the loss of a coda lens.
+
+    Of several readings that counts which flatters the loop least, on average over the samples.
+    """
     if readout is None or not K:
         return
-    L = _wide(readout, ["t"])  # L(t) by sample and t
-    within = L[list(range(K + 1))]
-    out["loop_gain"] = L[0] - L[K]
+    readings = {
+        str(name): _wide(rows, ["t"])  # L(t) by sample and t
+        for name, rows in readout.groupby("reading", observed=True, sort=False)
+    }
+    gains, others, harms = [], [], []
+    for name, L in readings.items():
+        within = L[list(range(K + 1))]
+        gain = L[0] - L[K]
+        out[f"{name}_gain"] = gain
+        gains.append(gain)
+        others.append(gain - (L[busiest] - L[busiest + 1]))
+        means = within.dropna().mean()
+        if means.notna().all():
+            harms.append(L[K] - L[int(np.argmin(means.to_numpy()))])
+    out["loop_gain"] = _with_mean(gains, min)
     if K > 1:
-        out["rest_gain"] = out["loop_gain"] - (L[busiest] - L[busiest + 1])
-    means = within.dropna().mean()
-    if means.notna().all():
-        out["overthinking"] = L[K] - L[int(np.argmin(means.to_numpy()))]
-    if (T := max(int(t) for t in L.columns)) > K:
-        out["more_loss"] = L[T] - L[K]
+        out["rest_gain"] = _with_mean(others, min)
+    if harms:
+        out["overthinking"] = _with_mean(harms, max)
+    raw = readings["raw"]
+    if (T := max(int(t) for t in raw.columns)) > K:
+        out["more_loss"] = raw[T] - raw[K]
+
+
+def _with_mean(values: list[pd.Series], choose: Callable[..., Any]) -> pd.Series:
+    """The one of several signs whose mean is least, or largest; one without values is not taken."""
+    filled = [of_reading for of_reading in values if of_reading.notna().any()] or values[:1]
+    chosen: pd.Series = choose(filled, key=lambda of_reading: of_reading.mean())
+    return chosen
 
 
 def _fill_steps(out: pd.DataFrame, delta: pd.DataFrame | None, K: int) -> None:

@@ -1,47 +1,42 @@
 """Verdicts: which signs make a loop collapsed, skewed, …, and what is said of the evidence.
 
-A sign is above a threshold where its whole 95 % interval is; where the interval crosses it, the
-answer is unknown. Answers are joined by three-valued logic (Kleene): a verdict is given where its
-condition surely holds and that of every more serious one surely does not; otherwise the verdict is
-"uncertain", between those that are left.
+The most serious verdict whose condition surely holds is given. Where none of the bad ones does,
+and some may, the verdict is "uncertain", between those that are left.
 
 `criteria.THRESHOLDS` holds the numbers, `LADDER` the conditions; `verdict_of` asks them of a loop.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from operator import gt, lt
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS
+from loopscope.analysis.collapse.conditions import (
+    MIN_SAMPLES,
+    TITLES,
+    Above,
+    AllOf,
+    Answer,
+    AnyOf,
+    Below,
+    Claim,
+    Condition,
+    Estimate,
+    Signs,
+    interval,
+)
+from loopscope.analysis.collapse.criteria import THRESHOLDS
 from loopscope.analysis.collapse.sign_values import Key, by_key
+from loopscope.analysis.collapse.yardsticks import FINDINGS, Finding, findings_of
 from loopscope.errors import unknown_name
-
-Answer = bool | None
 
 VERDICTS = ("healthy", "converging", "skewed", "stagnant", "collapsed", "unstable")
 """What a loop can be, the least serious first; besides, `uncertain`."""
 
-MIN_SAMPLES = 8
-"""Fewer samples give intervals too narrow to judge by."""
-
-
-MOST_FLAGGED = 0.1
-"""A sign that is missing in more of the samples than this decides nothing."""
-
-
-class Estimate(NamedTuple):
-    """A sign's mean over samples with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    n_flagged: int = 0
-
+BAD = ("skewed", "stagnant", "collapsed", "unstable")
+"""Verdicts that say something is wrong."""
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -67,162 +62,30 @@ class Verdict:
         between: The verdicts that are left where it is uncertain.
         evidence: Sentences, the decisive first.
         checks: Every condition in the order in which they were asked, the most serious first.
+        findings: What else is to be said of the model.
     """
 
     verdict: str | None
     between: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
-
-class Claim(NamedTuple):
-    """An answer and the words for it."""
-
-    answer: Answer
-    words: str
-
-
-class Signs:
-    """The signs of one checkpoint, to be held against thresholds."""
-
-    def __init__(self, estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> None:
-        """Take the signs of one loop.
+    def among(self, wanted: Collection[str]) -> str:
+        """Tell which of some verdicts and findings this is for sure.
 
         Args:
-            estimates: Its signs by name.
-            thresholds: Number by threshold name.
-        """
-        self.estimates, self.thresholds = estimates, thresholds
-
-    def has(self, sign: str) -> bool:
-        """Tell whether a sign was measured.
-
-        Args:
-            sign: Its name.
+            wanted: Names of verdicts and findings.
 
         Returns:
-            Whether any sample has a value of it.
+            In words; empty where none is: "skewed"; "stagnant or skewed" where all that are left
+            are wanted.
         """
-        return sign in self.estimates and self.estimates[sign].n > 0
-
-    def claim(
-        self,
-        sign: str,
-        limit: float,
-        holds: Callable[[float, float], bool],
-        *,
-        unmeasured: Answer = None,
-        remark: str = "",
-    ) -> Claim:
-        """Hold a sign's interval against a number.
-
-        Args:
-            sign: Its name.
-            limit: The number, in the sign's unit.
-            holds: Whether a value is on the side that is asked for.
-            unmeasured: The answer where there is no such sign.
-            remark: Follows the number in the words.
-
-        Returns:
-            Yes or no where both ends of the interval agree and enough samples have the sign.
-        """
-        estimate = self.estimates.get(sign)
-        if estimate is None or not estimate.n:
-            return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
-        words = f"{TITLES[sign]} {interval(estimate)}"
-        samples = estimate.n + estimate.n_flagged
-        if estimate.n < MIN_SAMPLES or estimate.n_flagged > MOST_FLAGGED * samples:
-            return Claim(None, f"{words}, known in {estimate.n} of {samples} samples only")
-        ends = {holds(estimate.low, limit), holds(estimate.high, limit)}
-        if math.isnan(estimate.low) or len(ends) > 1:
-            return Claim(None, f"{words}, not clearly on one side of {limit:.3g}{remark}")
-        mean = estimate.mean
-        side = "above" if mean > limit else "below" if mean < limit else "at"
-        return Claim(ends.pop(), f"{words}, {side} {limit:.3g}{remark}")
-
-
-Condition = Callable[[Signs], Claim]
-"""What can be asked of one loop's signs."""
-
-
-@dataclass(frozen=True)
-class Above:
-    """Whether a sign is above a threshold; `unmeasured` where there is no such sign."""
-
-    sign: str
-    threshold: str
-    unmeasured: Answer = None
-
-    def __call__(self, signs: Signs) -> Claim:
-        limit = signs.thresholds[self.threshold]
-        return signs.claim(self.sign, limit, gt, unmeasured=self.unmeasured)
-
-
-@dataclass(frozen=True)
-class Below:
-    """Whether a sign is below a threshold; `unmeasured` where there is no such sign."""
-
-    sign: str
-    threshold: str
-    unmeasured: Answer = None
-
-    def __call__(self, signs: Signs) -> Claim:
-        limit = signs.thresholds[self.threshold]
-        return signs.claim(self.sign, limit, lt, unmeasured=self.unmeasured)
-
-
-@dataclass(frozen=True)
-class Little:
-    """Whether a gain is but a small part of the loss; of `instead` where `gain` has no value."""
-
-    gain: str
-    instead: str = ""
-    threshold: str = "little_gain"
-
-    def __call__(self, signs: Signs) -> Claim:
-        gain = self.instead if self.instead and not signs.has(self.gain) else self.gain
-        if not signs.has("loss"):
-            return Claim(None, f"{TITLES[gain]}: the loss was not measured")
-        part = signs.thresholds[self.threshold]
-        limit = part * signs.estimates["loss"].mean
-        return signs.claim(gain, limit, lt, remark=f" ({100 * part:.3g}% of the loss)")
-
-
-@dataclass(frozen=True, init=False)
-class AllOf:
-    """Three-valued "and"; the words are of those that decide."""
-
-    conditions: tuple[Condition, ...]
-
-    def __init__(self, *conditions: Condition) -> None:
-        object.__setattr__(self, "conditions", conditions)
-
-    def __call__(self, signs: Signs) -> Claim:
-        claims = [condition(signs) for condition in self.conditions]
-        answers = [claim.answer for claim in claims]
-        answer = False if False in answers else None if None in answers else True
-        return Claim(answer, _deciding_words(claims, answer))
-
-
-@dataclass(frozen=True, init=False)
-class AnyOf:
-    """Three-valued "or"; the words are of those that decide."""
-
-    conditions: tuple[Condition, ...]
-
-    def __init__(self, *conditions: Condition) -> None:
-        object.__setattr__(self, "conditions", conditions)
-
-    def __call__(self, signs: Signs) -> Claim:
-        claims = [condition(signs) for condition in self.conditions]
-        answers = [claim.answer for claim in claims]
-        answer = True if True in answers else None if None in answers else False
-        return Claim(answer, _deciding_words(claims, answer))
-
-
-def _deciding_words(claims: Iterable[Claim], answer: Answer) -> str:
-    """Words of the claims that give the answer; of an unknown one, all that are not against it."""
-    return "; ".join(dict.fromkeys(c.words for c in claims if c.answer is answer))
+        if self.verdict in wanted:
+            return str(self.verdict)
+        if self.between and {*self.between} <= {*wanted}:
+            return " or ".join(self.between)
+        return ", ".join(finding.name for finding in self.findings if finding.name in wanted)
 
 
 def overflows(signs: Signs) -> Claim:
@@ -271,11 +134,13 @@ class Rung(NamedTuple):
 
 
 HARM = Above("overthinking", "harm")
-USELESS = Little("loop_gain")
-"""The whole loop brings little."""
-
-IDLE = Little("rest_gain", instead="loop_gain")
+IDLE = Below("rest_gain", "little_gain", instead="loop_gain")
 """The loops besides the busiest bring little; with one iteration, that one does."""
+
+STILL = AnyOf(
+    Below("turn_most", "still", unmeasured=False), Above("cka_least", "same", unmeasured=False)
+)
+"""No loop does anything but make states longer."""
 
 LADDER = (
     Rung("unstable", overflows, "values are NaN or infinite, up to h(K) or in the loss"),
@@ -296,21 +161,26 @@ LADDER = (
         "the busiest take less than `little_gain` off the loss",
     ),
     Rung(
-        "stagnant",
-        AllOf(Above("cka_debiased", "alike"), USELESS),
-        "consecutive states have a debiased CKA above `alike`, and the whole loop takes less than "
-        "`little_gain` off the loss",
-    ),
-    Rung(
-        "skewed",
-        AllOf(Above("skew", "uneven", unmeasured=False), IDLE),
-        "the skew is above `uneven`, and the loops besides the busiest take less than "
-        "`little_gain` off the loss",
-    ),
-    Rung(
         "unstable",
         Above("overthinking", "harm", unmeasured=False),
         "an earlier state is read better by more than `harm`, whatever the geometry",
+    ),
+    Rung(
+        "stagnant",
+        AnyOf(
+            STILL,
+            Below("loop_gain", "little_gain", unmeasured=False),
+            AllOf(Above("cka_debiased", "alike"), Below("loop_gain", "little_gain")),
+        ),
+        "no state turns by more than `still`, or all consecutive ones have a debiased CKA above "
+        "`same`; or the whole loop takes less than `little_gain` off the loss (where that was not "
+        "measured: the mean CKA is above `alike`, and it is uncertain)",
+    ),
+    Rung(
+        "skewed",
+        AllOf(Above("turn_skew", "uneven", instead="skew", unmeasured=False), IDLE),
+        "the skew of the turn is above `uneven`, and the loops besides the busiest take less than "
+        "`little_gain` off the loss",
     ),
     Rung(
         "converging",
@@ -345,9 +215,6 @@ def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float
     if few := _too_few(estimates):
         return Verdict(verdict="uncertain", evidence=(few,), checks=checks)
     left = _left(claims)
-    if left.verdicts == ("healthy",) and (useless := USELESS(signs)).answer:
-        doubt = f"{useless.words}, though the states change"
-        left = Left(("stagnant", "healthy"), (doubt,), "")
     evidence = _evidence(left, signs)
     if len(left.verdicts) > 1:
         return Verdict(verdict="uncertain", between=left.verdicts, evidence=evidence, checks=checks)
@@ -370,24 +237,26 @@ class Left(NamedTuple):
 
 def _too_few(estimates: Mapping[str, Estimate]) -> str:
     """Why there are too few samples to judge; empty where there are enough."""
-    most = max((estimate.n for estimate in estimates.values()), default=0)
+    most = max((estimate.enough for estimate in estimates.values()), default=0)
     if most >= MIN_SAMPLES:
         return ""
-    return f"{most} samples are too few to judge; measure {MIN_SAMPLES}"
+    kind = "samples" if all(e.n == e.enough for e in estimates.values()) else "windows that differ"
+    return f"{most} {kind} are too few to judge; measure {MIN_SAMPLES}"
 
 
 def _left(claims: Iterable[tuple[str, Claim]]) -> Left:
-    """The verdicts that may hold, down to the first that surely does."""
-    verdicts: dict[str, None] = {}
-    doubts: list[str] = []
-    for verdict, claim in claims:
-        if claim.answer is False:
-            continue
-        verdicts[verdict] = None
-        if claim.answer:
-            return Left(tuple(verdicts), tuple(doubts), claim.words)
-        doubts.append(claim.words)
-    return Left((*verdicts, "healthy"), tuple(doubts), "")
+    """The verdict that surely holds, the most serious first; else those that may."""
+    asked = list(claims)
+    doubts = [(verdict, claim.words) for verdict, claim in asked if claim.answer is None]
+    sure = [(verdict, claim.words) for verdict, claim in asked if claim.answer]
+    bad = [(verdict, words) for verdict, words in sure if verdict in BAD]
+    if bad:
+        return Left((bad[0][0],), (), bad[0][1])
+    good, words = sure[0] if sure else ("healthy", "")
+    if good != "healthy":
+        doubts = [(verdict, doubt) for verdict, doubt in doubts if verdict in BAD]
+    verdicts = tuple(dict.fromkeys([*(verdict for verdict, _ in doubts), good]))
+    return Left(verdicts, tuple(doubt for _, doubt in doubts), words)
 
 
 def _evidence(left: Left, signs: Signs) -> tuple[str, ...]:
@@ -400,39 +269,14 @@ def _evidence(left: Left, signs: Signs) -> tuple[str, ...]:
 
 def _healthy_evidence(signs: Signs) -> tuple[str, ...]:
     """What speaks for a loop: what it does for the loss, then its geometry."""
-    shown = ("loop_gain", "rest_gain", "skew", "cka_debiased", "erank_ratio")
+    shown = ("loop_gain", "rest_gain", "turn_skew", "cka_debiased", "erank_ratio")
     words = [f"{TITLES[n]} {interval(signs.estimates[n])}" for n in shown if signs.has(n)]
     return ("; ".join(words),) if words else ()
 
 
-def interval(estimate: Estimate) -> str:
-    """Write a mean with its interval, three significant digits: 0.0421 [0.039, 0.045].
-
-    Args:
-        estimate: Of a sign.
-
-    Returns:
-        The mean alone where there is no interval.
-    """
-    if math.isnan(estimate.low):
-        return _number(estimate.mean)
-    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _number(value: float) -> str:
-    """Three significant digits, but no powers of ten for what is nearly nothing."""
-    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.4f}"
-    return text.replace("-", "−")
-
-
-TITLES = {sign.name: sign.title for sign in SIGNS}
 _ANSWERS: dict[Answer, Literal["yes", "no", "unknown"]] = {
     True: "yes", False: "no", None: "unknown",
 }  # fmt: skip
-
-
-BAD = ("skewed", "stagnant", "collapsed", "unstable")
-"""Verdicts that say something is wrong."""
 
 
 def judge(
@@ -440,6 +284,7 @@ def judge(
     *,
     thresholds: Mapping[str, float] | None = None,
     loopless: Iterable[str] = (),
+    yardsticks: Mapping[Key, Mapping[str, Estimate]] | None = None,
 ) -> dict[Key, Verdict]:
     """The verdict on every checkpoint and loop.
 
@@ -447,6 +292,7 @@ def judge(
         signs: What `collapse.signs` gives.
         thresholds: Other values for some of `THRESHOLDS`, by name.
         loopless: Models that run nothing twice; they get no verdict.
+        yardsticks: Of each checkpoint and loop, by name of the yardstick (`YARDSTICKS`).
 
     Returns:
         Verdict by (model, step, loop).
@@ -462,11 +308,14 @@ def judge(
     plain = set(loopless)
     verdicts: dict[Key, Verdict] = {}
     for key, rows in by_key(signs).items():
+        estimates = estimates_of(rows)
         if key.model in plain:
             reason = "it has no loop: no layers are run again with the same weights"
-            verdicts[key] = Verdict(verdict=None, evidence=(reason,))
+            verdict = Verdict(verdict=None, evidence=(reason,))
         else:
-            verdicts[key] = verdict_of(estimates_of(rows), limits)
+            verdict = verdict_of(estimates, limits)
+        estimates |= (yardsticks or {}).get(key, {})
+        verdicts[key] = replace(verdict, findings=findings_of(estimates, limits))
     return verdicts
 
 
@@ -479,10 +328,11 @@ def estimates_of(rows: pd.DataFrame) -> dict[str, Estimate]:
     Returns:
         Estimate by name of the sign.
     """
-    columns = rows[["mean", "low", "high", "n", "n_flagged"]].to_numpy(dtype=float).tolist()
+    numbers = rows[["mean", "low", "high"]].to_numpy(dtype=float).tolist()
+    counts = rows[["n", "n_flagged", "units"]].to_numpy(dtype=int).tolist()
     return {
-        str(sign): Estimate(mean, low, high, int(n), int(flagged))
-        for sign, (mean, low, high, n, flagged) in zip(rows["sign"], columns, strict=True)
+        str(sign): Estimate(*of_sign, *how_many)
+        for sign, of_sign, how_many in zip(rows["sign"], numbers, counts, strict=True)
     }
 
 
@@ -525,19 +375,19 @@ def onset(verdicts: Mapping[int, Verdict]) -> Onset | None:
 
 
 def parse_verdicts(text: str) -> tuple[str, ...]:
-    """Read verdicts from a comma-separated list, as --fail-on takes it.
+    """Read verdicts and findings from a comma-separated list, as --fail-on takes it.
 
     Args:
-        text: Such as "collapsed,unstable".
+        text: Such as "collapsed,low rank".
 
     Returns:
         Each verdict once, in the order given.
 
     Raises:
-        UnknownNameError: for a word that is no verdict.
+        UnknownNameError: for a word that is neither.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    allowed = (*VERDICTS, "uncertain")
+    allowed = (*VERDICTS, "uncertain", *FINDINGS)
     for name in names:
         if name not in allowed:
             raise unknown_name("verdict", name, allowed)

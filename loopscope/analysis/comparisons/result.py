@@ -97,19 +97,20 @@ class Comparison:
         return self.findings.signs
 
     def with_verdict(self, wanted: Iterable[str]) -> list[str]:
-        """Name the checkpoints with some verdicts; untrained twins are not looked at.
+        """Name the checkpoints with some verdicts or findings; twins are not looked at.
 
         Args:
-            wanted: Names of verdicts.
+            wanted: Names of verdicts and findings. An uncertain verdict counts where all that are
+                left are wanted.
 
         Returns:
             A sentence for each.
         """
         names, findings = set(wanted), self.findings
         return [
-            f"{findings.label(key)} is {verdict.verdict}"
+            f"{findings.label(key)} is {words}"
             for key, verdict in findings.verdicts.items()
-            if verdict.verdict in names
+            if (words := verdict.among(names))
         ]
 
     def __repr__(self) -> str:

@@ -1,42 +1,79 @@
-"""Step sizes: how far each iteration moves the state."""
+"""Step sizes: how far each iteration moves the state, with and without its growth in length."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from loopscope.analysis.flags import flagged
+from loopscope.analysis.flags import Flag, flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
 from loopscope.analysis.measures.update_norm import sample_norm
 from loopscope.analysis.tables import Rows, columns
 
 
-def steps(h: list[Tensor], *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Measure how far the state moves, `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`, and from step to step.
+class Steps(NamedTuple):
+    """The steps of a batch, each (batch, step) in float64; NaN where undefined.
+
+    Attributes:
+        value: `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`; infinite where only h(t) is zero.
+        ratio: `‖h(t+1) − h(t)‖ / ‖h(t) − h(t−1)‖`; NaN at t = 0.
+        mixed: The update of the mixed state, `2·‖h(t+1) − h(t)‖ / (‖h(t+1)‖ + ‖h(t)‖)`.
+        turn: The step without growth in length, 0 … 2: `‖ĥ(t+1) − ĥ(t)‖`, root mean square over
+            the tokens, ĥ each token of h at length 1; tokens of length 0 are left out.
+    """
+
+    value: Tensor
+    ratio: Tensor
+    mixed: Tensor
+    turn: Tensor
+
+
+def steps(h: Sequence[Tensor], *, first: int = 0) -> Steps:
+    """Measure how far the state moves from iteration to iteration.
 
     Args:
         h: h(0) … h(T), each (batch, pos, d_model).
         first: The first t to give.
 
     Returns:
-        The relative steps and the ratios `‖h(t+1) − h(t)‖ / ‖h(t) − h(t−1)‖`, each (batch, T −
-        first) in float64, accumulated so; 0/0 is 0, and there is no ratio at t = 0 (NaN).
+        T − first steps, accumulated in float64; 0/0 is 0.
     """
     exact = h[0].dtype == torch.float64
     home = h[0].device
     states = [x.to(home, torch.float64 if exact else torch.float32) for x in h]
+    asked = range(first, len(h) - 1)
     moved = {
         t: sample_norm(states[t + 1] - states[t]) for t in range(max(first - 1, 0), len(h) - 1)
     }
-    sizes = {t: sample_norm(states[t]) for t in range(first, len(h) - 1)}
-    value = [_over(moved[t], sizes[t]) for t in sizes]
-    ratio = [
-        _over(moved[t], moved[t - 1]) if t else torch.full_like(moved[t], torch.nan) for t in sizes
-    ]
-    return torch.stack(value, 1), torch.stack(ratio, 1)
+    sizes = {t: sample_norm(states[t]) for t in range(first, len(h))}
+    nothing = torch.full_like(moved[first], torch.nan)
+    return Steps(
+        torch.stack([_over(moved[t], sizes[t]) for t in asked], 1),
+        torch.stack([_over(moved[t], moved[t - 1]) if t else nothing for t in asked], 1),
+        torch.stack([_over(2 * moved[t], sizes[t] + sizes[t + 1]) for t in asked], 1),
+        torch.stack([_turn(states[t], states[t + 1]) for t in asked], 1),
+    )
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((a == 0) & (b == 0), 0.0, a / b)
+
+
+def _turn(before: Tensor, after: Tensor) -> Tensor:
+    lengths = [
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+        for x in (before, after)
+    ]
+    counts = ((lengths[0] > 0) & (lengths[1] > 0)) | ~torch.isfinite(lengths[0] + lengths[1])
+    a, b = (
+        x / torch.where(length == 0, 1, length)
+        for x, length in zip((before, after), lengths, strict=True)
+    )
+    square = torch.where(counts, (b - a).square().sum(-1, keepdim=True), 0.0).sum((1, 2))
+    return (square / counts.sum((1, 2))).sqrt()
 
 
 class DeltaRows(MeasureRows):
@@ -56,15 +93,19 @@ class DeltaRows(MeasureRows):
 
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
-            value, ratio = steps([h[:, batch.drop :] for h in batch.trajectory.loops[name].h])
+            parts = [steps([h[:, batch.drop :] for h in batch.trajectory.loops[name].h])]
             if batch.longer is not None and name == self.main:
                 more = [h[:, batch.drop :] for h in batch.longer.h]
-                further = steps(more, first=self.K - 1)
-                value = torch.cat([value, further[0][:, 1:]], dim=1)
-                ratio = torch.cat([ratio, further[1][:, 1:]], dim=1)
-            sizes, flag = flagged(value.cpu().numpy())
-            rows.values["value"][batch.samples], rows.flag[batch.samples] = sizes, flag
-            rows.values["ratio"][batch.samples] = ratio.cpu().numpy()
+                parts.append(Steps(*(x[:, 1:] for x in steps(more, first=self.K - 1))))
+            measured = {
+                column: torch.cat([getattr(part, column) for part in parts], 1).cpu().numpy()
+                for column in Steps._fields
+            }
+            for column, values in measured.items():
+                rows.values[column][batch.samples] = flagged(values).value
+            flag = flagged(measured["value"]).flag
+            flag[np.isinf(measured["value"]) & np.isfinite(measured["mixed"])] = Flag.ZERO
+            rows.flag[batch.samples] = flag
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"delta": [rows.frame(model, loop) for loop, rows in self.rows.items()]}

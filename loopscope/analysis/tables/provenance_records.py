@@ -4,6 +4,7 @@
 record is read; it needs neither torch nor the model.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,19 @@ class ModelRecord:
     def training(self) -> Mapping[str, Any]:
         """Where its weights come from, of a series those of the first step; empty if unknown."""
         return self.values.get("training") or {}
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids; None where nothing tells."""
+        return self.config.get("d_vocab")
+
+    @property
+    def directions(self) -> float:
+        """The highest effective rank that a state can have, min(L, D); NaN where nothing tells."""
+        width = self.config.get("d_model")
+        tokens = (self.values.get("samples") or {}).get("tokens")
+        left = (tokens or 0) - self.options.get("drop_first", 0)
+        return float(min(width, left)) if width and tokens else math.nan
 
     @property
     def variant(self) -> str | None:

@@ -142,9 +142,10 @@ REGISTRY: tuple[Measure, ...] = (
         tables=(
             Table(
                 name="delta",
-                meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, and its ratio to the one before",
+                meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, its ratio to the one before, the "
+                "update of the mixed state, and its turn: the step without growth in length",
                 keys={"t": "int16"},
-                values={"value": "float64", "ratio": "float64"},
+                values=dict.fromkeys(("value", "ratio", "mixed", "turn"), "float64"),
             ),
         ),
     ),

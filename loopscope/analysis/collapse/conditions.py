@@ -1,0 +1,214 @@
+"""Conditions: what can be asked of a loop's signs, answered yes, no or unknown, with words.
+
+A sign is above a threshold where its whole 95 % interval is; where the interval crosses it, the
+answer is unknown. Answers are joined by three-valued logic (Kleene).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import gt, lt
+from typing import ClassVar, NamedTuple
+
+from loopscope.analysis.collapse.criteria import SIGNS, YARDSTICKS
+from loopscope.names import READINGS
+
+Answer = bool | None
+
+MIN_SAMPLES = 8
+"""Fewer samples give intervals too narrow to judge by."""
+
+
+MOST_FLAGGED = 0.1
+"""A sign that is missing in more of the samples than this decides nothing."""
+
+
+class Estimate(NamedTuple):
+    """A sign's mean over samples with its 95 % interval.
+
+    Attributes:
+        mean: The mean.
+        low, high: The interval; NaN where there is none.
+        n: Samples averaged.
+        n_flagged: Samples left out.
+        units: How many documents, or windows that differ, the interval is over; None for `n`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    n_flagged: int = 0
+    units: int | None = None
+
+    @property
+    def enough(self) -> int:
+        """What is held against `MIN_SAMPLES`."""
+        return self.n if self.units is None else min(self.n, self.units)
+
+
+class Claim(NamedTuple):
+    """An answer and the words for it."""
+
+    answer: Answer
+    words: str
+
+
+class Signs:
+    """The signs of one checkpoint, to be held against thresholds."""
+
+    def __init__(self, estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> None:
+        """Take the signs of one loop.
+
+        Args:
+            estimates: Its signs by name.
+            thresholds: Number by threshold name.
+        """
+        self.estimates, self.thresholds = estimates, thresholds
+
+    def has(self, sign: str) -> bool:
+        """Tell whether a sign was measured.
+
+        Args:
+            sign: Its name.
+
+        Returns:
+            Whether any sample has a value of it.
+        """
+        return sign in self.estimates and self.estimates[sign].n > 0
+
+    def claim(
+        self,
+        sign: str,
+        limit: float,
+        holds: Callable[[float, float], bool],
+        *,
+        unmeasured: Answer = None,
+    ) -> Claim:
+        """Hold a sign's interval against a number.
+
+        Args:
+            sign: Its name.
+            limit: The number, in the sign's unit.
+            holds: Whether a value is on the side that is asked for.
+            unmeasured: The answer where there is no such sign.
+
+        Returns:
+            Yes or no where both ends of the interval agree and enough samples have the sign.
+        """
+        estimate = self.estimates.get(sign)
+        if estimate is None or not estimate.n:
+            return Claim(unmeasured, f"{TITLES[sign]} could not be measured")
+        words = f"{TITLES[sign]}{self._reading(sign)} {interval(estimate)}"
+        samples = estimate.n + estimate.n_flagged
+        if estimate.enough < MIN_SAMPLES or estimate.n_flagged > MOST_FLAGGED * samples:
+            return Claim(None, f"{words}, known in {estimate.n} of {samples} samples only")
+        ends = {holds(estimate.low, limit), holds(estimate.high, limit)}
+        if math.isnan(estimate.low) or len(ends) > 1:
+            return Claim(None, f"{words}, not clearly on one side of {limit:.3g}")
+        mean = estimate.mean
+        side = "above" if mean > limit else "below" if mean < limit else "at"
+        return Claim(ends.pop(), f"{words}, {side} {limit:.3g}")
+
+
+    def _reading(self, sign: str) -> str:
+        """By which reading the gain of the loop is least, in words; empty for other signs."""
+        gains = {name: self.estimates.get(f"{name}_gain") for name in READINGS}
+        if sign != "loop_gain":
+            return ""
+        least = self.estimates[sign].mean
+        by = [name for name, gain in gains.items() if gain is not None and gain.mean == least]
+        return f", {by[-1]}," if by else ""
+
+
+Condition = Callable[[Signs], Claim]
+"""What can be asked of one loop's signs."""
+
+
+@dataclass(frozen=True)
+class Above:
+    """Whether a sign is above a threshold.
+
+    Attributes:
+        sign: The sign.
+        threshold: The threshold.
+        instead: The sign that is taken where `sign` was not measured.
+        unmeasured: The answer where there is neither.
+    """
+
+    sign: str
+    threshold: str
+    instead: str = ""
+    unmeasured: Answer = None
+    holds: ClassVar[Callable[[float, float], bool]] = staticmethod(gt)
+
+    def __call__(self, signs: Signs) -> Claim:
+        sign = self.instead if self.instead and not signs.has(self.sign) else self.sign
+        limit = signs.thresholds[self.threshold]
+        return signs.claim(sign, limit, self.holds, unmeasured=self.unmeasured)
+
+
+class Below(Above):
+    """Whether a sign is below a threshold; its attributes are those of `Above`."""
+
+    holds: ClassVar[Callable[[float, float], bool]] = staticmethod(lt)
+
+
+@dataclass(frozen=True, init=False)
+class AllOf:
+    """Three-valued "and"; the words are of those that decide."""
+
+    conditions: tuple[Condition, ...]
+
+    def __init__(self, *conditions: Condition) -> None:
+        object.__setattr__(self, "conditions", conditions)
+
+    def __call__(self, signs: Signs) -> Claim:
+        claims = [condition(signs) for condition in self.conditions]
+        answers = [claim.answer for claim in claims]
+        answer = False if False in answers else None if None in answers else True
+        return Claim(answer, _deciding_words(claims, answer))
+
+
+@dataclass(frozen=True, init=False)
+class AnyOf:
+    """Three-valued "or"; the words are of those that decide."""
+
+    conditions: tuple[Condition, ...]
+
+    def __init__(self, *conditions: Condition) -> None:
+        object.__setattr__(self, "conditions", conditions)
+
+    def __call__(self, signs: Signs) -> Claim:
+        claims = [condition(signs) for condition in self.conditions]
+        answers = [claim.answer for claim in claims]
+        answer = True if True in answers else None if None in answers else False
+        return Claim(answer, _deciding_words(claims, answer))
+
+
+def _deciding_words(claims: Iterable[Claim], answer: Answer) -> str:
+    """Words of the claims that give the answer; of an unknown one, all that are not against it."""
+    return "; ".join(dict.fromkeys(c.words for c in claims if c.answer is answer))
+
+
+def interval(estimate: Estimate) -> str:
+    """Write a mean with its interval, three significant digits: 0.0421 [0.039, 0.045].
+
+    Args:
+        estimate: Of a sign.
+
+    Returns:
+        The mean alone where there is no interval.
+    """
+    if math.isnan(estimate.low):
+        return _number(estimate.mean)
+    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, but no powers of ten for what is nearly nothing."""
+    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.4f}"
+    return text.replace("-", "−")
+
+
+TITLES = {sign.name: sign.title for sign in (*SIGNS, *YARDSTICKS)}

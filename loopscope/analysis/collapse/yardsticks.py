@@ -1,0 +1,89 @@
+"""Yardsticks: what the loss of a whole model is held against, and findings beside its verdict.
+
+A verdict is about the loop. A model whose loop works may still predict badly, or live in a few
+directions: findings say so, whatever the verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from loopscope.analysis.collapse.conditions import Above, Below, Condition, Estimate, Signs
+
+RULES: tuple[tuple[str, Condition], ...] = (
+    ("low rank", Below("erank_share", "low_rank", unmeasured=False)),
+    ("worse than reference", Above("over_reference", "worse", unmeasured=False)),
+    ("worse than unigram", Above("over_unigram", "no_better", unmeasured=False)),
+)
+"""Each finding and when it is made: where its condition surely holds."""
+
+FINDINGS = tuple(name for name, _ in RULES)
+"""What may stand beside a verdict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is to be said of a model beside the verdict on its loop.
+
+    Attributes:
+        name: One of `FINDINGS`.
+        because: The sign behind it, with its interval and threshold.
+    """
+
+    name: str
+    because: str
+
+
+def findings_of(
+    estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]
+) -> tuple[Finding, ...]:
+    """Give the findings on one checkpoint and loop.
+
+    Args:
+        estimates: Its signs and yardsticks by name.
+        thresholds: Number by threshold name.
+
+    Returns:
+        Those that surely hold.
+    """
+    signs = Signs(estimates, thresholds)
+    claims = [(name, condition(signs)) for name, condition in RULES]
+    return tuple(
+        Finding(name=name, because=claim.words) for name, claim in claims if claim.answer
+    )
+
+
+def unigram_losses(
+    tokens: Any, documents: Sequence[str | None], *, vocabulary: int | None = None
+) -> np.ndarray:
+    """Give the loss of predicting every token by how frequent it is in the other documents.
+
+    Args:
+        tokens: Ids, (sample, pos); the first of each sample is not predicted, as by a model.
+        documents: The document of each sample; a sample without one is one itself.
+        vocabulary: Number of ids; the largest that occurs, and one, when not given.
+
+    Returns:
+        Nats per token, one number per sample: −log((c + 1)/(n + vocabulary)), c and n the counts of
+        the token and of all tokens in the other documents. NaN where there is no other document.
+    """
+    ids = np.asarray(tokens)
+    size = max(vocabulary or 0, int(ids.max()) + 1)
+    names = [i if pd.isna(name) else str(name) for i, name in enumerate(documents)]
+    losses = np.full(len(ids), np.nan)
+    counts = np.bincount(ids.ravel(), minlength=size)
+    groups = pd.Series(range(len(ids))).groupby(pd.Series(names, dtype=object), sort=False)
+    if len(groups) < 2:
+        return losses
+    for _, rows in groups:
+        inside = ids[rows.to_numpy()]
+        others = counts - np.bincount(inside.ravel(), minlength=size)
+        logs = np.log(others + 1.0) - np.log(others.sum() + size)
+        losses[rows.to_numpy()] = -logs[inside[:, 1:]].mean(axis=1)
+    return losses
+
+
+__all__ = ["FINDINGS", "RULES", "Finding", "findings_of", "unigram_losses"]
