@@ -110,7 +110,6 @@ class Signs:
         side = "above" if mean > limit else "below" if mean < limit else "at"
         return Claim(ends.pop(), f"{words}, {side} {limit:.3g}")
 
-
     def _reading(self, sign: str) -> str:
         """By which reading the gain of the loop is least, in words; empty for other signs."""
         gains = {name: self.estimates.get(f"{name}_gain") for name in READINGS}

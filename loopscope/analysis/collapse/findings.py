@@ -14,7 +14,7 @@ import pandas as pd
 from loopscope._version import __version__
 from loopscope.analysis.collapse.conditions import Estimate
 from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS, YARDSTICKS, Sign
-from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
+from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample, without_spread
 from loopscope.analysis.collapse.statistics import differences, paired_difference, summarised
 from loopscope.analysis.collapse.verdicts import Verdict, judge, label, onset
 from loopscope.analysis.collapse.yardsticks import unigram_losses
@@ -195,9 +195,9 @@ class Findings:
         if not loops:
             return None
         loop = key.loop if key.loop in loops else next(iter(loops))
-        last = max(k.step or 0 for k in self._by_key if k[::2] == (self.reference, loop))
+        steps = [k for k in self._by_key if (k.model, k.loop) == (self.reference, loop)]
         same = Key(self.reference, key.step, loop)
-        return same if same in self._by_key else Key(self.reference, last or None, loop)
+        return same if same in steps else max(steps, key=lambda k: k.step or 0)
 
     def _same_tokens(self, model: str, other: str) -> bool:
         windows = [self.windows.get(name) for name in (model, other)]
@@ -222,6 +222,21 @@ class Findings:
             K = sum(block_number(str(block)) is not None for block in rows["block"].unique())
             depth[key] = (K, max(K, run.get(key, K)))
         return depth
+
+    @property
+    def undefined(self) -> list[str]:
+        """What the signs of a loop leave out since its first states have no spread, in words."""
+        if self.tables.cka is None:
+            return []
+        sentences = []
+        for key, rows in by_key(self.tables.cka).items():
+            if key in self._rows and (first := without_spread(rows, self.depth[key][0])):
+                states = "h0" if first == 1 else f"h0 to h{first - 1}"
+                sentences.append(
+                    f"{self.label(key)}: all tokens are alike in {states}: CKA, rank ratio and "
+                    f"slope are taken from h{first} on"
+                )
+        return sentences
 
     @property
     def same_tokens(self) -> bool:

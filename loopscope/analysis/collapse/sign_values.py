@@ -219,7 +219,10 @@ def _fill_turns(
     turns = steps["turn"].copy()
     for t in range(first):  # out of a state without direction: as far as to an orthogonal one
         turns[t] = turns[t].fillna(2**0.5)
-    out["turn"], out["turn_most"] = turns.mean(axis=1, skipna=False), turns.max(axis=1, skipna=False)
+    out["turn"], out["turn_most"] = (
+        turns.mean(axis=1, skipna=False),
+        turns.max(axis=1, skipna=False),
+    )
     shares = _shares(turns)
     if K > 1:
         out["turn_skew"] = _excess(shares)

@@ -93,6 +93,7 @@ def summarised(samples: pd.DataFrame, tables: Tables) -> pd.DataFrame:
                     "std": values.std(ddof=1) if n > 1 else np.nan,
                     **bootstrap_mean(values)._asdict(),
                     "n": n,
+                    "units": n,
                     "n_flagged": len(part) - n if measured else 0,
                 }
             )

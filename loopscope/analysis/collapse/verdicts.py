@@ -6,7 +6,6 @@ and some may, the verdict is "uncertain", between those that are left.
 `criteria.THRESHOLDS` holds the numbers, `LADDER` the conditions; `verdict_of` asks them of a loop.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -37,6 +36,7 @@ VERDICTS = ("healthy", "converging", "skewed", "stagnant", "collapsed", "unstabl
 
 BAD = ("skewed", "stagnant", "collapsed", "unstable")
 """Verdicts that say something is wrong."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:

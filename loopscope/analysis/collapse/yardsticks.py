@@ -51,9 +51,7 @@ def findings_of(
     """
     signs = Signs(estimates, thresholds)
     claims = [(name, condition(signs)) for name, condition in RULES]
-    return tuple(
-        Finding(name=name, because=claim.words) for name, claim in claims if claim.answer
-    )
+    return tuple(Finding(name=name, because=claim.words) for name, claim in claims if claim.answer)
 
 
 def unigram_losses(

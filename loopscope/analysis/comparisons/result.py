@@ -64,6 +64,8 @@ class Comparison:
                 notes += [f"{name}: {note}" for note in _notes_on_model(samples, record)]
         for table, frame in self.tables.frames().items():
             notes += _notes_on_flags(table, frame)
+        if {*NEEDED} <= self.tables.frames().keys():
+            notes += self.findings.undefined
         if len({samples.sha256 for samples in self.samples.values()}) > 1:
             notes.append(
                 "the models have different tokenizers, so their windows differ; losses per token "
@@ -186,6 +188,8 @@ def _notes_on_model(samples: Samples, record: Mapping[str, Any]) -> list[str]:
     if len(samples) < requested:
         notes.append(f"the text gave {len(samples)} windows of {requested} asked for")
     kinds = ("loss", "readout", "more loops")
+    if repeated := samples.provenance.get("repeated", 0):
+        notes.append(f"{repeated} windows that are equal to others were left out")
     notes += [note for note in record["notes"] if "n_ctx" in note or note.startswith(kinds)]
     if unused := record["training"].get("unused_weights"):
         notes.append(f"weights not used: {_first(unused, 3)}")

@@ -161,6 +161,7 @@ class Shelf:
             source=record["source"],
             sha256=sha256,
             options=record["options"],
+            documents=tuple(record["documents"]),
         )
 
     def begin(self, samples: Samples) -> None:
@@ -183,6 +184,7 @@ class Shelf:
             "sha256": samples.sha256,
             "bytes": windows.nbytes,
             "options": samples.options,
+            "documents": list(samples.documents),
         }
         text = json.dumps(record, ensure_ascii=False, default=int)
         self.store.write(f"{self.key}/samples.json", text.encode())

@@ -56,9 +56,7 @@ class StateMaps(Protocol):
 
     refits: bool
 
-    def losses(
-        self, tokens: Tensor, h: Tensor, t: int, samples: slice
-    ) -> Sequence[Tensor]:
+    def losses(self, tokens: Tensor, h: Tensor, t: int, samples: slice) -> Sequence[Tensor]:
         """Give the loss of each sample when a coda reads h(t) by what was fitted on others.
 
         Args:

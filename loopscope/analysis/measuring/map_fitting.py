@@ -189,7 +189,7 @@ def _refit(
     batch_size: int,
     steps: int,
 ) -> list[dict[str, Tensor]]:
-    """The coda's parameters after as many steps on each of h(0) … h(K), the same batches for all."""
+    """The coda's parameters after some steps on each of h(0) … h(K), the same batches for all."""
     begin = {f"model.{name}": value for name, value in model.coda_parameters().items()}
     if not begin:
         raise InputError(

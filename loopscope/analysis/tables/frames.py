@@ -1,6 +1,7 @@
 """Tables: one tidy data frame per measure, with where they came from (needs no torch)."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, make_dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.types import union_categoricals
 
-from loopscope.analysis.tables.registry import MEASURED, TABLES, schema
+from loopscope.analysis.tables.registry import MEASURED, RUNS, TABLES, schema
 from loopscope.errors import InputError
 from loopscope.files import whole_file
 
@@ -144,7 +145,9 @@ class Tables(_Frames):
             raise InputError(
                 f"{folder} mixes tables of different runs; measure again into an empty folder."
             )
-        frames = {name: pq.read_table(path).to_pandas() for name, path in paths.items()}
+        frames = {
+            name: _of_today(name, pq.read_table(path).to_pandas()) for name, path in paths.items()
+        }
         for name, frame in frames.items():
             _check_columns(name, frame, paths[name])
             if frame.empty:  # the file has no categories to tell its dtypes from
@@ -235,6 +238,22 @@ def _samples(frame: pd.DataFrame) -> int | str:
 
 def _flagged(frame: pd.DataFrame) -> int | str:
     return int(frame["flag"].notna().sum()) if "flag" in frame else ""
+
+
+def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of an earlier loopscope with the columns that have come since."""
+    if table in RUNS or "model" not in frame:
+        return frame
+    since: dict[str, Any] = {"document": pd.Categorical([None] * len(frame))}
+    if table == "readout":
+        since["reading"] = pd.Categorical(["raw"] * len(frame))
+    if table == "delta":
+        since |= {"mixed": math.nan, "turn": math.nan}
+    lacking = {name: values for name, values in since.items() if name not in frame}
+    if not lacking:
+        return frame
+    frame = frame.assign(**lacking)
+    return frame[[name for name in schema(table) if name in frame]]
 
 
 def _check_columns(table: str, frame: pd.DataFrame, path: Path) -> None:

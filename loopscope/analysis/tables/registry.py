@@ -142,8 +142,8 @@ REGISTRY: tuple[Measure, ...] = (
         tables=(
             Table(
                 name="delta",
-                meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, its ratio to the one before, the "
-                "update of the mixed state, and its turn: the step without growth in length",
+                meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, its ratio to the one before, "
+                "the update of the mixed state, and its turn: the step without growth in length",
                 keys={"t": "int16"},
                 values=dict.fromkeys(("value", "ratio", "mixed", "turn"), "float64"),
             ),
