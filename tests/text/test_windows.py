@@ -5,11 +5,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
 
+import loopscope as ls
 from loopscope.errors import InputError
 from loopscope.text.corpus import is_heldout, train_tokenizer
 from loopscope.text.windows import _pieces, heldout_documents, load_samples
@@ -26,6 +28,7 @@ def three_texts(tmp_path):
     """Three documents with 6, 3 and 1 windows of eight tokens, and 5 characters left over."""
     texts = [letter * 8 * n + "-----" for letter, n in (("a", 6), ("b", 3), ("c", 1))]
     texts[0] = "".join(f"{i:08d}" for i in range(6)) + "-----"
+    texts[1] = "".join(f"b{i:07d}" for i in range(3)) + "-----"
     path = tmp_path / "three.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return path
@@ -33,7 +36,38 @@ def three_texts(tmp_path):
 
 def test_windows_are_whole_slices_of_the_text_without_overlap_or_padding(three_texts):
     found = read(load_samples(BYTES, three_texts, samples=99, tokens=8))
-    assert sorted(found) == sorted([*(f"{i:08d}" for i in range(6)), *["b" * 8] * 3, "c" * 8])
+    assert sorted(found) == sorted([*(f"{i:08d}" for i in range(6)), *(f"b{i:07d}" for i in range(3)), "c" * 8])
+
+
+def test_windows_equal_to_others_are_left_out_and_counted(three_texts, tmp_path):
+    assert load_samples(BYTES, three_texts, samples=99, tokens=8).options["repeated"] == 0
+    (line := tmp_path / "line.txt").write_text("the same line again\n" * 90)
+    samples = load_samples(BYTES, line, samples=50, tokens=20)
+    assert len(samples) == 1 and samples.options["repeated"] == 89
+
+
+def test_every_window_knows_its_document(tmp_path):
+    (rows := tmp_path / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"text": letter * 24, **more}) + "\n"
+            for letter, more in (("a", {"document": "x"}), ("b", {"document": 7}), ("c", {}))
+        )
+    )
+    by_window = {}
+    samples = load_samples(BYTES, rows, samples=9, tokens=8)
+    for window, document in zip(read(samples), samples.documents, strict=True):
+        by_window[window[0]] = document
+    assert by_window == {"a": "x", "b": "7", "c": "rows.jsonl#3"}
+    table = pd.read_json(rows, lines=True, dtype={"document": str})
+    table.to_parquet(tmp_path / "rows.parquet")
+    again = load_samples(BYTES, tmp_path / "rows.parquet", samples=9, tokens=8)
+    assert sorted(again.documents) == ["7", "rows.parquet#3", "x"]
+
+
+def test_the_shipped_windows_know_their_file_and_do_not_repeat():
+    samples = load_samples(ls.load("base"), samples=500, tokens=256)
+    assert len(samples) == len(samples.documents) == 500 and samples.options["repeated"] == 0
+    assert len({*samples.documents}) == 92 and "enum.py" in samples.documents
 
 
 def test_every_document_gives_a_window_before_any_gives_two(three_texts):
@@ -83,6 +117,7 @@ def test_fewer_windows_than_asked_for_are_used_and_recorded(three_texts):
         "tokens": 8,
         "requested": 99,
         "seed": 0,
+        "repeated": 0,
     }
     assert len(samples) == 10
     assert "10 samples × 8 tokens" in samples._repr_html_()

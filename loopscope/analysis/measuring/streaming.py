@@ -160,7 +160,7 @@ class Measuring:
         if self.step is not None:
             frame["step"] = pd.array([self.step], dtype="Int64").repeat(len(frame))
         codes = self._document_codes[frame["sample"].to_numpy()]
-        names: Any = pd.Index(self._document_names)
+        names: Any = pd.Index(self._document_names, dtype="str")
         frame["document"] = pd.Categorical.from_codes(codes, names)
         return frame
 

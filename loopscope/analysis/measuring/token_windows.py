@@ -1,7 +1,6 @@
 """Samples as `measure` takes them: checked token windows and where they came from."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,9 @@ def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sampl
     return tokens
 
 
-def sample_documents(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> list[str | None]:
+def sample_documents(
+    samples: Any, tokens: Int64[Tensor, "sample pos"]
+) -> list[str | None]:
     """Tell which document each sample is from.
 
     Args:
@@ -66,26 +67,20 @@ def sample_documents(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> list[
         tokens: Its tokens, (sample, pos).
 
     Returns:
-        The samples' own `documents`. Where they have none: None for each, but windows that are
-        equal share a name, so that they count as one.
+        The samples' own `documents`; None for each where they have none.
 
     Raises:
         InputError: if the samples have another number of documents than of windows.
     """
     documents = list(getattr(samples, "documents", None) or ())
-    if documents:
-        if len(documents) != len(tokens):
-            raise InputError(
-                f"the samples have {len(tokens)} windows and {len(documents)} documents; give the "
-                "document of each window, or none."
-            )
-        return [None if document is None else str(document) for document in documents]
-    contents = [row.numpy().tobytes() for row in tokens]
-    first: dict[bytes, int] = {}
-    for i, content in enumerate(contents):
-        first.setdefault(content, i)
-    counts = Counter(contents)
-    return [f"like sample {first[c]}" if counts[c] > 1 else None for c in contents]
+    if not documents:
+        return [None] * len(tokens)
+    if len(documents) != len(tokens):
+        raise InputError(
+            f"the samples have {len(tokens)} windows and {len(documents)} documents; give the "
+            "document of each window, or none."
+        )
+    return [None if document is None else str(document) for document in documents]
 
 
 def samples_provenance(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A table of an earlier loopscope with the columns that have come since."""
     if table in RUNS or "model" not in frame:
         return frame
-    since: dict[str, Any] = {"document": pd.Categorical([None] * len(frame))}
+    since: dict[str, Any] = {"document": pd.Categorical([None] * len(frame), pd.Index([], dtype="str"))}
     if table == "readout":
         since["reading"] = pd.Categorical(["raw"] * len(frame))
     if table == "delta":

@@ -36,8 +36,11 @@ def losses(model, tokens):
     return [F.cross_entropy(x[:-1], y[1:]).item() for x, y in zip(logits, tokens, strict=True)]
 
 
-def column(frame, t, value="value"):
-    return frame[frame["t"].eq(t)].sort_values("sample")[value].to_numpy()
+def column(frame, t, value="value", reading="raw"):
+    rows = frame[frame["t"].eq(t)]
+    if "reading" in frame:
+        rows = rows[rows["reading"].eq(reading)]
+    return rows.sort_values("sample")[value].to_numpy()
 
 
 @pytest.mark.parametrize("variant", ["base", "residual", "anchor+anchor_emb", "static"])
@@ -86,11 +89,23 @@ def test_steps_of_known_length():
     h[0, 0, 0, 0] = 3.0  # sample 0: 3, 6, 6, 3; sample 1 stays at zero, then moves
     h[1, 0, 0, 0], h[2, 0, 0, 0], h[3, 0, 0, 0] = 6.0, 6.0, 3.0
     h[3, 1, 1, 1] = 2.0
-    value, ratio = steps(list(h))
+    value, ratio, mixed, turn = steps(list(h))
     assert value[0].tolist() == [1.0, 0.0, 0.5] and value[1, :2].tolist() == [0.0, 0.0]
     assert ratio[0, 1:].tolist() == [0.0, float("inf")] and ratio[1, 1].item() == 0.0
-    late, late_ratio = steps(list(h), first=2)
-    assert torch.equal(late, value[:, 2:]) and torch.equal(late_ratio, ratio[:, 2:])
+    assert mixed[0].tolist() == [2 * 3 / 9, 0.0, 2 * 3 / 9] and mixed[1].tolist() == [0, 0, 2]
+    assert turn[0].tolist() == [0.0, 0.0, 0.0] and torch.isnan(turn[1]).all()
+    for late, whole in zip(steps(list(h), first=2), (value, ratio, mixed, turn), strict=True):
+        torch.testing.assert_close(late, whole[:, 2:], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_turn_is_the_chord_between_directions_whatever_the_lengths():
+    angle = torch.tensor([0.3, 1.1], dtype=torch.float64)  # of two tokens
+    before = torch.tensor([[[5.0, 0.0], [0.0, 0.25]]], dtype=torch.float64)
+    after = torch.stack([angle.cos(), angle.sin()], -1) * torch.tensor([[2e18], [1e-30]])
+    after = torch.stack([after[0], after[1].flip(0)])[None]
+    chord = 2 * (angle / 2).sin()
+    turn = steps([before, after]).turn.item()
+    assert turn == pytest.approx((chord**2).mean().sqrt().item(), rel=1e-12)
 
 
 def test_a_wrapped_model_is_read_out_as_the_native_one():
