@@ -155,6 +155,8 @@ class Measuring:
 
     def _numbered(self, frame: pd.DataFrame, start: int) -> pd.DataFrame:
         """Rows under the numbers of their samples, with the document of each and the step."""
+        if frame.empty:
+            return frame
         if start:
             frame["sample"] = (frame["sample"] + start).astype("int32")
         if self.step is not None:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -244,16 +245,23 @@ def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A table of an earlier loopscope with the columns that have come since."""
     if table in RUNS or "model" not in frame:
         return frame
-    since: dict[str, Any] = {"document": pd.Categorical([None] * len(frame), pd.Index([], dtype="str"))}
+    since: dict[str, Any] = {"document": _no_documents(len(frame))}
     if table == "readout":
         since["reading"] = pd.Categorical(["raw"] * len(frame))
     if table == "delta":
         since |= {"mixed": math.nan, "turn": math.nan}
     lacking = {name: values for name, values in since.items() if name not in frame}
     if not lacking:
+        if not len(frame["document"].cat.categories):  # a file tells no dtype of none
+            frame["document"] = since["document"]
         return frame
     frame = frame.assign(**lacking)
     return frame[[name for name in schema(table) if name in frame]]
+
+
+def _no_documents(rows: int) -> pd.Categorical:
+    categories: Any = pd.Index([], dtype="str")
+    return pd.Categorical.from_codes(np.full(rows, -1), categories)
 
 
 def _check_columns(table: str, frame: pd.DataFrame, path: Path) -> None:
