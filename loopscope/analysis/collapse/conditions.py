@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
         low, high: The interval; NaN where there is none.
         n: Samples averaged.
         n_flagged: Samples left out.
-        units: How many documents, or windows that differ, the interval is over; None for `n`.
+        clusters: How many documents, or windows that differ, the interval is over; None for `n`.
     """
 
     mean: float
@@ -39,12 +39,12 @@ class Estimate(NamedTuple):
     high: float
     n: int
     n_flagged: int = 0
-    units: int | None = None
+    clusters: int | None = None
 
     @property
     def enough(self) -> int:
         """What is held against `MIN_SAMPLES`."""
-        return self.n if self.units is None else min(self.n, self.units)
+        return self.n if self.clusters is None else min(self.n, self.clusters)
 
 
 class Claim(NamedTuple):

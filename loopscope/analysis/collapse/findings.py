@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope._version import __version__
+from loopscope.analysis.collapse.clusters import Clusters, cautions, clusters_of
 from loopscope.analysis.collapse.conditions import Estimate
 from loopscope.analysis.collapse.criteria import SIGNS, THRESHOLDS, YARDSTICKS, Sign
 from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample, without_spread
@@ -147,12 +148,12 @@ class Findings:
         if against is not None and self._same_tokens(key.model, against.model):
             others["over_reference"] = self._by_key[against]["loss"]
         differences = {
-            name: paired_difference(rows["loss"], loss, rows["document"])
+            name: paired_difference(rows["loss"], loss, self._clusters[key])
             for name, loss in others.items()
             if loss is not None
         }
         return {
-            name: Estimate(d.mean, d.low, d.high, d.n, units=d.units)
+            name: Estimate(d.mean, d.low, d.high, d.n, clusters=d.clusters)
             for name, d in differences.items()
             if d is not None
         }
@@ -224,11 +225,15 @@ class Findings:
         return depth
 
     @property
-    def undefined(self) -> list[str]:
-        """What the signs of a loop leave out since its first states have no spread, in words."""
+    def cautions(self) -> list[str]:
+        """What a reader should know before trusting verdicts and intervals, in sentences.
+
+        Few or unknown documents, windows that repeat others; what the signs of a loop leave out
+        since its first states have no spread.
+        """
+        sentences = cautions(self.samples)
         if self.tables.cka is None:
-            return []
-        sentences = []
+            return sentences
         for key, rows in by_key(self.tables.cka).items():
             if key in self._rows and (first := without_spread(rows, self.depth[key][0])):
                 states = "h0" if first == 1 else f"h0 to h{first - 1}"
@@ -350,7 +355,8 @@ class Findings:
             against = None
             if twin is not None and key != twin[0]:
                 twin_values = twin[1][sign.name]
-                d = paired_difference(self._by_key[key][sign.name], twin_values)
+                values = self._by_key[key][sign.name]
+                d = paired_difference(values, twin_values, self._clusters[key])
                 if d is not None:
                     mean = twin_values.mean()
                     against = {"mean": mean, "difference": d.mean, "low": d.low, "high": d.high}
@@ -363,6 +369,11 @@ class Findings:
     def _by_key(self) -> dict[Key, pd.DataFrame]:
         """The signs of every sample of each checkpoint and loop, by sample."""
         return {key: rows.set_index("sample") for key, rows in by_key(self.samples).items()}
+
+    @cached_property
+    def _clusters(self) -> dict[Key, Clusters]:
+        """Which samples of each checkpoint and loop belong together."""
+        return {key: clusters_of(rows) for key, rows in by_key(self.samples).items()}
 
     def _twin(self, key: Key) -> tuple[Key, pd.DataFrame] | None:
         """The untrained twin's same loop."""

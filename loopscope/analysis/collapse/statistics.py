@@ -7,48 +7,22 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from loopscope.analysis.collapse.clusters import (
+    FEWEST,
+    RESAMPLES,
+    SEED,
+    Clusters,
+    Interval,
+    Totals,
+    clusters_of,
+    ratio,
+    t_interval,
+    widened_level,
+)
 from loopscope.analysis.collapse.criteria import SIGNS, Sign
 from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
 from loopscope.analysis.tables import Tables
 from loopscope.names import KEYS
-
-RESAMPLES = 2000
-LEVEL = 0.95
-SEED = 0
-"""Of the bootstrap: the same tables give the same intervals."""
-
-
-class Interval(NamedTuple):
-    """A 95 % interval; NaN where there are too few samples."""
-
-    low: float
-    high: float
-
-
-def bootstrap_mean(values: np.ndarray) -> Interval:
-    """Bootstrap interval of a mean (bias-corrected and accelerated, Efron 1987).
-
-    Args:
-        values: One number per sample, all finite.
-
-    Returns:
-        The interval; the value itself where all are equal, NaN below two samples.
-    """
-    if len(values) < 2:
-        return Interval(np.nan, np.nan)
-    if np.ptp(values) == 0:
-        return Interval(float(values[0]), float(values[0]))
-    interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL,
-        method=_method(values), rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return Interval(float(interval.low), float(interval.high))
-
-
-def _method(values: np.ndarray) -> str:
-    """BCa, unless the values hardly differ beyond rounding: its acceleration is then 0/0."""
-    spread = np.ptp(values)
-    return "BCa" if spread > 1e-12 * np.abs(values).max() else "percentile"
 
 
 def signs(tables: Tables) -> pd.DataFrame:
@@ -58,8 +32,10 @@ def signs(tables: Tables) -> pd.DataFrame:
         tables: As in `per_sample`.
 
     Returns:
-        model, step, loop, sign, mean, std (ddof = 1), low and high (95 % bootstrap interval of
-        the mean), n (samples averaged), n_flagged (samples left out; none of a sign that has no
+        model, step, loop, sign, mean, std (ddof = 1), low and high (95 % interval of the mean), n
+        (samples averaged), documents (how many the interval resampled; 0 where it resampled
+        windows, as of fewer than 8 documents or of text without), clusters (how many documents or
+        different windows it resampled), n_flagged (samples left out; none of a sign that has no
         value in any sample); checkpoints and signs in order.
 
     Raises:
@@ -81,19 +57,21 @@ def summarised(samples: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     with_loss = set() if tables.loss is None else set(tables.loss["model"].astype(str))
     rows = []
     for key, part in by_key(samples).items():
+        clusters, values = clusters_of(part), part.set_index("sample")
         for sign in SIGNS:
-            values = part[sign.name].dropna().to_numpy(dtype=np.float64)
-            n = len(values)
+            column = values[sign.name].dropna()
+            n, totals = len(column), clusters.totals(column) if len(column) else None
             measured = n > 0 or (sign.name == "loss" and key.model in with_loss)
             rows.append(
                 {
                     **key._asdict(),
                     "sign": sign.name,
-                    "mean": values.mean() if n else np.nan,
-                    "std": values.std(ddof=1) if n > 1 else np.nan,
-                    **bootstrap_mean(values)._asdict(),
+                    "mean": column.mean(),
+                    "std": column.std(),
+                    **(totals.interval if totals else Interval(np.nan, np.nan))._asdict(),
                     "n": n,
-                    "units": n,
+                    "documents": totals.documents if totals else 0,
+                    "clusters": len(totals) if totals else 0,
                     "n_flagged": len(part) - n if measured else 0,
                 }
             )
@@ -105,11 +83,14 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: Of the differences (the first minus the second).
-        low, high: 95 % bootstrap interval.
+        low, high: 95 % interval; NaN of a single cluster.
         effect_size: Cohen's d: the mean over the standard deviation, of the differences where they
             are paired (d_z), else pooled; NaN where nothing varies.
-        p: Of a t-test, paired or Welch's; 1 where both are equal throughout.
+        p: Of a cluster-robust t-test, paired or Welch's; NaN of a single cluster, and where both
+            are equal throughout: nothing is then compared with nothing.
         n: Pairs, or the smaller number of samples.
+        documents: How many were resampled, on the side with fewer; 0 where windows were.
+        clusters: How many documents or different windows were resampled, on the side with fewer.
         paired: Whether both were measured on the same samples.
     """
 
@@ -119,54 +100,106 @@ class Difference(NamedTuple):
     effect_size: float
     p: float
     n: int
+    documents: int
+    clusters: int
     paired: bool
 
 
-def paired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
+def paired_difference(
+    a: pd.Series, b: pd.Series, clusters: Clusters | None = None
+) -> Difference | None:
     """Difference of two signs on the same samples.
 
     Args:
         a: Values by sample number.
         b: The same; a sample that one of them lacks is left out.
+        clusters: Which samples belong together; none do when not given.
 
     Returns:
         The difference a − b, or None below two pairs.
     """
-    d = (a - b).dropna().to_numpy(dtype=np.float64)
+    d = (a - b).dropna()
     if len(d) < 2:
         return None
-    low, high = bootstrap_mean(d)
-    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # nothing varies: no t-test
-        p = float(d[0] == 0)
-        return Difference(float(d.mean()), low, high, np.nan, p, len(d), True)
-    p = float(stats.ttest_1samp(d, 0.0).pvalue)
-    return Difference(float(d.mean()), low, high, float(d.mean() / d.std(ddof=1)), p, len(d), True)
+    totals = clusters.totals(d) if clusters else Totals.of(d.to_numpy(dtype=np.float64))
+    size = np.nan if _constant(d) else float(d.mean() / d.std())
+    p = _p_value(d.mean(), totals.error, totals.freedom) if d.any() else np.nan
+    counts = len(d), totals.documents, len(totals)
+    return Difference(float(d.mean()), *totals.interval, size, p, *counts, True)
 
 
-def unpaired_difference(a: pd.Series, b: pd.Series) -> Difference | None:
+def unpaired_difference(
+    a: pd.Series,
+    b: pd.Series,
+    clusters: tuple[Clusters, Clusters] | None = None,
+) -> Difference | None:
     """Difference of two signs on different samples, as of models with different tokenizers.
 
+    Documents of the two sides are resampled independently of each other, also where they are the
+    same: the interval is then rather too wide.
+
     Args:
-        a: Values of each sample.
+        a: Values by sample number.
         b: The same; other samples.
+        clusters: Which samples of each side belong together; none do when not given.
 
     Returns:
         The difference of the means, or None below two samples.
     """
-    x, y = (s.dropna().to_numpy(dtype=np.float64) for s in (a, b))
-    n = min(len(x), len(y))
+    a, b = a.dropna(), b.dropna()
+    n = min(len(a), len(b))
     if n < 2:
         return None
-    mean = float(x.mean() - y.mean())
-    if np.ptp(x) == 0 and np.ptp(y) == 0:
-        return Difference(mean, mean, mean, np.nan, float(mean == 0), n, False)
-    interval = stats.bootstrap(
-        (x, y), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=RESAMPLES,
-        confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED),
+    x, y = (
+        side.totals(values) if side else Totals.of(values.to_numpy(dtype=np.float64))
+        for side, values in zip(clusters or (None, None), (a, b), strict=True)
+    )
+    mean = float(a.mean() - b.mean())
+    nothing = _constant(a) and _constant(b)
+    size = np.nan if nothing else float(mean / np.sqrt((a.var() + b.var()) / 2))
+    error, freedom = _welch(x, y)
+    p = np.nan if nothing and not mean else _p_value(mean, error, freedom)
+    counts = n, min(x.documents, y.documents), min(len(x), len(y))
+    return Difference(mean, *_unpaired_interval(x, y), size, p, *counts, False)
+
+
+def _constant(values: pd.Series) -> bool:
+    """Whether values differ by no more than rounding."""
+    return bool(np.ptp(values) <= 1e-12 * values.abs().max())
+
+
+def _p_value(mean: float, error: float, freedom: float) -> float:
+    """Two-sided p of a t-test; of an error that is nothing but rounding, 0 or 1."""
+    if error <= 1e-12 * abs(mean):
+        return float(mean == 0)
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def _welch(x: Totals, y: Totals) -> tuple[float, float]:
+    """Standard error of the difference of two means, and its degrees of freedom."""
+    v, w = x.error**2, y.error**2
+    if not v + w > 0:  # of a single cluster, or nothing varies
+        return float(np.sqrt(v + w)), min(x.freedom, y.freedom)
+    freedom = (v + w) ** 2 / (v**2 / x.freedom + w**2 / y.freedom)
+    return float(np.sqrt(v + w)), float(freedom)
+
+
+def _unpaired_interval(x: Totals, y: Totals) -> Interval:
+    """Interval of the difference of two means, both sides resampled."""
+    mean, (error, freedom), fewest = x.mean - y.mean, _welch(x, y), min(len(x), len(y))
+    if fewest < FEWEST or not error:
+        return t_interval(mean, error, freedom)
+
+    def difference(i: np.ndarray, j: np.ndarray, axis: int) -> np.ndarray:
+        return ratio(x.sums[i], x.counts[i], axis) - ratio(y.sums[j], y.counts[j], axis)
+
+    ends = stats.bootstrap(
+        (np.arange(len(x)), np.arange(len(y))), difference, vectorized=True,
+        n_resamples=RESAMPLES, confidence_level=widened_level(fewest), method="percentile",
+        rng=np.random.default_rng(SEED),
     ).confidence_interval  # fmt: skip
-    pooled = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
-    p = float(stats.ttest_ind(x, y, equal_var=False).pvalue)
-    return Difference(mean, float(interval.low), float(interval.high), mean / pooled, p, n, False)
+    shift = x.origin - y.origin
+    return Interval(shift + float(ends.low), shift + float(ends.high))
 
 
 def differences(
@@ -192,14 +225,13 @@ def differences(
 
     Returns:
         model, step, loop, against_step (null outside a series) and against_loop of the reference,
-        sign, mean, low, high, effect_size, p, p_adjusted (Benjamini-Hochberg over all rows), n,
-        paired, reason (why there is no difference; None where there is).
+        sign, mean, low, high, effect_size, p, p_adjusted (Benjamini-Hochberg over all rows that
+        have a p), n, documents, clusters (as in `signs`), paired, reason (why there is no
+        difference; None where there is).
     """
-    parts = {
-        key: part.set_index("sample")
-        for key, part in by_key(samples).items()
-        if key.model not in skip
-    }
+    groups = {key: rows for key, rows in by_key(samples).items() if key.model not in skip}
+    parts = {key: rows.set_index("sample") for key, rows in groups.items()}
+    clusters = {key: clusters_of(rows) for key, rows in groups.items()}
     rows, nan = [], float("nan")
     for key, against in _pairs(list(parts)):
         same_tokens = tokens is None or tokens.get(key.model) == tokens.get(against.model)
@@ -210,9 +242,12 @@ def differences(
             reason = _incomparable(sign, a, b, same_tokens=same_tokens, same_depth=same_depth)
             difference = None
             if reason is None:
-                difference = (paired_difference if same_tokens else unpaired_difference)(a, b)
+                if same_tokens:
+                    difference = paired_difference(a, b, clusters[key])
+                else:
+                    difference = unpaired_difference(a, b, (clusters[key], clusters[against]))
                 reason = None if difference else "fewer than two samples have it in both"
-            numbers = difference or Difference(nan, nan, nan, nan, nan, 0, same_tokens)
+            numbers = difference or Difference(nan, nan, nan, nan, nan, 0, 0, 0, same_tokens)
             row = {**key._asdict(), **names, "sign": sign.name, **numbers._asdict()}
             rows.append({**row, "reason": reason})
     columns = [*KEYS, "against_step", "against_loop", "sign", *Difference._fields, "reason"]

@@ -329,7 +329,7 @@ def estimates_of(rows: pd.DataFrame) -> dict[str, Estimate]:
         Estimate by name of the sign.
     """
     numbers = rows[["mean", "low", "high"]].to_numpy(dtype=float).tolist()
-    counts = rows[["n", "n_flagged", "units"]].to_numpy(dtype=int).tolist()
+    counts = rows[["n", "n_flagged", "clusters"]].to_numpy(dtype=int).tolist()
     return {
         str(sign): Estimate(*of_sign, *how_many)
         for sign, of_sign, how_many in zip(rows["sign"], numbers, counts, strict=True)

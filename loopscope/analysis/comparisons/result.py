@@ -65,7 +65,7 @@ class Comparison:
         for table, frame in self.tables.frames().items():
             notes += _notes_on_flags(table, frame)
         if {*NEEDED} <= self.tables.frames().keys():
-            notes += self.findings.undefined
+            notes += self.findings.cautions
         if len({samples.sha256 for samples in self.samples.values()}) > 1:
             notes.append(
                 "the models have different tokenizers, so their windows differ; losses per token "

@@ -1,43 +1,22 @@
-"""Intervals and paired differences, held against closed forms and numbers by hand."""
+"""Differences between checkpoints, held against closed forms, scipy and numbers by hand."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from loopscope.analysis.collapse.clusters import Clusters
 from loopscope.analysis.collapse.criteria import SIGNS
 from loopscope.analysis.collapse.sign_values import Key
 from loopscope.analysis.collapse.statistics import (
-    bootstrap_mean,
     differences,
     paired_difference,
+    summarised,
     unpaired_difference,
 )
+from loopscope.analysis.tables import Tables
 
 NAMES = [sign.name for sign in SIGNS]
-
-
-def test_the_interval_of_a_large_sample_is_the_normal_one():
-    values = np.random.default_rng(3).normal(5.0, 2.0, size=2000)
-    low, high = bootstrap_mean(values)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(2000)
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    inside = 0
-    for _ in range(200):
-        low, high = bootstrap_mean(rng.exponential(1.0, size=40))
-        inside += low <= 1.0 <= high
-    assert 0.88 <= inside / 200 <= 0.99
-
-
-def test_equal_values_are_their_own_interval_and_one_has_none():
-    assert bootstrap_mean(np.full(5, 2.5)) == (2.5, 2.5)
-    assert np.isnan(bootstrap_mean(np.array([1.0]))).all()
-    almost = np.array([1.0, 1.0 + 2e-16, 1.0, 1.0])
-    assert bootstrap_mean(almost) == pytest.approx((1.0, 1.0))
 
 
 def test_a_paired_difference_is_the_t_test_of_the_differences():
@@ -56,7 +35,8 @@ def test_a_paired_difference_is_the_t_test_of_the_differences():
 def test_differences_that_do_not_vary_need_no_test():
     a = pd.Series([1.0, 2.0, 3.0])
     same, shifted = paired_difference(a, a), paired_difference(a + 0.5, a)
-    assert (same.mean, same.p) == (0.0, 1.0) and np.isnan(same.effect_size)
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert np.isnan(same.p) and np.isnan(same.effect_size)  # nothing against nothing
     assert (shifted.mean, shifted.p) == (0.5, 0.0) and np.isnan(shifted.effect_size)
     assert paired_difference(a[:1], a) is None
 
@@ -68,6 +48,84 @@ def test_an_unpaired_difference_is_welchs():
     pooled = np.sqrt((a.var() + b.var()) / 2)
     assert found.effect_size == pytest.approx(-1.5 / pooled)
     assert 0 < found.p < 1 and found.low < -1.5 < found.high
+
+
+def by_document(*labels):
+    """Clusters of samples 0, 1, … by document."""
+    return Clusters(pd.Series(labels), by_document=True)
+
+
+def test_pairs_of_one_document_are_tested_together():
+    d = pd.Series([0.3, -0.1, 0.4, 0.9, 1.1, 0.2, -0.5, 0.6, 0.8, 0.1, 0.7, -0.2])
+    b = pd.Series(np.linspace(1, 3, 12))
+    files = by_document(0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 5)
+    difference = paired_difference(b + d, b, files)
+    # statsmodels 0.15.0: OLS(d, ones).fit(cov_type="cluster", cov_kwds={"groups": files},
+    # use_t=True), its standard error, p and conf_int()
+    assert difference.p == pytest.approx(0.05613362854052343)
+    assert (difference.low, difference.high) == pytest.approx((-0.01372741, 0.73039408))
+    assert (difference.n, difference.clusters, difference.documents) == (12, 6, 6)
+    assert difference.effect_size == pytest.approx(d.mean() / d.std())
+
+
+def test_pairs_of_twelve_documents_are_those_documents_t_test():
+    rng = np.random.default_rng(4)
+    a, b = pd.Series(rng.normal(size=12)), pd.Series(rng.normal(size=12))
+    difference = paired_difference(a, b, by_document(*range(12)))
+    assert difference.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert difference == paired_difference(a, b)._replace(documents=12)
+    # every pair twice in its document says nothing more
+    twice = pd.concat([a, a], ignore_index=True), pd.concat([b, b], ignore_index=True)
+    doubled = paired_difference(*twice, by_document(*range(12), *range(12)))
+    assert doubled.p == pytest.approx(difference.p)
+    assert (doubled.low, doubled.high) == pytest.approx((difference.low, difference.high))
+    assert paired_difference(*twice).p < difference.p
+
+
+def test_pairs_left_out_leave_their_documents_out():
+    a, b = pd.Series(np.arange(10.0) ** 2), pd.Series(np.arange(10.0))
+    b[[8, 9]] = np.nan
+    difference = paired_difference(a, b, by_document(0, 0, 1, 1, 2, 2, 3, 3, 4, 4))
+    assert (difference.n, difference.documents) == (8, 4)
+
+
+def test_one_document_alone_has_no_interval_and_no_test():
+    a, b = pd.Series([1.0, 2.0, 4.0]), pd.Series([0.0, 2.0, 3.0])
+    for difference in (
+        paired_difference(a, b, by_document(0, 0, 0)),
+        unpaired_difference(a, b, (by_document(0, 0, 0), by_document(0, 1, 2))),
+    ):
+        assert difference.mean == pytest.approx(2 / 3) and difference.clusters == 1
+        assert np.isnan([difference.low, difference.high, difference.p]).all()
+
+
+@pytest.mark.parametrize("sizes", [(30, 45), (5, 9)])
+def test_unpaired_documents_of_one_sample_are_welchs_test(sizes):
+    rng = np.random.default_rng(2)
+    a, b = (pd.Series(rng.normal(i, 1 + i, n)) for i, n in enumerate(sizes))
+    difference = unpaired_difference(a, b)
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    assert difference.p == pytest.approx(welch.pvalue)
+    low, high = welch.confidence_interval()
+    assert (difference.low, difference.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_unpaired_windows_count_by_document():
+    rng = np.random.default_rng(2)
+    a, b = (pd.Series(np.repeat(rng.normal(i, 1, 20), 3)) for i in range(2))
+    files = by_document(*np.repeat(np.arange(20), 3))
+    difference = unpaired_difference(a, b, (files, files))
+    each = unpaired_difference(a[::3], b[::3])
+    assert difference.p == pytest.approx(each.p)
+    assert (difference.low, difference.high) == pytest.approx((each.low, each.high))
+    assert (difference.n, difference.documents, difference.clusters) == (60, 20, 20)
+
+
+def test_unpaired_numbers_that_do_not_vary_need_no_test():
+    a = pd.Series([2.0, 2.0, 2.0])
+    same, shifted = unpaired_difference(a, a), unpaired_difference(a + 1, a)
+    assert same.mean == 0 and np.isnan(same.p)
+    assert (shifted.mean, shifted.low, shifted.high, shifted.p) == (1.0, 1.0, 1.0, 0.0)
 
 
 def samples(**models):
@@ -86,7 +144,7 @@ def test_every_model_is_held_against_the_first():
     table = differences(samples(a=[1.0, 2.0, 4.0], b=[2.0, 2.5, 4.0], c=[1.0, 2.0, 4.0]))
     loss = table[table["sign"].eq("loss")].set_index("model")
     assert loss["mean"].to_dict() == pytest.approx({"b": 0.5, "c": 0.0})
-    assert loss.loc["c", "p"] == 1.0 and loss["reason"].isna().all()
+    assert np.isnan(loss.loc["c", "p"]) and loss["reason"].isna().all()
 
 
 def test_p_values_are_corrected_for_their_number():
@@ -101,6 +159,36 @@ def test_p_values_are_corrected_for_their_number():
     by_hand[order] = np.minimum.accumulate(stepped[::-1])[::-1].clip(max=1)
     np.testing.assert_allclose(table["p_adjusted"], by_hand)
     assert table["p_adjusted"].idxmin() == "skew" and (table["p_adjusted"] >= p).all()
+
+
+def test_what_compares_nothing_with_nothing_corrects_nothing():
+    rng = np.random.default_rng(1)
+    given = samples(a=rng.normal(size=30), b=rng.normal(size=30))
+    given["nonfinite"] = 0.0  # in both
+    table = differences(given).set_index("sign")
+    row = table.loc["nonfinite"]
+    assert (row["mean"], row["low"], row["high"]) == (0.0, 0.0, 0.0) and row["reason"] is None
+    assert np.isnan(row["p"]) and np.isnan(row["p_adjusted"])
+    others = table.drop(index="nonfinite")
+    np.testing.assert_allclose(others["p_adjusted"], stats.false_discovery_control(others["p"]))
+
+
+def test_signs_and_differences_are_by_document_where_it_is_known():
+    rng = np.random.default_rng(6)
+    given = samples(a=rng.normal(size=36), b=rng.normal(size=36))
+    files = given.assign(document=[f"file {i // 3}" for i in given["sample"]])
+    for make in (differences, lambda frame: summarised(frame, Tables())):
+        alone, together = make(given).iloc[0], make(files).iloc[0]
+        assert (alone["documents"], alone["clusters"]) == (0, 36)
+        assert (together["documents"], together["clusters"]) == (12, 12)
+        assert alone["mean"] == together["mean"] and alone["low"] != together["low"]
+    means = files[files["model"].eq("a")].groupby("document")["loss"].mean()
+    row = summarised(files, Tables()).iloc[0]
+    expected = stats.bootstrap(
+        (means,), np.mean, n_resamples=50_000, method="percentile", confidence_level=0.969,
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert (row["low"], row["high"]) == pytest.approx(expected, abs=0.03 * np.ptp(expected))
 
 
 def test_other_tokens_leave_pairs_and_losses_out():
