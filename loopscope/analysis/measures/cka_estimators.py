@@ -92,8 +92,9 @@ def cka(
         For each kernel the values and flags of all pairs. NaN with `ZERO` where a state is
         constant up to rounding (or, for the RBF kernel, has float64 tokens so far apart that the
         squares of the others are 0), with `NONFINITE` where it is not finite, with
-        `NONPOSITIVE_HSIC` where its own HSIC_1 does not exceed its rounding; sound but flagged `ZERO_MEDIAN` where more than half of a state's
-        squared distances are 0 and the median of the others was taken.
+        `NONPOSITIVE_HSIC` where its own HSIC_1 does not exceed its rounding; sound but flagged
+        `ZERO_MEDIAN` where more than half of a state's squared distances are 0 and the median of
+        the others was taken.
 
     Raises:
         UnknownNameError: for a kernel that does not exist, with near matches.
