@@ -10,7 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from loopscope.analysis.measures.gram_matrices import gram, singular_values_of_grams
+from loopscope.analysis.measures.gram_matrices import (
+    gram,
+    singular_values_of_grams,
+    within_range,
+)
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import MEASURED, Rows, columns
 from loopscope.models import Hooked, Trajectory
@@ -92,7 +96,8 @@ class LoopStates:
     """The states of one loop in one sample.
 
     Attributes:
-        states: Each (pos, d_model), in the order of the trajectory's `states`.
+        states: Each (pos, d_model), in the order of the trajectory's `states`; at another scale
+            where its squares would not fit into float64.
         grams: Gram matrices X Xᵀ of all of them, where they are at hand.
         sigmas: Their singular values, where asked for.
     """
@@ -125,7 +130,10 @@ class SampleStates:
             spectral: Whether some measure wants singular values.
         """
         unit = options.normalize_rows
-        self._states = {n: _unit_rows(state) if unit else state for n, state in states.items()}
+        # What is measured of a state does not change with its scale.
+        self._states = {
+            n: _unit_rows(state) if unit else within_range(state)[0] for n, state in states.items()
+        }
         self._loops, self._center, self._spectral = loops, options.center, spectral
 
     def of_loop(self, loop: str) -> LoopStates:
@@ -266,6 +274,9 @@ class LoopRows(MeasureRows):
 
 
 def _unit_rows(state: Tensor) -> Tensor:
-    state = state if state.dtype == torch.float64 else state.float()
-    norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
-    return state / torch.where(norm == 0, 1, norm)
+    rows = state.to(torch.float64)
+    largest = rows.abs().amax(-1, keepdim=True)  # squares of float64 may not fit
+    rows = rows / torch.where(largest == 0, 1, largest)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    rows = rows / torch.where(norm == 0, 1, norm)
+    return rows if state.dtype == torch.float64 else rows.float()

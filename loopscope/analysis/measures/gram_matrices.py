@@ -1,5 +1,6 @@
 """Gram matrices of states, and singular values from them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,41 @@ from loopscope.analysis.flags import Flag
 # a float64 Gram matrix lies below that (about 2e-8).
 _RESOLUTION = 2.0**-24
 _SMALL = 384
+# Float64 states whose largest |x| lies outside 2**±_RANGE are scaled before they are squared.
+_RANGE = 200
+
+
+def to_unit_scale(
+    x: Float64[Tensor, "*shape"],
+) -> tuple[Float64[Tensor, "*shape"], int]:
+    """Scale by the power of two that brings the largest absolute value into [0.5, 1).
+
+    Args:
+        x: Any float64 tensor.
+
+    Returns:
+        x·2⁻ᵉ, without rounding but for values below 2⁻¹⁰²² of the largest, and e. Zeros, and what
+        is not finite, come back as they are, with e = 0.
+    """
+    exponent = math.frexp(float(x.abs().max()))[1]  # 0 for 0, infinity and NaN
+    half = exponent // 2  # 2⁻ᵉ itself may not be representable
+    return (x * 2.0**-half).mul_(2.0 ** (half - exponent)), exponent
+
+
+def within_range(state: Float[Tensor, "pos d_model"]) -> tuple[Float[Tensor, "pos d_model"], int]:
+    """Scale a state whose squares do not fit into float64; every other one is given back as it is.
+
+    Args:
+        state: One sample's state, (pos, d_model), any float dtype.
+
+    Returns:
+        The state times 2⁻ᵉ, and e; e is 0 where the squares fit, as those of all but float64 do.
+    """
+    if state.dtype == torch.float64:
+        scaled, exponent = to_unit_scale(state)
+        if abs(exponent) > _RANGE:
+            return scaled, exponent
+    return state, 0
 
 
 def gram(
@@ -25,7 +61,8 @@ def gram(
         center: Subtract the mean over the tokens first.
 
     Returns:
-        A symmetric matrix of side min(pos, d_model).
+        A symmetric matrix of side min(pos, d_model). It is not finite, or 0, where the squares of
+        a float64 state do not fit into float64 (`within_range` scales such a state).
     """
     x = state.to(torch.float64)
     if center:
@@ -51,9 +88,13 @@ def singular_values(
             paper does not say).
 
     Returns:
-        min(pos, d_model) values in float64; all NaN where the state is not finite.
+        min(pos, d_model) values in float64; all NaN where the state is not finite, infinite where
+        a singular value is beyond float64.
     """
-    return singular_values_of_grams([gram(state, center=center)])[0]
+    state, exponent = within_range(state)
+    sigma = singular_values_of_grams([gram(state, center=center)])[0]
+    with np.errstate(over="ignore"):
+        return np.ldexp(sigma, exponent)
 
 
 def singular_values_of_grams(

@@ -9,9 +9,13 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
 from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
+from loopscope.analysis.measures.gram_matrices import to_unit_scale
 from loopscope.analysis.tables import Rows
 from loopscope.models import Trajectory
 from loopscope.names import block_name
+
+# Norms outside 2**±_RANGE may be those of squares that do not fit into float64.
+_RANGE = 400
 
 
 def relative_update(
@@ -38,6 +42,11 @@ def relative_update(
     before, after = (t.to(h.device, torch.float64 if exact else torch.float32) for t in (h, f_h))
     moved = sample_norm(after - before)
     scale = sample_norm(after) + sample_norm(before)
+    for s in _beyond(moved, scale):  # of scale 1, which the result does not depend on
+        pair = torch.stack([before[s : s + 1], after[s : s + 1]]).to(torch.float64)
+        x, y = to_unit_scale(pair)[0]
+        moved[s] = sample_norm(y - x)[0]
+        scale[s] = (sample_norm(y) + sample_norm(x))[0]
     value = torch.where(scale == 0, torch.zeros_like(scale), 2 * moved / scale)
     return flagged(value.cpu().numpy())
 
@@ -51,7 +60,20 @@ def sample_norm(x: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, " batc
     Returns:
         One norm per sample, (batch,).
     """
-    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
+    if x.dtype == torch.float64:  # the squares of all others fit
+        for s in _beyond(norm, norm):
+            unit, exponent = to_unit_scale(x[s])
+            # in two steps: 2ᵉ itself may not be representable
+            norm[s] = torch.linalg.vector_norm(unit) * 2.0 ** (exponent // 2)
+            norm[s] *= 2.0 ** (exponent - exponent // 2)
+    return norm
+
+
+def _beyond(moved: Tensor, scale: Tensor) -> list[int]:
+    """Samples whose norms are not sound, or so large or small that their squares do not fit."""
+    sound = torch.isfinite(moved) & (scale < 2.0**_RANGE) & (scale > 2.0**-_RANGE)
+    return torch.nonzero(~sound).flatten().tolist()
 
 
 class UpdateRows(LoopRows):
