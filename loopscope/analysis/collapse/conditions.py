@@ -153,6 +153,16 @@ class Below(Above):
     holds: ClassVar[Callable[[float, float], bool]] = staticmethod(lt)
 
 
+@dataclass(frozen=True)
+class Lacks:
+    """Unknown where a sign was not measured, no where it was."""
+
+    sign: str
+
+    def __call__(self, signs: Signs) -> Claim:
+        return Claim(False if signs.has(self.sign) else None, f"{TITLES[self.sign]} is not known")
+
+
 @dataclass(frozen=True, init=False)
 class AllOf:
     """Three-valued "and"; the words are of those that decide."""

@@ -23,6 +23,7 @@ from loopscope.analysis.collapse.conditions import (
     Claim,
     Condition,
     Estimate,
+    Lacks,
     Signs,
     interval,
 )
@@ -170,11 +171,11 @@ LADDER = (
         AnyOf(
             STILL,
             Below("loop_gain", "little_gain", unmeasured=False),
-            AllOf(Above("cka_debiased", "alike"), Below("loop_gain", "little_gain")),
+            AllOf(Above("cka_debiased", "alike"), Lacks("loop_gain")),
         ),
         "no state turns by more than `still`, or all consecutive ones have a debiased CKA above "
-        "`same`; or the whole loop takes less than `little_gain` off the loss (where that was not "
-        "measured: the mean CKA is above `alike`, and it is uncertain)",
+        "`same`; or the whole loop takes less than `little_gain` off the loss (uncertain where "
+        "that was not measured and the mean CKA is above `alike`)",
     ),
     Rung(
         "skewed",
