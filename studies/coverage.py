@@ -3,7 +3,7 @@
     python studies/coverage.py    # about four minutes of one idle CPU thread
 
 Prints a Markdown table. "windows": Student's t over windows, as if they were independent (the
-bootstrap over windows gives the same at these sizes). "documents": the interval of
+BCa bootstrap over windows holds it as often, or less). "documents": the interval of
 `loopscope.analysis.collapse`, which resamples documents. "test": of the cluster-robust t-test, that
 is 100 % less its rate of false positives. Texts of so many documents are drawn from
 
