@@ -180,8 +180,6 @@ class Totals:
         G = len(self)
         if G < 2:
             return Interval(np.nan, np.nan)
-        if not self.error:
-            return Interval(self.mean, self.mean)
         if G < FEWEST:
             return t_interval(self.mean, self.error, self.freedom)
         ends = stats.bootstrap(
