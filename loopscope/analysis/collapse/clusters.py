@@ -180,8 +180,6 @@ class Totals:
         G = len(self)
         if G < 2:
             return Interval(np.nan, np.nan)
-        if not self.error:
-            return Interval(self.mean, self.mean)
         if G < FEWEST:
             return t_interval(self.mean, self.error, self.freedom)
         ends = stats.bootstrap(
@@ -210,7 +208,7 @@ def widened_level(clusters: int) -> float:
 
     Percentiles of resampled means are too close together by about √((G − 1)/G) · z/t with t of
     G − 1 degrees of freedom, which this makes good (the expanded percentile interval: Hesterberg,
-    What Teachers Should Know About the Bootstrap, 2015, section 5.3).
+    What Teachers Should Know About the Bootstrap, 2015).
 
     Args:
         clusters: G, how many are resampled; at least 2.

@@ -182,6 +182,8 @@ def test_signs_and_differences_are_by_document_where_it_is_known():
         assert (alone["documents"], alone["clusters"]) == (0, 36)
         assert (together["documents"], together["clusters"]) == (12, 12)
         assert alone["mean"] == together["mean"] and alone["low"] != together["low"]
+    other = differences(files, tokens={"a": "x", "b": "y"}).set_index("sign").loc["skew"]
+    assert (other["paired"], other["documents"], other["clusters"]) == (False, 12, 12)
     means = files[files["model"].eq("a")].groupby("document")["loss"].mean()
     row = summarised(files, Tables()).iloc[0]
     expected = stats.bootstrap(
