@@ -31,7 +31,10 @@ class Sign:
 _U = "u(t) = 2‖h_m(t) − h(t)‖/(‖h_m(t)‖ + ‖h(t)‖)"
 _L = "L(t): mean next-token cross-entropy when the coda reads h(t)"
 _LEAST = "by the reading (raw, matched, fitted) that flatters the loop least"
-_TURN = "v(t): the turn, ‖ĥ(t+1) − ĥ(t)‖ over the tokens (root mean square), ĥ = h/‖h‖ per token"
+_TURN = (
+    "v(t): the turn, ‖ĥ(t+1) − ĥ(t)‖ over the tokens (root mean square), ĥ each token of h less "
+    "the median of all, at length 1"
+)
 
 SIGNS = (
     Sign(
@@ -85,6 +88,14 @@ SIGNS = (
         range="0 … 2",
         formula="max over t of v(t)",
         meaning="0 where no loop does anything but change lengths",
+    ),
+    Sign(
+        name="work_most",
+        title="largest work of the core",
+        short="max work",
+        range="0 … 2",
+        formula="max over t of the turn from h(t) to h_m(t)",
+        meaning="0 where the core returns what it is given, longer or moved as a whole",
     ),
     Sign(
         name="turn_skew",

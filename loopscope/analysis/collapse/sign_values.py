@@ -214,7 +214,9 @@ def _fill_turns(
     """Steps of the mixed state, with and without growth; the number of the loop that turns most."""
     if delta is None:
         return otherwise
-    steps = delta[delta["t"] < K].pivot(index="sample", columns="t", values=["mixed", "turn"])
+    columns = ["mixed", "turn", "work"]
+    steps = delta[delta["t"] < K].pivot(index="sample", columns="t", values=columns)
+    out["work_most"] = steps["work"].max(axis=1, skipna=False)
     out["mixed_update"] = steps["mixed"].mean(axis=1, skipna=False)
     turns = steps["turn"].copy()
     for t in range(first):  # out of a state without direction: as far as to an orthogonal one

@@ -21,8 +21,7 @@ class Steps(NamedTuple):
         value: `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`; infinite where only h(t) is zero.
         ratio: `‖h(t+1) − h(t)‖ / ‖h(t) − h(t−1)‖`; NaN at t = 0.
         mixed: The update of the mixed state, `2·‖h(t+1) − h(t)‖ / (‖h(t+1)‖ + ‖h(t)‖)`.
-        turn: The step without growth in length, 0 … 2: `‖ĥ(t+1) − ĥ(t)‖`, root mean square over
-            the tokens, ĥ each token of h at length 1; tokens of length 0 are left out.
+        turn: The step without growth in length, 0 … 2: `turn` of h(t) and h(t+1).
     """
 
     value: Tensor
@@ -54,7 +53,7 @@ def steps(h: Sequence[Tensor], *, first: int = 0) -> Steps:
         torch.stack([_over(moved[t], sizes[t]) for t in asked], 1),
         torch.stack([_over(moved[t], moved[t - 1]) if t else nothing for t in asked], 1),
         torch.stack([_over(2 * moved[t], sizes[t] + sizes[t + 1]) for t in asked], 1),
-        torch.stack([_turn(states[t], states[t + 1]) for t in asked], 1),
+        torch.stack([turn(states[t], states[t + 1]) for t in asked], 1),
     )
 
 
@@ -62,15 +61,28 @@ def _over(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((a == 0) & (b == 0), 0.0, a / b)
 
 
-def _turn(before: Tensor, after: Tensor) -> Tensor:
+def turn(before: Tensor, after: Tensor) -> Tensor:
+    """Measure how far the tokens turn, seen from the midst of them.
+
+    `‖ĥ′ − ĥ‖`, root mean square over the tokens, ĥ each token of h less the median of all
+    (coordinate by coordinate), at length 1. So neither growth of the whole state counts nor a
+    vector added to every token, nor does a token of huge norm decide for all.
+
+    Args:
+        before: h, (batch, pos, d_model).
+        after: h′ of the same tokens.
+
+    Returns:
+        0 … 2 for each sample, in float64; tokens at the median itself are left out, NaN without
+        others.
+    """
+    centred = [x - x.median(dim=1, keepdim=True).values for x in (before, after)]
     lengths = [
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-        for x in (before, after)
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64) for x in centred
     ]
     counts = ((lengths[0] > 0) & (lengths[1] > 0)) | ~torch.isfinite(lengths[0] + lengths[1])
     a, b = (
-        x / torch.where(length == 0, 1, length)
-        for x, length in zip((before, after), lengths, strict=True)
+        x / torch.where(length == 0, 1, length) for x, length in zip(centred, lengths, strict=True)
     )
     square = torch.where(counts, (b - a).square().sum(-1, keepdim=True), 0.0).sum((1, 2))
     return (square / counts.sum((1, 2))).sqrt()
@@ -93,9 +105,11 @@ class DeltaRows(MeasureRows):
 
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
-            parts = [steps([h[:, batch.drop :] for h in batch.trajectory.loops[name].h])]
+            loop = batch.trajectory.loops[name]
+            h = [state[:, batch.drop :] for state in loop.h]
+            parts = [steps(h)]
             if batch.longer is not None and name == self.main:
-                more = [h[:, batch.drop :] for h in batch.longer.h]
+                more = [state[:, batch.drop :] for state in batch.longer.h]
                 parts.append(Steps(*(x[:, 1:] for x in steps(more, first=self.K - 1))))
             measured = {
                 column: torch.cat([getattr(part, column) for part in parts], 1).cpu().numpy()
@@ -103,6 +117,10 @@ class DeltaRows(MeasureRows):
             }
             for column, values in measured.items():
                 rows.values[column][batch.samples] = flagged(values).value
+            for t, (state, h_m) in enumerate(zip(h, loop.h_m, strict=False)):
+                if state.shape == h_m[:, batch.drop :].shape:
+                    work = turn(state, h_m[:, batch.drop :].to(state.device))
+                    rows.values["work"][batch.samples, t] = flagged(work.cpu().numpy()).value
             flag = flagged(measured["value"]).flag
             flag[np.isinf(measured["value"]) & np.isfinite(measured["mixed"])] = Flag.ZERO
             rows.flag[batch.samples] = flag

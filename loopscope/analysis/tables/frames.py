@@ -249,7 +249,7 @@ def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     if table == "readout":
         since["reading"] = pd.Categorical(["raw"] * len(frame))
     if table == "delta":
-        since |= {"mixed": math.nan, "turn": math.nan}
+        since |= dict.fromkeys(("mixed", "turn", "work"), math.nan)
     lacking = {name: values for name, values in since.items() if name not in frame}
     if not lacking:
         if not len(frame["document"].cat.categories):  # a file tells no dtype of none

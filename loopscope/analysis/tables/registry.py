@@ -143,9 +143,10 @@ REGISTRY: tuple[Measure, ...] = (
             Table(
                 name="delta",
                 meaning="‖h(t+1) − h(t)‖/‖h(t)‖ of each iteration, its ratio to the one before, "
-                "the update of the mixed state, and its turn: the step without growth in length",
+                "the update of the mixed state, its turn (the step without growth in length), and "
+                "the core's work (the turn from h(t) to h_m(t))",
                 keys={"t": "int16"},
-                values=dict.fromkeys(("value", "ratio", "mixed", "turn"), "float64"),
+                values=dict.fromkeys(("value", "ratio", "mixed", "turn", "work"), "float64"),
             ),
         ),
     ),
