@@ -1,7 +1,7 @@
 """The signs of every sample: tables → one row per checkpoint, loop and sample."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ def per_sample(tables: Tables) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True).astype(dtypes)
 
 
-_USED = ("update", "cka", "rank", "delta", "readout", "loss")
+_USED = ("update", "cka", "rank", "routing", "delta", "readout", "loss")
 
 
 class Key(NamedTuple):
@@ -159,6 +159,7 @@ def _of_loop(parts: dict[str, dict], key: Key, limit: float) -> pd.DataFrame:
         _fill_likeness(out, cka, range(first, K + 1))
         busiest = _fill_turns(out, delta, K, first, otherwise=busiest)
     _fill_ranks(out, rank, K, first)
+    _fill_reads(out, rows_of("routing"))
     out["erank_share"] = out["erank_K"] / limit
     _fill_readout(out, rows_of("readout"), K, busiest)
     _fill_steps(out, delta, K)
@@ -216,15 +217,11 @@ def _fill_turns(
         return otherwise
     columns = ["mixed", "turn", "work"]
     steps = delta[delta["t"] < K].pivot(index="sample", columns="t", values=columns)
-    out["work_most"] = steps["work"].max(axis=1, skipna=False)
     out["mixed_update"] = steps["mixed"].mean(axis=1, skipna=False)
-    turns = steps["turn"].copy()
+    turns, work = steps["turn"].copy(), steps["work"].copy()
     for t in range(first):  # out of a state without direction: as far as to an orthogonal one
-        turns[t] = turns[t].fillna(2**0.5)
-    out["turn"], out["turn_most"] = (
-        turns.mean(axis=1, skipna=False),
-        turns.max(axis=1, skipna=False),
-    )
+        turns[t], work[t] = turns[t].fillna(2**0.5), work[t].fillna(2**0.5)
+    out["turn"], out["work"] = turns.sum(axis=1, skipna=False), work.sum(axis=1, skipna=False)
     shares = _shares(turns)
     if K > 1:
         out["turn_skew"] = _excess(shares)
@@ -232,18 +229,19 @@ def _fill_turns(
 
 
 def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, states: range) -> None:
-    """CKA of consecutive states, by both estimators: mean, and the least of the debiased."""
+    """CKA of consecutive states, by both estimators, and the least debiased one of any two."""
     if cka is None:
         return
     rbf = cka[cka["kernel"].eq("rbf")]
-    pairs = list(pairwise(map(state_name, states)))
+    names = [state_name(t) for t in states]
+    pairs = list(pairwise(names))
     for estimator in ("biased", "debiased"):
         part = rbf[rbf["estimator"].eq(estimator)]
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
         if pairs and all(pair in wide.columns for pair in pairs):
             out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
             if estimator == "debiased":
-                out["cka_least"] = wide[pairs].min(axis=1, skipna=False)
+                out["cka_least"] = wide[list(combinations(names, 2))].min(axis=1, skipna=False)
 
 
 def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> None:
@@ -256,6 +254,23 @@ def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> No
     out["erank_ratio"] = erank[states[-1]] / erank[states[0]]
     t = np.arange(len(states)) - (len(states) - 1) / 2
     out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
+
+
+def _fill_reads(out: pd.DataFrame, routing: pd.DataFrame | None) -> None:
+    """How much of what the iterations write to a memory is read: the most, and the second most."""
+    if routing is None:
+        return
+    alpha = routing[routing["kind"].eq("alpha")]
+    cores = alpha[[block_number(str(name)) is not None for name in alpha["target"]]]
+    if cores.empty:
+        return
+    sizes = cores["mean"].where(sound(cores, "mean")).abs()
+    read = cores.assign(v=sizes, j=cores["target"].astype(str))
+    most = read.groupby(["sample", "j"])["v"].max().unstack()
+    out["read_most"] = most.max(axis=1, skipna=False)
+    if most.shape[1] > 1:
+        second = np.sort(most.to_numpy(), axis=1)[:, -2]
+        out["read_second"] = pd.Series(second, most.index).where(most.notna().all(axis=1))
 
 
 def _fill_readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busiest: int) -> None:

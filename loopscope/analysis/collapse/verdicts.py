@@ -139,9 +139,12 @@ IDLE = Below("rest_gain", "little_gain", instead="loop_gain")
 """The loops besides the busiest bring little; with one iteration, that one does."""
 
 STILL = AnyOf(
-    Below("turn_most", "still", unmeasured=False), Above("cka_least", "same", unmeasured=False)
+    Below("work", "still", unmeasured=False),
+    Below("turn", "still", unmeasured=False),
+    Above("cka_least", "same", unmeasured=False),
+    Below("read_most", "unread", unmeasured=False),
 )
-"""No loop does anything but make states longer."""
+"""The core computes nothing, or nothing of it reaches a state."""
 
 LADDER = (
     Rung("unstable", overflows, "values are NaN or infinite, up to h(K) or in the loss"),
@@ -173,15 +176,20 @@ LADDER = (
             Below("loop_gain", "little_gain", unmeasured=False),
             AllOf(Above("cka_debiased", "alike"), Lacks("loop_gain")),
         ),
-        "no state turns by more than `still`, or all consecutive ones have a debiased CKA above "
-        "`same`; or the whole loop takes less than `little_gain` off the loss (uncertain where "
-        "that was not measured and the mean CKA is above `alike`)",
+        "the core, or the state, turns by less than `still` over the whole loop, or all states "
+        "have a debiased CKA above `same`, or no more than `unread` of what the core writes is "
+        "read; or the whole loop takes less than `little_gain` off the loss (uncertain where that "
+        "was not measured and the mean CKA is above `alike`)",
     ),
     Rung(
         "skewed",
-        AllOf(Above("turn_skew", "uneven", instead="skew", unmeasured=False), IDLE),
+        AnyOf(
+            AllOf(Above("turn_skew", "uneven", instead="skew", unmeasured=False), IDLE),
+            Below("read_second", "unread", unmeasured=False),
+        ),
         "the skew of the turn is above `uneven`, and the loops besides the busiest take less than "
-        "`little_gain` off the loss",
+        "`little_gain` off the loss; or no more than `unread` is read of what the loops besides "
+        "one write",
     ),
     Rung(
         "converging",
@@ -253,9 +261,9 @@ def _left(claims: Iterable[tuple[str, Claim]]) -> Left:
     bad = [(verdict, words) for verdict, words in sure if verdict in BAD]
     if bad:
         return Left((bad[0][0],), (), bad[0][1])
+    # what may converge and may not is healthy: neither is a fault
+    doubts = [(verdict, doubt) for verdict, doubt in doubts if verdict in BAD]
     good, words = sure[0] if sure else ("healthy", "")
-    if good != "healthy":
-        doubts = [(verdict, doubt) for verdict, doubt in doubts if verdict in BAD]
     verdicts = tuple(dict.fromkeys([*(verdict for verdict, _ in doubts), good]))
     return Left(verdicts, tuple(doubt for _, doubt in doubts), words)
 

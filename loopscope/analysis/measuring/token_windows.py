@@ -57,9 +57,7 @@ def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sampl
     return tokens
 
 
-def sample_documents(
-    samples: Any, tokens: Int64[Tensor, "sample pos"]
-) -> list[str | None]:
+def sample_documents(samples: Any, tokens: Int64[Tensor, "sample pos"]) -> list[str | None]:
     """Tell which document each sample is from.
 
     Args:

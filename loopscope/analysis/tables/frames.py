@@ -252,7 +252,7 @@ def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
         since |= dict.fromkeys(("mixed", "turn", "work"), math.nan)
     lacking = {name: values for name, values in since.items() if name not in frame}
     if not lacking:
-        if not len(frame["document"].cat.categories):  # a file tells no dtype of none
+        if frame["document"].isna().all():  # a file tells no dtype of none
             frame["document"] = since["document"]
         return frame
     frame = frame.assign(**lacking)
