@@ -36,7 +36,9 @@ def three_texts(tmp_path):
 
 def test_windows_are_whole_slices_of_the_text_without_overlap_or_padding(three_texts):
     found = read(load_samples(BYTES, three_texts, samples=99, tokens=8))
-    assert sorted(found) == sorted([*(f"{i:08d}" for i in range(6)), *(f"b{i:07d}" for i in range(3)), "c" * 8])
+    assert sorted(found) == sorted(
+        [*(f"{i:08d}" for i in range(6)), *(f"b{i:07d}" for i in range(3)), "c" * 8]
+    )
 
 
 def test_windows_equal_to_others_are_left_out_and_counted(three_texts, tmp_path):

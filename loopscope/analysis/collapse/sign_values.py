@@ -240,8 +240,9 @@ def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, states: range) -
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
         if pairs and all(pair in wide.columns for pair in pairs):
             out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
-            if estimator == "debiased":
-                out["cka_least"] = wide[list(combinations(names, 2))].min(axis=1, skipna=False)
+            every = list(combinations(names, 2))
+            if estimator == "debiased" and all(pair in wide.columns for pair in every):
+                out["cka_least"] = wide[every].min(axis=1, skipna=False)
 
 
 def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> None:
@@ -299,8 +300,8 @@ def _fill_readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busie
         out["rest_gain"] = _with_mean(others, min)
     if harms:
         out["overthinking"] = _with_mean(harms, max)
-    raw = readings["raw"]
-    if (T := max(int(t) for t in raw.columns)) > K:
+    raw = readings.get("raw")
+    if raw is not None and (T := max(int(t) for t in raw.columns)) > K:
         out["more_loss"] = raw[T] - raw[K]
 
 
