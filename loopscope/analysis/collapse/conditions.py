@@ -117,7 +117,7 @@ class Signs:
             return ""
         least = self.estimates[sign].mean
         by = [name for name, gain in gains.items() if gain is not None and gain.mean == least]
-        return f", {by[-1]}," if by else ""
+        return f", {by[0]}," if by else ""
 
 
 Condition = Callable[[Signs], Claim]
