@@ -8,16 +8,20 @@ import pandas as pd
 
 from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures import Panel, choose, every, loops_of, trained_loops
-from loopscope.names import block_number, state_number
+from loopscope.names import READINGS, block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 
 ROWS = 17
 """Rows of a loop; of longer ones some are shown."""
 
 COLUMNS = (
-    ("loss", "loss when the coda reads h(t), nats/token"),
+    ("raw", "loss when the coda reads h(t), nats/token"),
+    ("matched", "loss, each token at its length in h(K)"),
+    ("fitted", "loss, through a map to h(K), fitted"),
     ("step", "step ‖h(t+1)−h(t)‖/‖h(t)‖"),
+    ("turn", "turn: the step without growth in length"),
     ("update", "update 2‖f(h)−h‖/(‖f(h)‖+‖h‖)"),
+    ("mixed", "update of the mixed state, h(t+1) for f(h)"),
     ("cka", "CKA of h(t) and h(t+1), debiased"),
     ("rank", "effective rank of h(t)"),
 )
@@ -76,10 +80,20 @@ def _by_t(rows: pd.DataFrame) -> dict[int, float]:
     return {int(t): float(mean) for t, mean in pairs if math.isfinite(mean)}
 
 
-def _course(name: str) -> Any:
+def _losses(reading: str) -> Callable[[Tables], pd.DataFrame | None]:
     def values(tables: Tables) -> pd.DataFrame | None:
-        frame = getattr(tables, name)
-        return None if frame is None else aggregate.summarise(frame, ["t"])
+        frame = tables.readout
+        if frame is None:
+            return None
+        return aggregate.summarise(frame[frame["reading"].eq(reading)], ["t"])
+
+    return values
+
+
+def _steps(column: str) -> Callable[[Tables], pd.DataFrame | None]:
+    def values(tables: Tables) -> pd.DataFrame | None:
+        frame = tables.delta
+        return None if frame is None else aggregate.summarise(frame, ["t"], column)
 
     return values
 
@@ -120,10 +134,12 @@ def _numbered(
     return rows.assign(t=[t for t in numbers if t is not None])
 
 
-_MEANS = {
-    "loss": _course("readout"),
-    "step": _course("delta"),
+_MEANS: dict[str, Callable[[Tables], pd.DataFrame | None]] = {
+    **{reading: _losses(reading) for reading in READINGS},
+    "step": _steps("value"),
+    "turn": _steps("turn"),
     "update": _update,
+    "mixed": _steps("mixed"),
     "cka": _cka,
     "rank": _rank,
 }

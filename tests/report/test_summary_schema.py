@@ -37,6 +37,10 @@ def test_the_summaries_of_these_tests_are_valid(told):
         (("differences", 0, "p"), 1.5),
         (("series", 1, "onset", "step"), None),
         (("samples", "another"), 1),
+        (("samples", "documents"), 0),
+        (("checkpoints", 0, "yardsticks", "over_unigram", "n"), None),
+        (("checkpoints", 0, "measures", "loss", "units"), "30"),
+        (("checkpoints", 3, "verdict", "findings", 0, "name"), "high rank"),
     ],
 )
 def test_the_schema_refuses_what_is_wrong(told, where, value):
