@@ -104,7 +104,7 @@ def finding_meanings(thresholds: Mapping[str, float | None]) -> dict[str, str]:
         value = thresholds[condition.threshold]
         why = "" if value is None else f": {_BY_NAME[condition.threshold].meaning_at(value)}"
         limit = number_of(condition.threshold, thresholds)
-        sentences[name] = f"{TITLES[condition.sign]} {side} {limit}{why}"
+        sentences[name] = f"{TITLES[condition.sign]}, {side} {limit}{why}"
     return sentences
 
 

@@ -210,33 +210,34 @@ def test_of_many_loops_some_rows_are_shown():
     update = make("deep", K=32, samples=3).update
     mean = update[update["block"].eq("core5")]["value"].mean()
     [row] = [row for row in one["rows"] if row["t"] == "4"]
-    column = next(i for i, head in enumerate(one["columns"]) if head.startswith("update 2"))
-    assert row["cells"][column] == estimate(float(mean))
+    assert row["cells"][one["columns"].index("update")] == estimate(float(mean))
 
 
 def test_every_reading_and_the_turn_stand_in_the_rows_of_a_loop():
     tables = with_courses(make("base", samples=3), more=2, readings=READINGS, turn=True)
     [one] = per_loop(tables)
-    assert [head.partition(" ")[0] for head in one["columns"][:7]] == [
-        "loss", "loss,", "loss,", "step", "turn:", "update", "update",
+    assert one["columns"] == [
+        "loss, raw", "loss, matched", "loss, fitted", "step", "turn", "update", "mixed update",
+        "CKA", "effective rank",
     ]  # fmt: skip
-    first, last = one["rows"][0]["cells"], one["rows"][-1]["cells"]
-    for i, reading in enumerate(READINGS):
+    first = dict(zip(one["columns"], one["rows"][0]["cells"], strict=True))
+    for reading in READINGS:
         rows = tables.readout[tables.readout["reading"].eq(reading) & tables.readout["t"].eq(0)]
-        assert first[i] == estimate(float(rows["value"].mean()))
-    assert last[0] != "–" and last[1:3] == ["–", "–"]  # only raw goes beyond K
+        assert first[f"loss, {reading}"] == estimate(float(rows["value"].mean()))
     delta = tables.delta[tables.delta["t"].eq(0)]
-    cells = dict(zip(one["columns"], first, strict=True))
-    for head, column in (("step", "value"), ("turn", "turn"), ("update of the mixed", "mixed")):
-        [cell] = [cell for name, cell in cells.items() if name.startswith(head)]
-        assert cell == estimate(float(delta[column].mean()))
+    for head, column in (("step", "value"), ("turn", "turn"), ("mixed update", "mixed")):
+        assert first[head] == estimate(float(delta[column].mean()))
+    last = one["rows"][-1]["cells"]
+    assert last[0] != "–" and last[1:3] == ["–", "–"]  # only raw goes beyond K
 
 
-def test_a_loop_that_was_read_raw_alone_has_no_empty_columns():
+def test_a_loop_that_was_read_raw_alone_has_no_empty_columns(page):
     [one] = per_loop(with_courses(make("base", samples=3)))
-    heads = " ".join(one["columns"])
-    assert "loss when the coda reads h(t)" in heads and "mixed" in heads
-    assert "length in h(K)" not in heads and "fitted" not in heads and "turn" not in heads
+    assert one["columns"] == [
+        "loss, raw", "step", "update", "mixed update", "CKA", "effective rank",
+    ]  # fmt: skip
+    said = "loss, matched: each token of h(t) at its length in h(K)"
+    assert said in text_of(page) and said not in one["meanings"]
 
 
 def test_what_the_provenance_says_of_all_models_stands_once():
@@ -310,9 +311,9 @@ def test_a_notebook_gets_the_verdicts_alone_with_their_style(told):
         ("little_gain", 0.07, "the whole loop takes at least 0.07 nats/token off the loss"),
         ("harm", 0.3, "is read better by more than 0.3 nats/token, whatever the geometry"),
         ("stable", 0.2, "more loops than trained cost less than 0.2 nats/token"),
-        ("low_rank", 0.15, "possible below 0.15: h(K) uses less than 15 % of the directions"),
-        ("worse", 0.4, "that of the reference above 0.4 nats/token: the first model predicts"),
-        ("no_better", -0.5, "that of a unigram above -0.5 nats/token: frequencies of tokens"),
+        ("low_rank", 0.15, "possible, below 0.15: h(K) uses less than 15 % of the directions"),
+        ("worse", 0.4, "that of the reference, above 0.4 nats/token: the first model predicts"),
+        ("no_better", -0.5, "that of a unigram, above -0.5 nats/token: frequencies of tokens"),
     ],
 )
 def test_the_meanings_of_verdicts_and_findings_have_the_threshold_in_force(name, value, said):
@@ -328,7 +329,7 @@ def test_a_threshold_that_is_switched_off_has_no_number():
     summary["thresholds"][0] |= {"name": "shrinking", "value": None}
     assert "is less than – of the first" in text_of(without_figures(summary))
     summary["thresholds"][0] |= {"name": "low_rank", "value": None}
-    assert "of what is possible below –</td>" in without_figures(summary)
+    assert "of what is possible, below –</td>" in without_figures(summary)
 
 
 def test_the_meaning_of_a_verdict_is_that_of_its_conditions():
@@ -396,11 +397,11 @@ def test_findings_stand_beside_the_verdict_with_what_is_behind_them():
     assert "worse than unigram: loss over that of a unigram 0.31 [0.21, 0.41], above 0" in text
     assert "● healthy gain of the loop" in text  # nothing beside it
     page = text_of(without_figures(cases.summary()))
-    assert "1 – no loop; beside that 2 low rank, 1 worse than unigram" in page
+    assert "1 – no loop; findings: 2 low rank, 1 worse than unigram" in page
     no_findings = cases.summary()
     for one in no_findings["checkpoints"]:
         one["verdict"]["findings"] = []
-    assert "beside that" not in text_of(without_figures(no_findings))
+    assert "findings: " not in text_of(without_figures(no_findings))
 
 
 @pytest.mark.parametrize(
