@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loopscope.analysis.collapse.criteria import YARDSTICKS
+from loopscope.analysis.collapse import YARDSTICKS, finding_meanings
 from loopscope.names import MAIN_LOOP
 from loopscope.report.numbers import count, effect, estimate, interval, probability, signed
 from loopscope.report.words import (
     FINDING,
     GOOD,
     WORDS,
-    finding_meanings,
     meaning_of,
     values_in_force,
     word,

@@ -4,10 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from loopscope.analysis.collapse import THRESHOLDS
-from loopscope.analysis.collapse.conditions import TITLES, Above, Below
-from loopscope.analysis.collapse.verdicts import LADDER
-from loopscope.analysis.collapse.yardsticks import RULES
+from loopscope.analysis.collapse import LADDER, THRESHOLDS
 
 
 class Word(NamedTuple):
@@ -85,44 +82,8 @@ def meaning_of(verdict: str, thresholds: Mapping[str, float | None]) -> str:
     conditions = [rung.meaning for rung in LADDER if rung.verdict == verdict]
     said = WORDS[verdict].meaning
     text = ": ".join(part for part in ("; or ".join(conditions), said) if part)
-    return re.sub(r"`(\w+)`", lambda name: number_of(name[1], thresholds), text)
-
-
-def finding_meanings(thresholds: Mapping[str, float | None]) -> dict[str, str]:
-    """Say what each finding means, with the numbers in force.
-
-    Args:
-        thresholds: Number by name, as `values_in_force` gives them.
-
-    Returns:
-        A sentence by finding.
-    """
-    sentences = {}
-    for name, condition in RULES:
-        assert isinstance(condition, Above)
-        side = "below" if isinstance(condition, Below) else "above"
-        value = thresholds[condition.threshold]
-        why = "" if value is None else f": {_BY_NAME[condition.threshold].meaning_at(value)}"
-        limit = number_of(condition.threshold, thresholds)
-        sentences[name] = f"{TITLES[condition.sign]}, {side} {limit}{why}"
-    return sentences
-
-
-def number_of(threshold: str, thresholds: Mapping[str, float | None]) -> str:
-    """Write a threshold's number with its unit.
-
-    Args:
-        threshold: Its name.
-        thresholds: Number by name, as `values_in_force` gives them.
-
-    Returns:
-        Such as "0.1 nats/token"; – for one that is not finite.
-    """
-    value = thresholds[threshold]
-    return "–" if value is None else f"{value:g} {_BY_NAME[threshold].unit}".rstrip()
-
-
-_BY_NAME = {threshold.name: threshold for threshold in THRESHOLDS}
+    written = {limit.name: limit.written(thresholds[limit.name]) for limit in THRESHOLDS}
+    return re.sub(r"`(\w+)`", lambda name: written[name[1]], text)
 
 
 def values_in_force(summary: Mapping[str, Any]) -> dict[str, float | None]:
