@@ -22,7 +22,8 @@ def compare(
         str | None,
         typer.Option(
             "--fail-on",
-            help="Exit with 1 if a checkpoint has one of these verdicts: collapsed,unstable.",
+            help="Exit with 1 if a checkpoint has one of these verdicts or findings, such as "
+            "'collapsed,low rank'.",
         ),
     ] = None,
     **settings: Any,

@@ -152,7 +152,7 @@ def report_shown(summary: Mapping[str, Any], tables: "Tables", path: Path) -> No
 
 
 def print_verdicts(summary: Mapping[str, Any]) -> None:
-    """Print the verdict on each checkpoint of a summary, its evidence and a few numbers.
+    """Print verdict and findings on each checkpoint of a summary, evidence and a few numbers.
 
     A word tells the verdict, colour only repeats it; text wraps at the terminal's width and not at
     all in a pipe. Of a run over training the last step stands for all.
@@ -162,11 +162,11 @@ def print_verdicts(summary: Mapping[str, Any]) -> None:
     """
     from rich.text import Text
 
-    from loopscope.report import cards, difference_line, runs
+    from loopscope.report import cards, runs
 
     console = _console()
     for card in cards(summary):
-        _print_card(console, card, difference_line(summary, card["label"]))
+        _print_card(console, card)
     for run in runs(summary):
         console.print(Text(_run_in_words(run)))
     for failure in summary["failed"]:
@@ -183,28 +183,40 @@ def _console() -> "Console":
     return console
 
 
-def _print_card(console: "Console", card: Mapping[str, Any], difference: str) -> None:
-    """A verdict; below it, indented, its evidence, numbers and difference to the reference."""
+def _print_card(console: "Console", card: Mapping[str, Any]) -> None:
+    """A verdict with its findings; below it, indented, the sentences and numbers behind them."""
     from rich.padding import Padding
     from rich.text import Text
 
     from loopscope.report import word
 
     name, look = word(card["verdict"])
-    head = Text.assemble((f"{look.shape} {name}", look.ansi), "  ", (card["label"], "bold"))
+    head = Text.assemble((f"{look.shape} {name}", look.ansi))
+    if card["also"]:
+        head.append(", ").append(card["also"], "yellow")
+    head.append("  ").append(card["label"], "bold")
     if card["between"]:
         head.append(f"  between {' and '.join(verdict['word'] for verdict in card['between'])}")
     console.print(head)
-    numbers = [
-        f"{number['title']} {number['mean']} {number['interval']} {number['unit']}".rstrip()
-        for number in card["numbers"]
-    ]
-    lines = [(sentence, "") for sentence in card["evidence"]] + [("; ".join(numbers), "dim")]
-    if difference:
-        lines.append((difference, "dim"))
+    lines = [(f"{finding['name']}: {finding['because']}", "") for finding in card["findings"]]
+    lines += [(sentence, "") for sentence in card["evidence"]]
+    lines += [(line, "dim") for line in _number_lines(card)]
     for line, style in lines:
         padded = Padding(Text(line, style=style), (0, 0, 0, 2), expand=False)
         console.print(padded, soft_wrap=False)
+
+
+def _number_lines(card: Mapping[str, Any]) -> list[str]:
+    """The loss and what it was held against, the other numbers, the difference to another."""
+    numbers = {
+        number["name"]: f"{number['title']} {number['mean']} {number['interval']} {number['unit']}"
+        for number in card["numbers"]
+    }
+    yardsticks = [f"{y['short']} {y['mean']} {y['interval']}" for y in card["yardsticks"]]
+    loss = [numbers.pop("loss"), *yardsticks] if yardsticks and "loss" in numbers else yardsticks
+    parts = (loss, numbers.values(), [card["against"]])
+    lines = ["; ".join(text.rstrip() for text in part if text) for part in parts]
+    return [line for line in lines if line]
 
 
 def _run_in_words(run: Mapping[str, Any]) -> str:

@@ -13,7 +13,17 @@ from scipy.stats import t as student
 from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.names import untrained_stem, variants
 from loopscope.figures.panels import Panel, shortened, unsound_text
-from loopscope.figures.style import LINES, MARKERS, Figure, new_figure, variant_look
+from loopscope.figures.style import (
+    GREY,
+    LINES,
+    MARKERS,
+    NORMAL,
+    PAGE_WIDTH,
+    SMALL,
+    Figure,
+    new_figure,
+    variant_look,
+)
 from loopscope.figures.ticks import every
 from loopscope.names import block_number, state_number
 
@@ -24,6 +34,7 @@ MARKED = 12
 """Values on a line that each have a marker; of more some have."""
 
 _LETTERS = 44  # of a name in the legend
+_LABELS, _FEW_LABELS = 14, 8  # of the t-axis: of one panel, of several beside each other
 _PATTERNS = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _LEAST = 0.1  # of a mean: an interval that would end lower, or below 0, ends there
 Look = dict[str, Any]
@@ -53,18 +64,21 @@ class Course:
         return bool(self.rows["n"].any())
 
 
-def courses(tables: Tables, frame: pd.DataFrame, panels: Sequence[Panel]) -> list[Course]:
+def courses(
+    tables: Tables, frame: pd.DataFrame, panels: Sequence[Panel], column: str = "value"
+) -> list[Course]:
     """Average a table along the loop, and give each line its look.
 
     Args:
         tables: What was measured; its provenance names variants and untrained twins.
-        frame: The table to be drawn, with the columns t and value.
+        frame: The table to be drawn, or those of its rows that are, with the column t.
         panels: What is shown.
+        column: The column that is averaged.
 
     Returns:
         The lines, in the order of the panels.
     """
-    stats = with_interval(aggregate.summarise(frame, ["t"]))
+    stats = with_interval(aggregate.summarise(frame, ["t"], column))
     lines = []
     for panel, look in zip(panels, line_looks(tables.provenance, panels), strict=True):
         rows = panel.rows(stats).sort_values("t")
@@ -195,33 +209,53 @@ def draw_course(ax: Axes, course: Course, last: int) -> None:
         )  # fmt: skip
 
 
-def line_page(titles: Sequence[str], height: float = 2.1) -> tuple[Figure, Axes, int]:
-    """Make a figure of one axes with room for a legend above it.
+def line_page(
+    titles: Sequence[str], panels: int = 1, height: float = 2.1
+) -> tuple[Figure, list[Axes], int]:
+    """Make a figure of axes beside each other, of one y-axis, with room for a legend above them.
 
     Args:
         titles: What the legend lists.
+        panels: How many axes: one is a column wide, several share a page.
         height: Inches of the axes.
 
     Returns:
         The figure, its axes, and how many columns the legend has.
     """
+    width = min(PAGE_WIDTH, WIDTH * panels)
     letters = max(len(line) for title in titles for line in title.split("\n"))
-    columns = max(1, min(4, len(titles), int(WIDTH // (0.42 + 0.062 * letters))))
+    most = 4 if panels == 1 else 6
+    columns = max(1, min(most, len(titles), int(width // (0.42 + 0.062 * letters))))
     columns = -(-len(titles) // -(-len(titles) // columns))  # rows of equal length
     lines = 0
     for start in range(0, len(titles), columns):
         lines += max(title.count("\n") + 1 for title in titles[start : start + columns])
-    fig = new_figure(WIDTH, height + 0.55 + 0.135 * lines)
-    return fig, fig.subplots(), columns
+    heads = 0.3 if panels > 1 else 0.0
+    fig = new_figure(width, height + 0.55 + 0.135 * lines + heads)
+    return fig, list(fig.subplots(1, panels, sharey=True, squeeze=False)[0]), columns
 
 
-def finish_page(fig: Figure, ax: Axes, lines: Sequence[Course], columns: int) -> None:
-    """Add the legend, and whole numbers of t to the axis.
+def head_panel(ax: Axes, title: str, meaning: str) -> None:
+    """Write above one of several panels what it shows, in small print what that is.
+
+    Args:
+        ax: The panel.
+        title: A word.
+        meaning: A line.
+    """
+    ax.set_title(title, fontsize=NORMAL, pad=11)
+    ax.annotate(
+        meaning, (0.5, 1.0), (0.0, 3.0), xycoords="axes fraction", textcoords="offset points",
+        ha="center", va="bottom", fontsize=SMALL - 0.5, color=GREY,
+    )  # fmt: skip
+
+
+def add_legend(fig: Figure, lines: Sequence[Course], columns: int) -> None:
+    """Add the one legend of a figure.
 
     Args:
         fig: The figure.
-        ax: Its axes.
-        lines: The lines, drawn or without a sound value.
+        lines: A line of each model, drawn or without a sound value.
         columns: Columns of the legend.
     """
     # matplotlib fills a legend by columns; order it so that it reads by rows
@@ -230,11 +264,21 @@ def finish_page(fig: Figure, ax: Axes, lines: Sequence[Course], columns: int) ->
         [legend_line(course.look) for course in ordered], [course.title for course in ordered],
         loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=2.4,
     )  # fmt: skip
-    first = min(int(c.rows["t"].min()) for c in lines)
-    last = max(int(c.rows["t"].max()) for c in lines)
-    ax.set_xticks(every(first, last, 14))
-    ax.set_xlim(first - 0.03 * max(last - first, 1), last + 0.03 * max(last - first, 1))
-    ax.grid(axis="y")
+
+
+def finish_axes(axes: Sequence[Axes], by_axes: Sequence[Sequence[Course]]) -> None:
+    """Give each t-axis its range and whole numbers.
+
+    Args:
+        axes: The panels.
+        by_axes: The lines of each, drawn or without a sound value.
+    """
+    for ax, lines in zip(axes, by_axes, strict=True):
+        times = pd.concat([course.rows["t"] for course in lines])
+        first, last = int(times.min()), int(times.max())
+        ax.set_xticks(every(first, last, _LABELS if len(axes) == 1 else _FEW_LABELS))
+        ax.set_xlim(first - 0.03 * max(last - first, 1), last + 0.03 * max(last - first, 1))
+        ax.grid(axis="y")
 
 
 def legend_line(look: Look) -> Line2D:
@@ -260,10 +304,37 @@ def course_note(lines: Sequence[Course], ends: Sequence[int]) -> str:
         The sentences.
     """
     sentences = ["Lines: mean over samples, bands: its 95 % interval."]
-    more = [c.rows["t"].max() > end for c, end in zip(lines, ends, strict=True)]
+    more = [c.rows["t"].max() > end for c, end in zip(lines, ends, strict=True) if len(c.rows)]
     sentences.append("Large markers: the last of the loops that the model runs by itself.")
     if any(more):
         sentences.append("Dotted: more loops than that.")
     if any(c.look["linestyle"] == "--" for c in lines):
         sentences.append("Dashed: untrained.")
     return " ".join(sentences)
+
+
+def lacking_note(by_panel: Mapping[str, Sequence[Course]]) -> str:
+    """Say which lines of a figure are not in each of its panels.
+
+    Args:
+        by_panel: The lines of each panel by its title, in the same order in each.
+
+    Returns:
+        Sentences such as 'No fitted values: base.'; empty where every line is everywhere, or
+        nowhere.
+    """
+    anywhere = [any(lines) for lines in zip(*_soundness(by_panel), strict=True)]
+    sentences = []
+    for title, lines in by_panel.items():
+        names = [
+            shortened(course.panel.title, _LETTERS)
+            for course, elsewhere in zip(lines, anywhere, strict=True)
+            if elsewhere and not course.sound
+        ]
+        if names:
+            sentences.append(f"No {title} values: {', '.join(names)}.")
+    return " ".join(sentences)
+
+
+def _soundness(by_panel: Mapping[str, Sequence[Course]]) -> list[list[bool]]:
+    return [[course.sound for course in lines] for lines in by_panel.values()]

@@ -11,15 +11,26 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from loopscope.analysis.tables import Tables
 from loopscope.figures.courses import (
     Course,
+    add_legend,
     course_note,
     courses,
     draw_course,
-    finish_page,
+    finish_axes,
+    head_panel,
+    lacking_note,
     line_page,
 )
 from loopscope.figures.notes import note, samples_note
-from loopscope.figures.panels import choose, need, say_unsound
+from loopscope.figures.panels import Panel, choose, need, say_unsound
 from loopscope.figures.style import GREY, Figure, style
+from loopscope.names import READINGS
+
+READ = {
+    "raw": "the coda reads $h(t)$ as it is",
+    "matched": "each token at its length in $h(K)$",
+    "fitted": "through a map to $h(K)$, fitted on other text",
+}
+"""What each reading does, in a line."""
 
 _UPPER = 0.25  # share of the axis above the cut
 _WORTH = 0.6  # of what is below the cut: less above it needs no second scale
@@ -28,7 +39,11 @@ _LIKE = 2.0  # losses at the end up to this many times the least one set the low
 
 
 def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
-    """Draw the loss when the coda reads h(t) instead of h(K), against t.
+    """Draw the loss when the coda reads h(t) instead of h(K), against t, a panel per reading.
+
+    Raw: the coda reads h(t) as it is, which is what fewer loops give. Matched: each token of h(t)
+    is brought to its length in h(K). Fitted: h(t) goes through an affine map to h(K), fitted on
+    other windows. A loop works where the loss falls in all three.
 
     One line per model: the mean over samples with its 95 % interval. Beyond the trained number
     of loops, where it was measured, a line is dotted. Losses far above those at the end, such as
@@ -39,38 +54,62 @@ def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> 
         models: Names in the order of the legend; None takes all.
 
     Returns:
-        The figure.
+        The figure; one panel where there is one reading.
 
     Raises:
         InputError: if the table is missing or a model is not in it.
     """
     frame = need(tables, "readout")
     panels = choose(tables, frame, models, "readout")
-    lines = courses(tables, frame, panels)
+    by_reading = _by_reading(tables, frame, panels)
+    models_drawn = courses(tables, frame, panels)
+    lines = [course for drawn in by_reading.values() for course in drawn]
+    ends = [course.K for course in lines]
     with style():
-        fig, ax, columns = line_page([c.title for c in lines])
-        for course in lines:
-            if course.sound:
-                draw_course(ax, course, course.K)
-        cut = fit_losses(ax, lines, [c.K for c in lines])
-        finish_page(fig, ax, lines, columns)
-        ax.set_xlabel("the coda reads $h(t)$, after $t$ loops")
-        ax.set_ylabel("loss (nats per token)")
+        fig, axes, columns = line_page([c.title for c in models_drawn], len(by_reading))
+        for ax, (reading, drawn) in zip(axes, by_reading.items(), strict=True):
+            for course in drawn:
+                if course.sound:
+                    draw_course(ax, course, course.K)
+            if len(axes) > 1 or reading != "raw":
+                head_panel(ax, reading, READ[reading])
+            if not any(course.sound for course in drawn):
+                say_unsound(ax, sum(int(course.rows["n_flagged"].sum()) for course in drawn))
+            ax.set_xlabel(
+                "the coda reads $h(t)$, after $t$ loops" if len(axes) == 1 else "$t$ loops"
+            )
+        cut = fit_losses(axes, lines, ends)
+        finish_axes(axes, list(by_reading.values()))
+        add_legend(fig, models_drawn, columns)
+        axes[0].set_ylabel("loss (nats per token)")
         note(
             fig,
-            course_note(lines, [c.K for c in lines]),
+            course_note(lines, ends),
             "Above the grey line the axis is logarithmic." if cut else "",
+            lacking_note(by_reading),
             samples_note(frame, panels),
         )
     return fig
 
 
-def fit_losses(ax: Axes, lines: Sequence[Course], ends: Sequence[int]) -> float | None:
+def _by_reading(
+    tables: Tables, frame: pd.DataFrame, panels: Sequence[Panel]
+) -> dict[str, list[Course]]:
+    """The lines of each reading that any of the models has."""
+    lines = {}
+    for reading in READINGS:
+        rows = frame[frame["reading"].eq(reading)]
+        if any(len(panel.rows(rows)) for panel in panels):
+            lines[reading] = courses(tables, rows, panels)
+    return lines
+
+
+def fit_losses(axes: Sequence[Axes], lines: Sequence[Course], ends: Sequence[int]) -> float | None:
     """Fit the y-axis to the losses at the end; what lies far above gets a part of its own.
 
     Args:
-        ax: The axes, lines drawn.
-        lines: The lines.
+        axes: The panels, lines drawn; they share the axis.
+        lines: The lines of all panels.
         ends: The t of each at which its loss ends.
 
     Returns:
@@ -78,8 +117,7 @@ def fit_losses(ax: Axes, lines: Sequence[Course], ends: Sequence[int]) -> float 
     """
     parts = [c.rows[c.rows["n"] > 0] for c in lines]
     if not any(len(rows) for rows in parts):
-        say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in lines))
-        ax.set_ylim(0, 1)
+        axes[0].set_ylim(0, 1)
         return None
     low = min(float(rows["low"].min()) for rows in parts if len(rows))
     high = max(float(rows["high"].max()) for rows in parts if len(rows))
@@ -94,9 +132,13 @@ def fit_losses(ax: Axes, lines: Sequence[Course], ends: Sequence[int]) -> float 
     )
     if high - low <= (1 + _WORTH) * (cut - low) or cut <= 0:
         room = 0.05 * (high - low) or 0.1
-        ax.set_ylim(low - room, high + room)
+        axes[0].set_ylim(low - room, high + room)
         return None
-    _break_axis(ax, low - 0.05 * (cut - low), cut, high * (high / cut) ** 0.08)
+    top = high * (high / cut) ** 0.08
+    _break_axis(axes[0], low - 0.05 * (cut - low), cut, top)
+    for ax in axes:
+        ax.axhspan(cut, top, color="#F3F3F3", linewidth=0, zorder=-2)
+        ax.axhline(cut, color=GREY, linewidth=0.7, zorder=-1)
     return cut
 
 
@@ -123,8 +165,6 @@ def _break_axis(ax: Axes, low: float, cut: float, high: float) -> None:
         FixedFormatter([*(f"{y:.{digits}f}" for y in below), *(f"{y:,g}" for y in above)])
     )
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.axhspan(cut, high, color="#F3F3F3", linewidth=0, zorder=-2)
-    ax.axhline(cut, color=GREY, linewidth=0.7, zorder=-1)
 
 
 def _cut(parts: Sequence[pd.DataFrame], low: float) -> float:

@@ -7,17 +7,32 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from loopscope.analysis.tables import Tables
-from loopscope.figures.courses import course_note, courses, draw_course, finish_page, line_page
+from loopscope.figures.courses import (
+    Course,
+    add_legend,
+    course_note,
+    courses,
+    draw_course,
+    finish_axes,
+    head_panel,
+    lacking_note,
+    line_page,
+)
 from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, say_unsound
 from loopscope.figures.style import Figure, style
 
 STEP_LABEL = "‖h(t+1)−h(t)‖ / ‖h(t)‖"
+TURN_LABEL = "‖ĥ(t+1)−ĥ(t)‖, each token of ĥ at length 1"
 _NARROW = 30.0  # the greatest step over the least, below which the axis gets more numbers
 
 
 def steps(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
     """Draw the relative step ‖h(t+1) − h(t)‖_F / ‖h(t)‖_F of each iteration on a log axis.
+
+    Beside it, where it was measured, the turn: the step without growth in length, ‖ĥ(t+1) − ĥ(t)‖
+    with each token of ĥ at length 1 (root mean square). A step without a turn only makes the state
+    longer.
 
     One line per model (and loop): the mean over samples with its 95 % interval. A line that falls
     straight comes closer to a fixed point by the same factor in every loop.
@@ -27,48 +42,69 @@ def steps(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
         models: Names in the order of the legend; None takes all.
 
     Returns:
-        The figure.
+        The figure; one panel where no turn was measured.
 
     Raises:
         InputError: if the table is missing or a model is not in it.
     """
     frame = need(tables, "delta")
     panels = choose(tables, frame, models, "delta")
-    lines = courses(tables, frame, panels)
-    ends = [c.K - 1 for c in lines]
+    by_title = {"step": courses(tables, frame, panels)}
+    if "turn" in frame:
+        turns = courses(tables, frame, panels, "turn")
+        by_title |= {"turn": turns} if any(course.sound for course in turns) else {}
+    lines = [course for drawn in by_title.values() for course in drawn]
+    ends = [course.K - 1 for course in lines]
     with style():
-        fig, ax, columns = line_page([c.title for c in lines])
-        values = [c.rows.loc[c.rows["n"] > 0, ["low", "mean", "high"]] for c in lines]
-        drawn = np.concatenate([v.to_numpy().ravel() for v in values])
-        positive = drawn[drawn > 0]
-        floor = positive.min() / 3 if len(positive) else 0.0
-        ax.set_yscale("log")
-        for course, end in zip(lines, ends, strict=True):
-            if course.sound:
-                course.rows[["low", "mean", "high"]] = course.rows[["low", "mean", "high"]].clip(
-                    lower=floor
-                )
-                draw_course(ax, course, end)
-        still = bool((drawn == 0).any())
-        if len(positive):
-            _fit(ax, floor if still else positive.min() / 1.15, positive)
+        fig, axes, columns = line_page([c.title for c in by_title["step"]], len(by_title))
+        on_edge = _draw(axes, list(by_title.values()), lines)
+        finish_axes(axes, list(by_title.values()))
+        add_legend(fig, by_title["step"], columns)
+        for ax in axes:
+            ax.set_xlabel("iteration $t$")
+        if len(axes) > 1:
+            for ax, title, meaning in zip(axes, by_title, (STEP_LABEL, TURN_LABEL), strict=True):
+                head_panel(ax, title, meaning)
+            axes[0].set_ylabel("size")
         else:
-            if not len(drawn):
-                say_unsound(ax, sum(int(c.rows["n_flagged"].sum()) for c in lines))
-            ax.set_yscale("linear")
-            ax.set_ylim(0, 1)
-        finish_page(fig, ax, lines, columns)
-        ax.set_xlabel("iteration $t$")
-        ax.set_ylabel(STEP_LABEL)
+            axes[0].set_ylabel(STEP_LABEL)
         note(
             fig,
             course_note(lines, ends),
-            "Steps of exactly 0 stand on the lower edge." if still and len(positive) else "",
+            "Turn: the step without growth in length." if len(axes) > 1 else "",
+            "Steps of exactly 0 stand on the lower edge." if on_edge else "",
             states_note(panels),
+            lacking_note(by_title),
             samples_note(frame, panels),
             options_note(tables, panels, "delta"),
         )
     return fig
+
+
+def _draw(
+    axes: Sequence[Axes], by_axes: Sequence[Sequence[Course]], lines: Sequence[Course]
+) -> bool:
+    """Draw the lines of each panel on one logarithmic axis; whether any stands on its edge."""
+    numbers = ["low", "mean", "high"]
+    values = [c.rows.loc[c.rows["n"] > 0, numbers] for c in lines]
+    drawn = np.concatenate([v.to_numpy().ravel() for v in values])
+    positive = drawn[drawn > 0]
+    floor = positive.min() / 3 if len(positive) else 0.0
+    axes[0].set_yscale("log")
+    for ax, of_axes in zip(axes, by_axes, strict=True):
+        for course in of_axes:
+            if course.sound:
+                course.rows[numbers] = course.rows[numbers].clip(lower=floor)
+                draw_course(ax, course, course.K - 1)
+    still = bool((drawn == 0).any())
+    if len(positive):
+        _fit(axes[0], floor if still else positive.min() / 1.15, positive)
+    else:
+        if not len(drawn):
+            say_unsound(axes[0], sum(int(c.rows["n_flagged"].sum()) for c in lines))
+        axes[0].set_yscale("linear")
+        axes[0].set_ylim(0, 1)
+    return still and len(positive) > 0
 
 
 def _fit(ax: Axes, low: float, positive: np.ndarray) -> None:

@@ -6,7 +6,6 @@ from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.report.contents import cards as cards
-    from loopscope.report.contents import difference_line as difference_line
     from loopscope.report.contents import runs as runs
     from loopscope.report.page import render as render
     from loopscope.report.page import verdict_html as verdict_html

@@ -1,16 +1,27 @@
 """From the summary to what the page shows: cards, rows and cells, all of them plain text."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loopscope.analysis.collapse import YARDSTICKS, finding_meanings
 from loopscope.names import MAIN_LOOP
 from loopscope.report.numbers import count, effect, estimate, interval, probability, signed
-from loopscope.report.words import WORDS, meaning_of, values_in_force, word
+from loopscope.report.words import (
+    FINDING,
+    GOOD,
+    WORDS,
+    meaning_of,
+    values_in_force,
+    word,
+)
 
 Entry = Mapping[str, Any]
-KEY_NUMBERS = ("loss", "loop_gain", "skew", "cka_debiased", "erank_ratio")
-"""Measures that stand on a card, where they were measured."""
+KEY_NUMBERS = (
+    "loss", "loop_gain", "raw_gain", "turn_skew", "cka_debiased", "erank_ratio", "erank_share",
+)  # fmt: skip
+"""Measures that stand on a card, where they were measured and the evidence lacks them."""
 
 SIGNIFICANT = 0.05
 """Differences with a corrected p below it are bold."""
@@ -67,6 +78,23 @@ def headline(summary: Entry) -> list[dict[str, Any]]:
     ]
 
 
+def finding_counts(summary: Entry) -> list[str]:
+    """Count the findings on the checkpoints shown.
+
+    Args:
+        summary: The contents of `summary.json`.
+
+    Returns:
+        Such as "2 low rank", in order of first appearance.
+    """
+    numbers = Counter(
+        str(finding["name"])
+        for checkpoint in shown(summary)
+        for finding in checkpoint["verdict"]["findings"]
+    )
+    return [f"{number} {name}" for name, number in numbers.items()]
+
+
 def badge(verdict: str | None) -> dict[str, str]:
     """Get what a verdict is shown by.
 
@@ -81,26 +109,28 @@ def badge(verdict: str | None) -> dict[str, str]:
 
 
 def meanings(summary: Entry) -> list[dict[str, Any]]:
-    """Say what each verdict means, with the thresholds in force.
+    """Say what each verdict and finding means, with the thresholds in force.
 
     Args:
         summary: The contents of `summary.json`.
 
     Returns:
-        Badge and meaning of every verdict that there is, the best first.
+        Badge and meaning of every verdict that there is, the best first, then of the findings.
     """
     thresholds = values_in_force(summary)
+    looks = {name: (look, meaning_of(name, thresholds)) for name, look in WORDS.items()}
+    looks |= {name: (FINDING, said) for name, said in finding_meanings(thresholds).items()}
     return [
         {
             "badge": {"word": name, "shape": look.shape, "color": look.color},
-            "meaning": meaning_of(look, thresholds),
+            "meaning": meaning,
         }
-        for name, look in WORDS.items()
+        for name, (look, meaning) in looks.items()
     ]
 
 
 def cards(summary: Entry) -> list[dict[str, Any]]:
-    """One card per checkpoint shown: its verdict, the evidence, and a few numbers.
+    """One card per checkpoint shown: verdict and findings, the evidence, and a few numbers.
 
     Args:
         summary: The contents of `summary.json`.
@@ -113,6 +143,8 @@ def cards(summary: Entry) -> list[dict[str, Any]]:
     for checkpoint in shown(summary):
         verdict = checkpoint["verdict"]
         checks = [{**check, "badge": badge(check["verdict"])} for check in verdict["checks"]]
+        yardsticks = _yardsticks(summary, checkpoint)
+        by_reference = any(entry["name"] == "over_reference" for entry in yardsticks)
         rows.append(
             {
                 "label": checkpoint["label"],
@@ -121,13 +153,49 @@ def cards(summary: Entry) -> list[dict[str, Any]]:
                 "verdict": verdict["verdict"],
                 "badge": badge(verdict["verdict"]),
                 "between": [badge(name) for name in verdict["between"]],
+                "findings": list(verdict["findings"]),
+                "also": also(verdict),
                 "evidence": list(verdict["evidence"]),
                 "checks": checks,
                 "numbers": _key_numbers(checkpoint, measures),
-                "against": difference_line(summary, checkpoint["label"]),
+                "yardsticks": yardsticks,
+                "against": "" if by_reference else difference_line(summary, checkpoint["label"]),
             }
         )
     return rows
+
+
+def also(verdict: Entry) -> str:
+    """Put the findings into words that follow the verdict.
+
+    Args:
+        verdict: Of a checkpoint in the summary.
+
+    Returns:
+        Such as "but low rank" after a good verdict, "and low rank" after another; empty without
+        findings.
+    """
+    names = [str(finding["name"]) for finding in verdict["findings"]]
+    joint = "but" if word(verdict["verdict"])[0] in GOOD else "and"
+    return f"{joint} {', '.join(names)}" if names else ""
+
+
+def _yardsticks(summary: Entry, checkpoint: Entry) -> list[dict[str, Any]]:
+    """What the loss of a checkpoint was held against, in the summary's order."""
+    return [
+        {"name": entry["name"], "title": entry["title"],
+         "short": _SHORT.get(entry["name"], entry["title"]), **_signed_cell(value)}
+        for entry in summary["yardsticks"]
+        if (value := checkpoint["yardsticks"].get(entry["name"])) and value["mean"] is not None
+    ]  # fmt: skip
+
+
+_SHORT = {sign.name: sign.short for sign in YARDSTICKS}
+
+
+def _signed_cell(difference: Entry) -> dict[str, Any]:
+    ends = (difference["mean"], difference["low"], difference["high"])
+    return {"mean": signed(*ends), "interval": interval(*ends)}
 
 
 def _key_numbers(checkpoint: Entry, measures: Mapping[str, Entry]) -> list[dict[str, Any]]:
@@ -145,7 +213,7 @@ def _key_numbers(checkpoint: Entry, measures: Mapping[str, Entry]) -> list[dict[
 def _is_evidence(title: str, evidence: Sequence[str]) -> bool:
     """Whether the evidence gives this number already."""
     parts = [part for sentence in evidence for part in sentence.split("; ")]
-    return any(re.match(rf"{re.escape(title)} [-−]?\d", part) for part in parts)
+    return any(re.match(rf"{re.escape(title)}(, \w+,)? [-−]?\d", part) for part in parts)
 
 
 def _facts(checkpoint: Entry) -> list[str]:
@@ -169,7 +237,7 @@ def _cell(measure: Entry) -> dict[str, Any]:
 
 
 def measure_rows(summary: Entry) -> tuple[list[dict[str, Any]], list[str]]:
-    """The table of measures: a row each, a cell per checkpoint shown.
+    """The table of measures: a row each, a cell per checkpoint shown; yardsticks below the loss.
 
     Args:
         summary: The contents of `summary.json`.
@@ -187,7 +255,30 @@ def measure_rows(summary: Entry) -> tuple[list[dict[str, Any]], list[str]]:
         pairs = zip(entries, columns, strict=True)
         cells = [_measure_cell(entry, checkpoint) for entry, checkpoint in pairs]
         rows.append({**measure, "cells": cells})
+        if measure["name"] == "loss":
+            rows += _yardstick_rows(summary)
     return rows, absent
+
+
+def _yardstick_rows(summary: Entry) -> list[dict[str, Any]]:
+    """A row for each yardstick that any checkpoint shown was held against."""
+    rows = []
+    for yardstick in summary["yardsticks"]:
+        values = [c["yardsticks"].get(yardstick["name"]) for c in shown(summary)]
+        if any(value and value["mean"] is not None for value in values):
+            cells = [_yardstick_cell(v, c) for v, c in zip(values, shown(summary), strict=True)]
+            rows.append({**yardstick, "cells": cells})
+    return rows
+
+
+def _yardstick_cell(value: Entry | None, checkpoint: Entry) -> dict[str, Any]:
+    nothing = {"mean": "–", "interval": "", "twin": "", "few": ""}
+    if value is None or value["mean"] is None:
+        return nothing
+    few = f"{value['n']} of {checkpoint['samples']} samples"
+    return (
+        nothing | _signed_cell(value) | {"few": few if value["n"] < checkpoint["samples"] else ""}
+    )
 
 
 def _measure_cell(measure: Entry | None, checkpoint: Entry) -> dict[str, Any]:

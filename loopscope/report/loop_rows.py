@@ -8,19 +8,24 @@ import pandas as pd
 
 from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures import Panel, choose, every, loops_of, trained_loops
-from loopscope.names import block_number, state_number
+from loopscope.names import READINGS, block_number, state_number
 from loopscope.report.numbers import DASH, estimate
 
 ROWS = 17
 """Rows of a loop; of longer ones some are shown."""
 
 COLUMNS = (
-    ("loss", "loss when the coda reads h(t), nats/token"),
-    ("step", "step ‖h(t+1)−h(t)‖/‖h(t)‖"),
-    ("update", "update 2‖f(h)−h‖/(‖f(h)‖+‖h‖)"),
-    ("cka", "CKA of h(t) and h(t+1), debiased"),
-    ("rank", "effective rank of h(t)"),
+    ("raw", "loss, raw", "nats/token when the coda reads h(t) as it is"),
+    ("matched", "loss, matched", "each token of h(t) at its length in h(K)"),
+    ("fitted", "loss, fitted", "h(t) through a map to h(K), fitted on other text"),
+    ("step", "step", "‖h(t+1)−h(t)‖/‖h(t)‖"),
+    ("turn", "turn", "the step without growth in length, ‖ĥ(t+1)−ĥ(t)‖"),
+    ("update", "update", "2‖h_m(t)−h(t)‖/(‖h_m(t)‖+‖h(t)‖), h_m(t) what the core gives"),
+    ("mixed", "mixed update", "the same with h(t+1), which enters the next loop, for h_m(t)"),
+    ("cka", "CKA", "of h(t) and h(t+1), debiased"),
+    ("rank", "effective rank", "of h(t)"),
 )
+"""Each column: its name, its heading and what stands in it."""
 
 
 def per_loop(tables: Tables) -> list[dict[str, Any]]:
@@ -30,11 +35,11 @@ def per_loop(tables: Tables) -> list[dict[str, Any]]:
         tables: What was measured.
 
     Returns:
-        One table per model and loop: title, columns that have values, rows of t with a text for
-        each column, whether t lies beyond the loops that the model runs by itself, and whether
-        rows are left out.
+        One table per model and loop: title, columns that have values and their meanings, rows of t
+        with a text for each column, whether t lies beyond the loops that the model runs by itself,
+        and whether rows are left out.
     """
-    frames = {name: frame for name, _ in COLUMNS if (frame := _MEANS[name](tables)) is not None}
+    frames = {name: frame for name, *_ in COLUMNS if (frame := _MEANS[name](tables)) is not None}
     loops = []
     for panel in _panels(tables):
         columns = {name: _by_t(panel.rows(frame)) for name, frame in frames.items()}
@@ -52,13 +57,20 @@ def per_loop(tables: Tables) -> list[dict[str, Any]]:
             }
             for t in chosen
         ]
-        heads = [head for name, head in COLUMNS if name in columns]
+        shown = [(head, meaning) for name, head, meaning in COLUMNS if name in columns]
         title = panel.model
         title += f", {panel.loop}" if len(loops_of(tables, panel.model)) > 1 else ""
         title += f", step {panel.step:,}" if panel.step is not None else ""
         shortened = len(chosen) <= last
         loops.append(
-            {"title": title, "columns": heads, "rows": rows, "K": K, "shortened": shortened}
+            {
+                "title": title,
+                "columns": [head for head, _ in shown],
+                "meanings": [f"{head}: {meaning}" for head, meaning in shown],
+                "rows": rows,
+                "K": K,
+                "shortened": shortened,
+            }
         )
     return loops
 
@@ -76,10 +88,20 @@ def _by_t(rows: pd.DataFrame) -> dict[int, float]:
     return {int(t): float(mean) for t, mean in pairs if math.isfinite(mean)}
 
 
-def _course(name: str) -> Any:
+def _losses(reading: str) -> Callable[[Tables], pd.DataFrame | None]:
     def values(tables: Tables) -> pd.DataFrame | None:
-        frame = getattr(tables, name)
-        return None if frame is None else aggregate.summarise(frame, ["t"])
+        frame = tables.readout
+        if frame is None:
+            return None
+        return aggregate.summarise(frame[frame["reading"].eq(reading)], ["t"])
+
+    return values
+
+
+def _steps(column: str) -> Callable[[Tables], pd.DataFrame | None]:
+    def values(tables: Tables) -> pd.DataFrame | None:
+        frame = tables.delta
+        return None if frame is None else aggregate.summarise(frame, ["t"], column)
 
     return values
 
@@ -120,10 +142,12 @@ def _numbered(
     return rows.assign(t=[t for t in numbers if t is not None])
 
 
-_MEANS = {
-    "loss": _course("readout"),
-    "step": _course("delta"),
+_MEANS: dict[str, Callable[[Tables], pd.DataFrame | None]] = {
+    **{reading: _losses(reading) for reading in READINGS},
+    "step": _steps("value"),
+    "turn": _steps("turn"),
     "update": _update,
+    "mixed": _steps("mixed"),
     "cka": _cka,
     "rank": _rank,
 }

@@ -77,6 +77,7 @@ def render(
         summary=summary,
         shown=contents.shown(summary),
         headline=contents.headline(summary),
+        findings=contents.finding_counts(summary),
         cards=contents.cards(summary),
         meanings=contents.meanings(summary),
         pictures=drawn,

@@ -29,16 +29,22 @@ CAPTIONS = {
         "The loss when the coda reads the state before it is finished, h(t) instead of h(K). A "
         "line that falls to its large marker is a loop that works to the end; one that is flat "
         "before it has loops that do nothing for the prediction; one that rises has loops that do "
-        "harm. Dotted: more loops than trained. Bands are as wide as samples differ, which all "
+        "harm. Raw, the coda reads h(t) as it is, which is what fewer loops give; but it expects "
+        "the length of h(K), so that a state that only grows falls too. Matched, each token has "
+        "the length it has in h(K); fitted, h(t) goes through a map to h(K), the same for every "
+        "token: a loop has to fall there as well, and its gain is counted where it is least. "
+        "Dotted: more loops than trained. Bands are as wide as samples differ, which all "
         "models share; the table of differences compares on the same samples.",
-        "Line chart of the loss in nats per token against t, one line per model",
+        "Line charts of the loss in nats per token against t, one panel per reading of the state, "
+        "one line per model",
     ),
     "steps": Caption(
         "How far does each loop move the state?",
         "The relative step from h(t) to h(t+1), logarithmic. A straight fall is convergence to a "
-        "fixed point; a level line keeps moving. Small steps are no failure as long as the loss "
-        "beside them is good.",
-        "Line chart of the relative step of each iteration, one line per model",
+        "fixed point; a level line keeps moving. The turn is the step without growth in length: a "
+        "loop with steps but no turn only makes the state longer. Small steps are no failure as "
+        "long as the loss beside them is good.",
+        "Line charts of the relative step and the turn of each iteration, one line per model",
     ),
     "fig3_update": Caption(
         "Do the loops share the work?",

@@ -12,6 +12,7 @@ import pytest
 
 from loopscope.analysis.collapse.sign_values import by_key
 from loopscope.analysis.collapse.verdicts import Verdict
+from loopscope.analysis.collapse.yardsticks import Finding
 from loopscope.analysis.tables.frames import Tables
 from loopscope.files import claimed
 from loopscope.models.native.checkpoint import read_tokenizer, save
@@ -20,6 +21,7 @@ from tests.conftest import make_model
 from tests.program import called, without_figures
 
 SMALL = ["--samples", "6", "--tokens", "24"]
+LOW_RANK = Finding(name="low rank", because="planted too")
 
 
 @pytest.fixture
@@ -111,7 +113,11 @@ def test_fail_on_ends_with_exit_code_1_after_everything_is_written(
     monkeypatch.setattr(
         "loopscope.analysis.collapse.findings.judge",
         lambda signs, **given: {
-            key: Verdict(verdict=kinds.get(key.model, "stagnant"), evidence=("planted",))
+            key: Verdict(
+                verdict=kinds.get(key.model, "stagnant"),
+                evidence=("planted",),
+                findings=(LOW_RANK,) if key.model == "mesh" else (),
+            )
             for key in by_key(signs)
         },
     )
@@ -122,6 +128,9 @@ def test_fail_on_ends_with_exit_code_1_after_everything_is_written(
     assert (tmp_path / "out" / "tables" / "signs.csv").exists()
     code, told, _ = run(*words, "--fail-on", verdicts.replace("VERDICT", "stagnant"))
     assert code == 0 and " is stagnant" not in told
+    code, told, _ = run(*words, "--fail-on", verdicts.replace("VERDICT", "low rank"))
+    assert code == 1 and "mesh is low rank" in told and "step-1 is" not in told
+    assert "◣ skewed, and low rank  mesh\n  low rank: planted too\n" in told
 
 
 @pytest.mark.parametrize(
@@ -129,6 +138,7 @@ def test_fail_on_ends_with_exit_code_1_after_everything_is_written(
     [
         (["compare", "{runs}/mesh", "--fail-on", "collapse"], "did you mean collapsed"),
         (["compare", "{runs}/mesh", "--fail-on", ""], "unknown verdict"),
+        (["compare", "{runs}/mesh", "--fail-on", "skewed,lowrank"], "did you mean low rank"),
         (["compare", "{runs}/mesh", "--more-loops", "-1"], "more_loops must be 0 or more"),
         (["compare", "{runs}/none-*"], "nothing matches"),
         (["compare", "{runs}/mesh", "{runs}/none"], "unknown model"),

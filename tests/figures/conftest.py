@@ -30,6 +30,7 @@ def finish(frame: pd.DataFrame, name: str, step: int | None) -> pd.DataFrame:
         "model": category([name] * n),
         "step": pd.array([step] * n, dtype="Int64"),
         "sample": frame["sample"].astype(np.int32),
+        "document": category([None] * n),
         "loop": category(["core"] * n),
         "flag": category(
             frame.get("flag", pd.Series([None] * n)), ["zero", "short", "nonfinite", "shape"]

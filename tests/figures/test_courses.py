@@ -13,6 +13,8 @@ from loopscope.errors import InputError
 from loopscope.figures import style
 from loopscope.figures.courses import line_looks, with_interval
 from loopscope.figures.panels import choose
+from loopscope.figures.step_lines import STEP_LABEL
+from loopscope.names import READINGS
 from tests.figures.course_tables import with_courses
 
 NAMES = {"loss_per_loop": "readout", "steps": "delta"}
@@ -186,3 +188,128 @@ def test_a_state_that_does_not_move_stands_on_the_lower_edge(make):
 def test_a_missing_table_is_named(make, name):
     with pytest.raises(InputError, match=f"needs the table '{NAMES[name]}'"):
         getattr(figures, name)(make("base"))
+
+
+# -- readings, steps without growth ---------------------------------------------------------------
+
+
+@pytest.fixture
+def read(make):
+    """A model with all readings and one with raw alone."""
+    full = with_courses(make("mesh"), more=2, start=31.0, readings=READINGS, turn=True)
+    return Tables.concat([with_courses(make("base")), full])
+
+
+def titles(fig) -> list[str]:
+    return [ax.get_title() for ax in fig.axes]
+
+
+def own_line(ax, label: str) -> list:
+    return [line for line in ax.get_lines() if line.get_label() == label]
+
+
+def test_each_reading_of_a_state_has_a_panel_of_its_means_on_one_axis(read):
+    fig = figures.loss_per_loop(read)
+    draw(fig)
+    assert titles(fig) == ["raw", "matched", "fitted"]
+    assert len({ax.get_ylim() for ax in fig.axes}) == 1
+    assert [ax.get_ylabel() for ax in fig.axes] == ["loss (nats per token)", "", ""]
+    for ax, reading in zip(fig.axes, READINGS, strict=True):
+        rows = read.readout[read.readout["reading"].eq(reading) & read.readout["model"].eq("mesh")]
+        [line] = own_line(ax, "+mesh")
+        means = rows[rows["t"].le(3)].groupby("t")["value"].mean()
+        assert line.get_ydata() == pytest.approx(means.to_numpy())
+        assert max(line.get_xdata()) == 3
+    ends = [ax.get_xlim()[1] for ax in fig.axes]
+    assert ends[0] > 5 and max(ends[1:]) < 4  # raw alone goes beyond K
+
+
+def test_the_readings_share_one_legend_and_say_what_they_are(read):
+    fig = figures.loss_per_loop(read)
+    assert len(fig.legends) == 1 and legend(fig) == ["base", "+mesh"]
+    said = [text.get_text() for ax in fig.axes for text in ax.texts]
+    assert said == [
+        "the coda reads $h(t)$ as it is",
+        "each token at its length in $h(K)$",
+        "through a map to $h(K)$, fitted on other text",
+    ]
+    draw(fig)
+    for ax in fig.axes:
+        words, panel = ax.texts[0].get_window_extent(), ax.get_window_extent()
+        assert words.width < 1.05 * panel.width
+
+
+def test_a_model_without_a_reading_has_no_line_there_and_is_named(read):
+    fig = figures.loss_per_loop(read)
+    assert [len(own_line(ax, "base")) for ax in fig.axes] == [1, 0, 0]
+    assert "No matched values: base. No fitted values: base." in small_print(fig)
+    assert "No raw" not in small_print(fig)
+
+
+@pytest.mark.parametrize(
+    ("readings", "shown"),
+    [(("raw",), [""]), (("raw", "matched"), ["raw", "matched"]), (("fitted",), ["fitted"])],
+)
+def test_only_the_readings_that_there_are_get_a_panel(make, readings, shown):
+    fig = figures.loss_per_loop(with_courses(make("base"), readings=readings))
+    draw(fig)
+    assert titles(fig) == shown
+
+
+def test_a_model_that_was_read_raw_alone_is_drawn_as_if_there_were_no_other(read, make):
+    alone = figures.loss_per_loop(with_courses(make("base")))
+    chosen = figures.loss_per_loop(read, models="base")
+    assert titles(chosen) == titles(alone) == [""]
+    assert chosen.get_size_inches().tolist() == alone.get_size_inches().tolist()
+    assert chosen.axes[0].get_xlabel() == "the coda reads $h(t)$, after $t$ loops"
+
+
+def test_far_losses_of_one_reading_bend_the_axis_of_all(read):
+    fig = figures.loss_per_loop(read)
+    assert "Above the grey line the axis is logarithmic." in small_print(fig)
+    heights = [ax.transData.transform((0, 3.0))[1] for ax in fig.axes]
+    assert heights == pytest.approx([heights[0]] * 3)
+    assert all(len(ax.patches) == 1 for ax in fig.axes)
+
+
+def test_a_reading_without_a_sound_value_says_so_in_its_panel(make):
+    tables = with_courses(make("base"), readings=READINGS)
+    broken = tables.readout["reading"].eq("matched")
+    tables.readout.loc[broken, "value"] = np.nan
+    fig = figures.loss_per_loop(tables)
+    draw(fig)
+    assert legend(fig) == ["base"]
+    assert fig.axes[1].texts[-1].get_text() == f"no sound values\n({broken.sum():,} flagged)"
+    assert "No matched values: base." in small_print(fig)
+
+
+def test_the_turn_stands_beside_the_step_on_its_axis(make):
+    tables = with_courses(make("mesh"), more=2, turn=True)
+    fig = figures.steps(tables)
+    draw(fig)
+    assert titles(fig) == ["step", "turn"]
+    assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
+    for ax, column in zip(fig.axes, ("value", "turn"), strict=True):
+        means = tables.delta[tables.delta["t"].lt(3)].groupby("t")[column].mean()
+        assert own_line(ax, "+mesh")[0].get_ydata() == pytest.approx(means.to_numpy())
+    assert "Turn: the step without growth in length." in small_print(fig)
+    low, high = fig.axes[0].get_ylim()
+    assert low < tables.delta["turn"].mean() < tables.delta["value"].mean() < high
+
+
+def test_a_turn_of_nothing_stands_on_the_lower_edge_beside_a_step_that_grows(make):
+    tables = with_courses(make("mesh"), turn=True)
+    tables.delta["turn"] = 0.0
+    fig = figures.steps(tables)
+    draw(fig)
+    low, _ = fig.axes[1].get_ylim()
+    assert own_line(fig.axes[1], "+mesh")[0].get_ydata() == pytest.approx([low] * 3)
+    assert "Steps of exactly 0 stand on the lower edge." in small_print(fig)
+
+
+def test_steps_without_any_turn_have_one_panel_and_a_model_without_is_named(read, make):
+    alone = figures.steps(with_courses(make("base")))
+    assert titles(alone) == [""] and alone.axes[0].get_ylabel() == STEP_LABEL
+    both = figures.steps(read)
+    assert titles(both) == ["step", "turn"]
+    assert "No turn values: base." in small_print(both)

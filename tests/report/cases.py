@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope.analysis.tables.frames import Tables
+from loopscope.names import READINGS
 from tests.figures.conftest import make
 from tests.figures.course_tables import with_courses
 
@@ -21,12 +22,23 @@ MEASURES = [
     ("erank_ratio", "effective rank, h(K) over h(0)", "", "0 …", "ratio", "below 1: fewer"),
     ("loop_gain", "gain of the loop", "nats/token", "any", "L(0) − L(K)", "what the loop does"),
     ("more_loss", "loss of more loops", "nats/token", "any", "L(T) − L(K)", "more loops than K"),
+    ("erank_share", "effective rank of h(K), of what is possible", "", "0 … 1", "share", "few"),
 ]
 MEANS = {
-    "base": (2.48, 0.13, 0.71, 60.0, 0.8, 2.94, 0.9),
-    "residual": (2.461, 0.31, 0.88, 55.0, 0.7, 29.2, 0.32),
-    "anchor": (2.44, 0.42, 0.79, 61.0, 0.9, 4.2, 0.2),
-    "mesh": (2.41, 0.2, 0.55, 66.0, 1.05, 2.0, None),
+    "base": (2.48, 0.13, 0.71, 60.0, 0.8, 2.94, 0.9, 0.4),
+    "residual": (2.461, 0.31, 0.88, 55.0, 0.7, 29.2, 0.32, 0.3),
+    "anchor": (2.44, 0.42, 0.79, 61.0, 0.9, 4.2, 0.2, 0.35),
+    "mesh": (2.41, 0.2, 0.55, 16.0, 1.05, 2.0, None, 0.12),
+}
+YARDSTICKS = [
+    ("over_unigram", "loss over that of a unigram", "loss − unigram", "above 0: worse"),
+    ("over_one_loop", "loss over that of one loop", "loss − L(1)", "above 0: one loop is better"),
+    ("over_untrained", "loss over that of the untrained twin", "loss − twin", "below 0: taught"),
+    ("over_reference", "loss over that of the reference", "loss − first", "above 0: worse"),
+]
+FINDINGS = {
+    "low rank": "effective rank of h(K), of what is possible 0.12 [0.11, 0.13], below 0.25",
+    "worse than unigram": "loss over that of a unigram 0.31 [0.21, 0.41], above 0",
 }
 
 
@@ -41,24 +53,38 @@ def estimate(
     """One measure of one checkpoint."""
     if mean is None:
         nothing = {"mean": None, "low": None, "high": None, "std": None}
-        return nothing | {"n": 0, "n_flagged": lost, "untrained": None}
+        return nothing | {"n": 0, "units": 0, "n_flagged": lost, "untrained": None}
     half = share * abs(mean)
     untrained = None
     if twin is not None:
         d = mean - twin
         untrained = {"mean": twin, "difference": d, "low": d - half, "high": d + half}
     ends = {"mean": mean, "low": mean - half, "high": mean + half, "std": 3 * half}
-    return ends | {"n": n, "n_flagged": 0, "untrained": untrained}
+    return ends | {"n": n, "units": min(n, 30), "n_flagged": 0, "untrained": untrained}
 
 
-def verdict(name: str | None, *evidence: str, between: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A verdict with two checks."""
+def yardsticks(**means: float) -> dict[str, dict[str, Any]]:
+    """What the loss of a checkpoint was held against."""
+    return {
+        f"over_{name}": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 40}
+        for name, mean in means.items()
+    }
+
+
+def verdict(
+    name: str | None,
+    *evidence: str,
+    between: tuple[str, ...] = (),
+    findings: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A verdict with two checks, and findings beside it."""
     checks = [
         {"verdict": "collapsed", "answer": "no", "because": "effective rank of h(K) 60, above 2"},
         {"verdict": "skewed", "answer": "unknown", "because": "skew 0.5 [0.4, 0.6]"},
     ]
     told = {"verdict": name, "between": list(between), "evidence": list(evidence)}
-    return told | {"checks": checks if name else []}
+    beside = [{"name": finding, "because": FINDINGS[finding]} for finding in findings]
+    return told | {"checks": checks if name else [], "findings": beside}
 
 
 def checkpoint(model: str, means: tuple, told: dict[str, Any], *, twin=None, **changes: Any):
@@ -71,7 +97,7 @@ def checkpoint(model: str, means: tuple, told: dict[str, Any], *, twin=None, **c
     entry = {
         "label": model, "model": model, "step": None, "loop": "core", "target": model,
         "variant": model if model in MEANS else None, "layout": "1+2R3+1", "K": 3, "T": 6,
-        "untrained": False, "samples": 40, "measures": measures, "verdict": told,
+        "untrained": False, "samples": 40, "measures": measures, "yardsticks": {}, "verdict": told,
     }  # fmt: skip
     return entry | changes
 
@@ -95,7 +121,10 @@ def summary() -> dict[str, Any]:
     """Four models of the zoo, an untrained one, and one without a loop."""
     ok = "gain of the loop 2.94 [2.71, 3.18]; skew 0.13 [0.12, 0.14]"
     found = [
-        checkpoint("base", MEANS["base"], verdict("healthy", ok), twin=1.4),
+        checkpoint(
+            "base", MEANS["base"], verdict("healthy", ok), twin=1.4,
+            yardsticks=yardsticks(unigram=-3.1, one_loop=-0.9, untrained=-5.2),
+        ),
         checkpoint(
             "residual", MEANS["residual"],
             verdict("skewed", "skew 0.62 [0.58, 0.66], above 0.5",
@@ -107,14 +136,19 @@ def summary() -> dict[str, Any]:
                     between=("skewed", "healthy")),
             twin=1.2,
         ),
-        checkpoint("mesh", MEANS["mesh"], verdict("converging", "contraction 0.7 [0.6, 0.8]")),
         checkpoint(
-            "mesh@init", (7.66, 0.01, 0.999, 12.3, 0.99, 0.0001, None),
-            verdict("stagnant", "CKA of consecutive states 0.999 [0.998, 1], above 0.98"),
+            "mesh", MEANS["mesh"],
+            verdict("converging", "contraction 0.7 [0.6, 0.8]", findings=("low rank",)),
+            yardsticks=yardsticks(unigram=-3.2, reference=0.05),
+        ),
+        checkpoint(
+            "mesh@init", (7.66, 0.01, 0.999, 12.3, 0.99, 0.0001, None, 0.1),
+            verdict("stagnant", "CKA of consecutive states 0.999 [0.998, 1], above 0.98",
+                    findings=("low rank", "worse than unigram")),
             untrained=True, variant="mesh",
         ),
         checkpoint(
-            "plain", (2.39, None, None, None, None, None, None),
+            "plain", (2.39, None, None, None, None, None, None, 0.5),
             verdict(None, "it has no loop: no layers are run again with the same weights"),
             layout="8", K=0, T=0, variant="vanilla",
         ),
@@ -125,8 +159,8 @@ def summary() -> dict[str, Any]:
         "loopscope": "0.1.0",
         "command": "loopscope compare base residual anchor mesh mesh@init plain --samples 40",
         "samples": {
-            "data": "shipped held-out samples", "count": 40, "tokens": 256, "seed": 0,
-            "same_tokens": True,
+            "data": "shipped held-out samples", "count": 40, "documents": 30, "tokens": 256,
+            "seed": 0, "same_tokens": True,
         },
         "reference": "base",
         "measures": [
@@ -137,7 +171,12 @@ def summary() -> dict[str, Any]:
             {"name": "uneven", "measures": ["skew"], "value": 0.5, "unit": "",
              "meaning": "half way from even to one"},
             {"name": "little_gain", "measures": ["loop_gain"], "value": 0.02,
-             "unit": "of the loss", "meaning": "is little"},
+             "unit": "nats/token", "meaning": "is little"},
+        ],
+        "yardsticks": [
+            {"name": name, "title": title, "unit": "nats/token", "range": "any",
+             "formula": formula, "meaning": meaning}
+            for name, title, formula, meaning in YARDSTICKS
         ],
         "checkpoints": found,
         "differences": [
@@ -166,7 +205,7 @@ def with_series(told: dict[str, Any]) -> dict[str, Any]:
             gone = bad is not None and step >= bad
             means = (
                 2.5 + 8.0 * 0.15**i, 0.2, 0.6 + 0.39 * gone, 60.0 / (1 + 30 * gone),
-                1 - 0.95 * gone, 3.0 * (1 - 0.99 * gone), 0.2,
+                1 - 0.95 * gone, 3.0 * (1 - 0.99 * gone), 0.2, 0.4 - 0.39 * gone,
             )  # fmt: skip
             fine = verdict("healthy", "gain of the loop 3 [2.9, 3]")
             end = verdict("collapsed", "effective rank of h(K) 1.9 [1.8, 1.95], below 2")
@@ -197,7 +236,7 @@ def tables(models=("base", "residual", "anchor", "mesh", "mesh@init")) -> Tables
     """Tables of models with three loops."""
     parts = [
         with_courses(make(m, B=6 if m.startswith("mesh") else None, samples=12),
-                     more=0 if m.startswith("mesh") else 3)
+                     more=0 if m.startswith("mesh") else 3, readings=READINGS, turn=True)
         for m in models
     ]  # fmt: skip
     return Tables.concat([*parts, make("plain", plain=True, samples=12)])
@@ -206,7 +245,9 @@ def tables(models=("base", "residual", "anchor", "mesh", "mesh@init")) -> Tables
 def series_tables() -> Tables:
     """The tables of `with_series(summary())`."""
     runs = [
-        with_courses(make(model, samples=4, step=step, seed=step), more=3)
+        with_courses(
+            make(model, samples=4, step=step, seed=step), more=3, readings=READINGS, turn=True
+        )
         for model in ("runs/good", HOSTILE)
         for step in STEPS
     ]
@@ -231,7 +272,7 @@ def broken_tables() -> Tables:
     for name, columns in {
         "update": ["value"], "cka": ["value"], "rank": ["value"],
         "spectrum": ["sigma_rel", "log10_sigma_rel"],
-        "delta": ["value", "ratio"], "readout": ["value"], "loss": ["value"],
+        "delta": ["value", "ratio", "mixed", "turn"], "readout": ["value"], "loss": ["value"],
     }.items():  # fmt: skip
         frame: pd.DataFrame = getattr(found, name)
         frame.loc[:, columns] = np.nan

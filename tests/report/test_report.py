@@ -7,12 +7,16 @@ from html.parser import HTMLParser
 
 import pytest
 
+from loopscope.analysis.collapse.verdicts import LADDER, VERDICTS
+from loopscope.analysis.collapse.yardsticks import FINDINGS
 from loopscope.analysis.tables.frames import Tables
 from loopscope.errors import InputError
+from loopscope.names import READINGS
 from loopscope.report import contents, render, verdict_html, write_report
 from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import estimate
-from loopscope.report.words import WORDS, Phrase, values_in_force
+from loopscope.report.words import FINDING, WORDS, meaning_of, values_in_force
+from loopscope.report.words import word as look_of
 from tests.figures.conftest import make
 from tests.figures.course_tables import with_courses
 from tests.figures.loop_tables import nested
@@ -92,10 +96,14 @@ def test_every_verdict_stands_there_as_a_word_with_its_evidence(page):
     assert "it has no loop" in text
 
 
-def test_the_evidence_is_not_said_twice_on_a_card(told):
+def test_the_evidence_is_not_said_twice_on_a_card():
+    told = cases.summary()
     card = contents.cards(told)[0]
     assert card["evidence"] == ["gain of the loop 2.94 [2.71, 3.18]; skew 0.13 [0.12, 0.14]"]
-    assert [one["name"] for one in card["numbers"]] == ["loss", "cka_debiased", "erank_ratio"]
+    names = [one["name"] for one in card["numbers"]]
+    assert names == ["loss", "cka_debiased", "erank_ratio", "erank_share"]
+    told["checkpoints"][0]["verdict"]["evidence"] = ["gain of the loop, fitted, −0.5 [−0.6, −0.4]"]
+    assert "loop_gain" not in [one["name"] for one in contents.cards(told)[0]["numbers"]]
 
 
 def test_of_a_run_the_last_step_stands_for_all(told):
@@ -177,7 +185,7 @@ def test_a_summary_with_a_single_checkpoint_has_no_differences():
     summary |= {"checkpoints": summary["checkpoints"][:1], "differences": []}
     text = text_of(without_figures(summary))
     assert "1 checkpoint compared" in text
-    assert "Differences" not in text and "the reference" not in text
+    assert "Differences" not in text and "· the reference" not in text
 
 
 def test_numbers_of_every_loop_stand_beside_the_figure(page):
@@ -202,7 +210,34 @@ def test_of_many_loops_some_rows_are_shown():
     update = make("deep", K=32, samples=3).update
     mean = update[update["block"].eq("core5")]["value"].mean()
     [row] = [row for row in one["rows"] if row["t"] == "4"]
-    assert row["cells"][2] == estimate(float(mean))
+    assert row["cells"][one["columns"].index("update")] == estimate(float(mean))
+
+
+def test_every_reading_and_the_turn_stand_in_the_rows_of_a_loop():
+    tables = with_courses(make("base", samples=3), more=2, readings=READINGS, turn=True)
+    [one] = per_loop(tables)
+    assert one["columns"] == [
+        "loss, raw", "loss, matched", "loss, fitted", "step", "turn", "update", "mixed update",
+        "CKA", "effective rank",
+    ]  # fmt: skip
+    first = dict(zip(one["columns"], one["rows"][0]["cells"], strict=True))
+    for reading in READINGS:
+        rows = tables.readout[tables.readout["reading"].eq(reading) & tables.readout["t"].eq(0)]
+        assert first[f"loss, {reading}"] == estimate(float(rows["value"].mean()))
+    delta = tables.delta[tables.delta["t"].eq(0)]
+    for head, column in (("step", "value"), ("turn", "turn"), ("mixed update", "mixed")):
+        assert first[head] == estimate(float(delta[column].mean()))
+    last = one["rows"][-1]["cells"]
+    assert last[0] != "–" and last[1:3] == ["–", "–"]  # only raw goes beyond K
+
+
+def test_a_loop_that_was_read_raw_alone_has_no_empty_columns(page):
+    [one] = per_loop(with_courses(make("base", samples=3)))
+    assert one["columns"] == [
+        "loss, raw", "step", "update", "mixed update", "CKA", "effective rank",
+    ]  # fmt: skip
+    said = "loss, matched: each token of h(t) at its length in h(K)"
+    assert said in text_of(page) and said not in one["meanings"]
 
 
 def test_what_the_provenance_says_of_all_models_stands_once():
@@ -264,38 +299,47 @@ def test_a_notebook_gets_the_verdicts_alone_with_their_style(told):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "usual", "shown"),
+    ("name", "value", "said"),
     [
-        ("shrinking", 0.3, "less than half as long", "less than 30 % as long as the first, and"),
-        ("half_rank", 0.25, "half of their rank", "keep less than 25 % of their rank in the loop"),
-        ("rank_one", 3.0, "in the loop, and", "or have fewer than 3 directions left, and the loop"),
-        ("uneven", 0.3, "one loop does most", "more of the update than 30 % of the way"),
-        ("alike", 0.9, "all but the same", "consecutive states have a CKA above 0.9, and"),
-        ("little_gain", 0.05, "next to nothing", "the others take less than 5 % off the loss"),
-        ("harm", 0.3, "than the last<", "better than the last by more than 0.3 nats/token"),
-        ("stable", 0.2, "do no harm", "more loops than trained cost at most 0.2 nats/token"),
+        ("shrinking", 0.3, "of the T loops run, is less than 0.3 of the first"),
+        ("half_rank", 0.25, "or less than 0.25 of the effective rank of h(0)"),
+        ("rank_one", 3.0, "h(K) has fewer than 3 directions"),
+        ("uneven", 0.3, "the skew of the turn is above 0.3, and"),
+        ("still", 0.4, "no state turns by more than 0.4, or"),
+        ("same", 0.9, "have a debiased CKA above 0.9;"),
+        ("little_gain", 0.07, "besides the busiest take less than 0.07 nats/token off the loss"),
+        ("little_gain", 0.07, "the whole loop takes at least 0.07 nats/token off the loss"),
+        ("harm", 0.3, "is read better by more than 0.3 nats/token, whatever the geometry"),
+        ("stable", 0.2, "more loops than trained cost less than 0.2 nats/token"),
+        ("low_rank", 0.15, "possible, below 0.15: h(K) uses less than 15 % of the directions"),
+        ("worse", 0.4, "that of the reference, above 0.4 nats/token: the first model predicts"),
+        ("no_better", -0.5, "that of a unigram, above -0.5 nats/token: frequencies of tokens"),
     ],
 )
-def test_the_meaning_of_a_verdict_has_the_threshold_in_force(name, value, usual, shown):
+def test_the_meanings_of_verdicts_and_findings_have_the_threshold_in_force(name, value, said):
     summary = cases.summary()
-    assert usual in without_figures(summary) and shown not in without_figures(summary)
+    assert said not in text_of(without_figures(summary))
     entry = {"name": name, "measures": [], "value": value, "unit": "", "meaning": "changed"}
     kept = [one for one in summary["thresholds"] if one["name"] != name]
-    page = without_figures(summary | {"thresholds": [*kept, entry]})
-    assert usual not in page and shown in page
+    assert said in text_of(without_figures(summary | {"thresholds": [*kept, entry]}))
 
 
 def test_a_threshold_that_is_switched_off_has_no_number():
     summary = cases.summary()  # infinity is null in JSON
     summary["thresholds"][0] |= {"name": "shrinking", "value": None}
-    assert "the last step is less than – as long as the first" in without_figures(summary)
+    assert "is less than – of the first" in text_of(without_figures(summary))
+    summary["thresholds"][0] |= {"name": "low_rank", "value": None}
+    assert "of what is possible, below –</td>" in without_figures(summary)
 
 
-def test_the_words_of_a_verdict_fit_the_thresholds_that_it_is_given_by():
-    parts = [part for look in WORDS.values() for part in look.meaning if isinstance(part, Phrase)]
-    values = values_in_force(cases.summary())
-    assert {part.threshold for part in parts} <= {*values}
-    assert all(part.at(values[part.threshold]) == part.words for part in parts)
+def test_the_meaning_of_a_verdict_is_that_of_its_conditions():
+    limits = {name: 7.0 for name in values_in_force(cases.summary())}
+    for rung in LADDER:
+        meaning = meaning_of(rung.verdict, limits)
+        assert "`" not in meaning
+        for part in re.split(r"`\w+`", rung.meaning):
+            assert part in meaning
+    assert {rung.verdict for rung in LADDER} == {*WORDS} - {"healthy", "uncertain", "no loop"}
 
 
 def luminance(color: str) -> float:
@@ -304,15 +348,13 @@ def luminance(color: str) -> float:
     return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_every_verdict_can_be_read_on_white_and_has_a_shape_of_its_own(name):
-    assert 1.05 / (luminance(WORDS[name].color) + 0.05) >= 4.5
-    assert [look.shape for look in WORDS.values()].count(WORDS[name].shape) == 1
+@pytest.mark.parametrize("look", [*WORDS.values(), FINDING])
+def test_every_verdict_can_be_read_on_white_and_has_a_shape_of_its_own(look):
+    assert 1.05 / (luminance(look.color) + 0.05) >= 4.5
+    assert [other.shape for other in (*WORDS.values(), FINDING)].count(look.shape) == 1
 
 
 def test_the_report_knows_every_verdict():
-    from loopscope.analysis.collapse.verdicts import VERDICTS
-
     assert set(WORDS) == {*VERDICTS, "uncertain", "no loop"}
 
 
@@ -343,4 +385,89 @@ def test_a_card_says_how_the_loss_differs_from_what_it_is_held_against():
     cards = contents.cards(summary)
     assert cards[0]["against"] == ""  # nothing to hold the first against
     assert cards[1]["against"].startswith("loss against base −0.040 [−0.060, −0.020], p")
-    assert text_of(verdict_html(summary)).count("loss against base") == len(cards) - 1
+    assert cards[3]["against"] == ""  # the yardsticks say it
+    assert text_of(verdict_html(summary)).count("loss against base") == len(cards) - 2
+
+
+def test_findings_stand_beside_the_verdict_with_what_is_behind_them():
+    text = text_of(verdict_html(cases.summary()))
+    because = "effective rank of h(K), of what is possible 0.12 [0.11, 0.13], below 0.25"
+    assert f"◆ converging, but low rank low rank: {because} contraction 0.7" in text
+    assert "■ stagnant, and low rank, worse than unigram low rank: " in text
+    assert "worse than unigram: loss over that of a unigram 0.31 [0.21, 0.41], above 0" in text
+    assert "● healthy gain of the loop" in text  # nothing beside it
+    page = text_of(without_figures(cases.summary()))
+    assert "1 – no loop; findings: 2 low rank, 1 worse than unigram" in page
+    no_findings = cases.summary()
+    for one in no_findings["checkpoints"]:
+        one["verdict"]["findings"] = []
+    assert "findings: " not in text_of(without_figures(no_findings))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "joint"),
+    [("healthy", "but"), (None, "but"), ("uncertain", "and"), ("skewed", "and"), ("new", "and")],
+)
+def test_a_finding_is_a_but_only_after_what_is_good(verdict, joint):
+    findings = [{"name": "low rank", "because": "a number"}]
+    assert contents.also({"verdict": verdict, "findings": findings}) == f"{joint} low rank"
+    assert contents.also({"verdict": verdict, "findings": []}) == ""
+
+
+def test_the_loss_stands_with_what_it_is_held_against_on_a_card_and_in_the_table():
+    summary = cases.summary()
+    [base, *_, mesh, _, plain] = contents.cards(summary)
+    lines = [(y["short"], y["mean"], y["interval"]) for y in base["yardsticks"]]
+    assert lines == [
+        ("− unigram", "−3.10", "[−3.20, −3.00]"),
+        ("− 1 loop", "−0.90", "[−1.00, −0.80]"),
+        ("− untrained", "−5.20", "[−5.30, −5.10]"),
+    ]
+    assert [y["short"] for y in mesh["yardsticks"]] == ["− unigram", "− reference"]
+    assert mesh["yardsticks"][1]["mean"] == "+0.05" and plain["yardsticks"] == []
+    assert "− unigram−3.10 [−3.20, −3.00] − 1 loop−0.90" in text_of(verdict_html(summary))
+    rows, _ = contents.measure_rows(summary)
+    assert [row["name"] for row in rows[:6]] == [
+        "loss", "over_unigram", "over_one_loop", "over_untrained", "over_reference", "skew",
+    ]  # fmt: skip
+    assert [cell["mean"] for cell in rows[4]["cells"]] == ["–", "–", "–", "+0.05", "–", "–"]
+    page = without_figures(summary)
+    assert page.count('href="#m-over_unigram"') == page.count('id="m-over_unigram"') == 1
+
+
+def test_a_yardstick_of_fewer_samples_says_so_and_without_a_value_is_not_shown():
+    summary = cases.summary()
+    summary["checkpoints"][0]["yardsticks"]["over_unigram"]["n"] = 31
+    summary["checkpoints"][3]["yardsticks"]["over_unigram"]["mean"] = None
+    rows, _ = contents.measure_rows(summary)
+    assert rows[1]["cells"][0]["few"] == "31 of 40 samples"
+    assert rows[1]["cells"][3]["mean"] == "–"
+    assert [y["name"] for y in contents.cards(summary)[3]["yardsticks"]] == ["over_reference"]
+
+
+def test_the_number_of_documents_is_told_where_it_is_known():
+    summary = cases.summary()
+    assert "the samples come from 30 documents." in text_of(without_figures(summary))
+    summary["samples"]["documents"] = None
+    text = text_of(without_figures(summary))
+    assert "come from" not in text and "bootstrap interval." in text
+
+
+def test_what_a_finding_says_is_text_and_no_markup():
+    summary = cases.summary()
+    evil = {"name": "<i>low</i>", "because": "<script>x</script>"}
+    summary["checkpoints"][0]["verdict"]["findings"] = [evil]
+    summary["yardsticks"][0]["title"] = '"><i>'
+    for page in (without_figures(summary), verdict_html(summary)):
+        found = Tags(page)
+        assert "<i>low</i>: <script>x</script>" in found.text
+        assert found.count("i") == found.count("script") == 0
+
+
+def test_a_verdict_of_a_later_version_is_shown_as_uncertain():
+    assert look_of("tired") == ("tired", WORDS["uncertain"])
+
+
+def test_the_page_knows_every_finding_that_there_is():
+    said = [entry["badge"]["word"] for entry in contents.meanings(cases.summary())]
+    assert said == [*WORDS, *FINDINGS]

@@ -51,3 +51,26 @@ def test_a_narrow_terminal_wraps_and_loses_nothing(capsys, monkeypatch, width):
     assert any("\x1b[" in line for line in lines)
     text = " ".join(" ".join(plain).split())
     assert "effective rank, h(K) over h(0) 0.800 [0.776, 0.824]" in text
+    assert "worse than unigram: loss over that of a unigram 0.31 [0.21, 0.41], above 0" in text
+
+
+def test_findings_stand_on_the_line_of_the_verdict_and_their_numbers_below(printed):
+    assert (
+        "◆ converging, but low rank  mesh\n"
+        "  low rank: effective rank of h(K), of what is possible 0.12 [0.11, 0.13], below 0.25\n"
+        "  contraction 0.7 [0.6, 0.8]\n"
+    ) in printed
+    assert "■ stagnant, and low rank, worse than unigram  mesh@init\n" in printed
+
+
+def test_the_loss_and_its_yardsticks_are_one_line(printed):
+    lines = printed.split("\n")
+    [base] = [line for line in lines if line.startswith("  loss 2.48")]
+    assert base == (
+        "  loss 2.48 [2.41, 2.55] nats/token; − unigram −3.10 [−3.20, −3.00]; "
+        "− 1 loop −0.90 [−1.00, −0.80]; − untrained −5.20 [−5.30, −5.10]"
+    )
+    assert lines[lines.index(base) + 1].startswith("  CKA of consecutive states 0.71")
+    [mesh] = [line for line in lines if line.startswith("  loss 2.41")]
+    assert mesh.endswith("; − reference +0.05 [−0.05, 0.15]")
+    assert "loss against base" not in lines[lines.index(mesh) + 2]

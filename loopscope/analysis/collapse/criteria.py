@@ -359,6 +359,17 @@ class Threshold:
         usual = value == self.value or not self.otherwise
         return self.meaning if usual else filled(self.otherwise, value)
 
+    def written(self, value: float | None) -> str:
+        """Write a number in the threshold's unit.
+
+        Args:
+            value: The number; None where there is none.
+
+        Returns:
+            Such as "0.1 nats/token"; – for None.
+        """
+        return "–" if value is None else f"{value:g} {self.unit}".rstrip()
+
 
 def filled(template: str, value: float | None) -> str:
     """Write a number into a sentence.

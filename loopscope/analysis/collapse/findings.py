@@ -305,10 +305,16 @@ class Findings:
         return {
             "data": windows[0].source if windows else "",
             "count": max(map(len, windows), default=0),
+            "documents": self._documents(),
             "tokens": windows[0].tokens.shape[1] if windows else 0,
             "seed": seeds.pop() if len(seeds) == 1 else None,
             "same_tokens": self.same_tokens,
         }
+
+    def _documents(self) -> int | None:
+        """How many documents the samples come from; None where nobody knows."""
+        documents = self.samples.groupby("model")["document"].nunique()
+        return int(documents.max()) or None
 
     def _thresholds(self) -> list[dict[str, Any]]:
         entries = []
@@ -361,7 +367,7 @@ class Findings:
                     mean = twin_values.mean()
                     against = {"mean": mean, "difference": d.mean, "low": d.low, "high": d.high}
             numbers = {name: row[name] for name in ("mean", "low", "high", "std")}
-            counts = {name: int(row[name]) for name in ("n", "n_flagged")}
+            counts = {name: int(row[name]) for name in ("n", "units", "n_flagged")}
             measures[sign.name] = {**numbers, **counts, "untrained": against}
         return measures
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.collapse.conditions import Above, Below, Condition, Estimate, Signs
+from loopscope.analysis.collapse.conditions import TITLES, Above, Below, Estimate, Signs
+from loopscope.analysis.collapse.criteria import THRESHOLDS
 
-RULES: tuple[tuple[str, Condition], ...] = (
+RULES: tuple[tuple[str, Above], ...] = (
     ("low rank", Below("erank_share", "low_rank", unmeasured=False)),
     ("worse than reference", Above("over_reference", "worse", unmeasured=False)),
     ("worse than unigram", Above("over_unigram", "no_better", unmeasured=False)),
@@ -54,6 +55,26 @@ def findings_of(
     return tuple(Finding(name=name, because=claim.words) for name, claim in claims if claim.answer)
 
 
+def finding_meanings(thresholds: Mapping[str, float | None]) -> dict[str, str]:
+    """Say what each finding means, with the numbers in force.
+
+    Args:
+        thresholds: Number by threshold name; None for one that is not finite.
+
+    Returns:
+        A sentence by finding.
+    """
+    by_name = {threshold.name: threshold for threshold in THRESHOLDS}
+    sentences = {}
+    for name, condition in RULES:
+        threshold, value = by_name[condition.threshold], thresholds[condition.threshold]
+        side = "below" if isinstance(condition, Below) else "above"
+        why = "" if value is None else f": {threshold.meaning_at(value)}"
+        limit = threshold.written(value)
+        sentences[name] = f"{TITLES[condition.sign]}, {side} {limit}{why}"
+    return sentences
+
+
 def unigram_losses(
     tokens: Any, documents: Sequence[str | None], *, vocabulary: int | None = None
 ) -> np.ndarray:
@@ -84,4 +105,4 @@ def unigram_losses(
     return losses
 
 
-__all__ = ["FINDINGS", "RULES", "Finding", "findings_of", "unigram_losses"]
+__all__ = ["FINDINGS", "RULES", "Finding", "finding_meanings", "findings_of", "unigram_losses"]

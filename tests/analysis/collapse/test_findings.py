@@ -58,7 +58,8 @@ def test_what_is_given_beside_the_tables_stands_in_the_summary():
         notes=lambda: ["a: something", "not measured: b: unreadable"],
     ).summary()
     assert summary["samples"] == {
-        "data": "a text", "count": 2, "tokens": 4, "seed": 3, "same_tokens": True,
+        "data": "a text", "count": 2, "documents": None, "tokens": 4, "seed": 3,
+        "same_tokens": True,
     }  # fmt: skip
     assert summary["failed"] == [{"target": "b", "reason": "unreadable"}]
     assert summary["notes"] == ["a: something"]
