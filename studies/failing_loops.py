@@ -109,9 +109,7 @@ class Run:
     @property
     def control(self) -> "Run":
         """The usual training of the same variant, K and seed."""
-        return Run(
-            kind="control", expected=SOUND, variant=self.variant, K=self.K, seed=self.seed
-        )  # fmt: skip
+        return replace(self, kind="control", expected=SOUND, training=Training())
 
 
 def kinds() -> Iterator[Run]:
@@ -139,7 +137,7 @@ def kinds() -> Iterator[Run]:
         yield harmful(kind="loss at h(1)", variant=variant, training=FirstStateAlone())
     for variant in ("base", "mesh"):
         yield faulty(kind="few windows", variant=variant, training=FewWindows(8))
-    for rate in RATES:
+    for rate in (0.1, 0.3, 1e3):
         yield faulty(kind=f"learning rate {rate:g}", training=HighRate(rate))
     for K in (3, 6):
         yield sound(kind="loop dropout", K=K, training=LoopDropout(0.25))
@@ -147,9 +145,6 @@ def kinds() -> Iterator[Run]:
         yield sound(kind="loss at every loop", K=K, training=EveryLoop())
     yield sound(kind="random K", variant="residual", training=RandomLoops())
     yield sound(kind="loss at every loop", variant="mesh", training=EveryLoop())
-
-
-RATES = (0.1, 0.3, 1e3)
 
 
 def runs(seeds: tuple[int, ...], part: str = "1/1") -> list[Run]:
@@ -334,10 +329,13 @@ def measure_all(out: Path, chosen: list[Run], *, again: bool) -> None:
 
 
 def is_measured(folder: Path) -> bool:
-    """Whether a run has all of its tables.
+    """Tell whether a run has all of its tables.
 
     Args:
         folder: Of the run.
+
+    Returns:
+        Whether its measuring was finished.
     """
     return (folder / MEASURED).exists()
 
@@ -410,11 +408,8 @@ def in_words(verdict: Verdict) -> str:
     Returns:
         A few words.
     """
-    return (
-        f"{verdict.verdict} ({' or '.join(verdict.between)})"
-        if verdict.between
-        else str(verdict.verdict)
-    )
+    between = f" ({' or '.join(verdict.between)})" if verdict.between else ""
+    return f"{verdict.verdict}{between}"
 
 
 def print_confusion(results: list[Judged]) -> None:
