@@ -139,6 +139,7 @@ class Monitor:
         began = time.perf_counter()
         with _undisturbed(module):
             measuring = self._for(module)
+            measuring.forget()
             tables = measuring.part(0, len(measuring))
         values = _means(tables)
         row = {"step": int(step), **values}

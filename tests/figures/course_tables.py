@@ -53,6 +53,7 @@ def with_courses(
         delta["ratio"] = delta.groupby("sample")["value"].transform(lambda v: v / v.shift())
         delta["mixed"] = 2 * delta["value"] / (2 + delta["value"])
         delta["turn"] = delta["value"] / 2 if turn else np.nan
+        delta["work"] = delta["turn"] * 1.5
         frames["delta"] = delta
     for frame in frames.values():
         frame["t"] = frame["t"].astype(np.int16)

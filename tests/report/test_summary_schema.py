@@ -48,7 +48,7 @@ def test_the_summaries_of_these_tests_are_valid(told):
         (("samples", "another"), 1),
         (("samples", "documents"), 0),
         (("checkpoints", 0, "yardsticks", "over_unigram", "n"), None),
-        (("checkpoints", 0, "measures", "loss", "units"), "30"),
+        (("checkpoints", 0, "measures", "loss", "clusters"), "30"),
         (("checkpoints", 3, "verdict", "findings", 0, "name"), "high rank"),
     ],
 )
@@ -93,7 +93,7 @@ def findings(documents: list[str | None], **yardsticks: Estimate) -> Findings:
 
 
 def test_a_summary_has_findings_yardsticks_and_documents_as_the_schema_says():
-    over = Estimate(0.5, 0.4, 0.6, 9, units=9)
+    over = Estimate(0.5, 0.4, 0.6, 9, clusters=9)
     made = findings([*"aabbcddef", None], over_unigram=over)
     summary = json.loads(json.dumps(made.summary(), allow_nan=False))
     validate(summary)
@@ -105,8 +105,9 @@ def test_a_summary_has_findings_yardsticks_and_documents_as_the_schema_says():
     }
     names = [finding["name"] for finding in entry["verdict"]["findings"]]
     assert names == ["low rank", "worse than unigram"]
-    units = made.signs.set_index("sign")["units"]
-    assert entry["measures"]["loss"]["units"] == units["loss"]
+    rows = made.signs.set_index("sign")
+    for count in ("documents", "clusters"):
+        assert entry["measures"]["loss"][count] == rows.loc["loss", count]
 
 
 def test_documents_are_null_where_nobody_knows_them():

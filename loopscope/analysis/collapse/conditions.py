@@ -14,6 +14,7 @@ from loopscope.analysis.collapse.criteria import SIGNS, YARDSTICKS
 from loopscope.names import READINGS
 
 Answer = bool | None
+Compare = Callable[[float, float], bool]
 
 MIN_SAMPLES = 8
 """Fewer samples give intervals too narrow to judge by."""
@@ -81,7 +82,7 @@ class Signs:
         self,
         sign: str,
         limit: float,
-        holds: Callable[[float, float], bool],
+        holds: Compare,
         *,
         unmeasured: Answer = None,
     ) -> Claim:
@@ -139,18 +140,18 @@ class Above:
     threshold: str
     instead: str = ""
     unmeasured: Answer = None
-    holds: ClassVar[Callable[[float, float], bool]] = staticmethod(gt)
+    holds: ClassVar[Compare] = staticmethod(gt)
 
     def __call__(self, signs: Signs) -> Claim:
         sign = self.instead if self.instead and not signs.has(self.sign) else self.sign
         limit = signs.thresholds[self.threshold]
-        return signs.claim(sign, limit, self.holds, unmeasured=self.unmeasured)
+        return signs.claim(sign, limit, type(self).holds, unmeasured=self.unmeasured)
 
 
 class Below(Above):
     """Whether a sign is below a threshold; its attributes are those of `Above`."""
 
-    holds: ClassVar[Callable[[float, float], bool]] = staticmethod(lt)
+    holds: ClassVar[Compare] = staticmethod(lt)
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,27 @@ class Lacks:
 
     def __call__(self, signs: Signs) -> Claim:
         return Claim(False if signs.has(self.sign) else None, f"{TITLES[self.sign]} is not known")
+
+
+@dataclass(frozen=True)
+class Informed:
+    """Whether a model knows enough of the text for small gains to accuse a loop; never no.
+
+    Yes where its loss is below a unigram's by more than a threshold, a part of the unigram's loss,
+    and where there is no unigram to hold it against.
+    """
+
+    threshold: str
+
+    def __call__(self, signs: Signs) -> Claim:
+        if not (signs.has("over_unigram") and signs.has("loss")):
+            return Claim(True, "what the model knows of the text is not known")
+        unigram = signs.estimates["loss"].mean - signs.estimates["over_unigram"].mean
+        limit = -signs.thresholds[self.threshold] * unigram
+        claim = signs.claim("over_unigram", limit, lt)
+        if claim.answer:
+            return claim
+        return Claim(None, f"{claim.words}: of text that the model hardly knows gains say little")
 
 
 @dataclass(frozen=True, init=False)

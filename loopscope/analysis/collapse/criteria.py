@@ -412,7 +412,7 @@ THRESHOLDS = (
     Threshold(
         name="same",
         signs=("cka_least",),
-        value=0.9995,
+        value=0.995,
         meaning="the loop does not change how the tokens lie to each other",
         otherwise="all states have a CKA above {value} with each other",
     ),
@@ -472,6 +472,13 @@ THRESHOLDS = (
         value=0.0,
         unit="nats/token",
         meaning="frequencies of tokens predict better",
+    ),
+    Threshold(
+        name="informed",
+        signs=("over_unigram",),
+        value=0.15,
+        unit="of the unigram's loss",
+        meaning="the model predicts this text better than frequencies do by more than this",
     ),
     Threshold(
         name="growing",

@@ -167,9 +167,11 @@ class Findings:
         for model, windows in self.windows.items():
             if model in documents and len(windows) == len(documents[model]):
                 if windows.sha256 not in same:
+                    known = documents[model].astype(object)
+                    names = list(known.where(known.notna(), None))
                     size = model_record(self.tables.provenance, model).vocabulary
                     same[windows.sha256] = unigram_losses(
-                        windows.tokens, list(documents[model]), vocabulary=size
+                        windows.tokens, names, vocabulary=size
                     )
                 losses[model] = pd.Series(same[windows.sha256], documents[model].index)
         return losses
@@ -367,7 +369,7 @@ class Findings:
                     mean = twin_values.mean()
                     against = {"mean": mean, "difference": d.mean, "low": d.low, "high": d.high}
             numbers = {name: row[name] for name in ("mean", "low", "high", "std")}
-            counts = {name: int(row[name]) for name in ("n", "units", "n_flagged")}
+            counts = {name: int(row[name]) for name in ("n", "documents", "clusters", "n_flagged")}
             measures[sign.name] = {**numbers, **counts, "untrained": against}
         return measures
 

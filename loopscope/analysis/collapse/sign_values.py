@@ -215,10 +215,11 @@ def _fill_turns(
     """Steps of the mixed state, with and without growth; the number of the loop that turns most."""
     if delta is None:
         return otherwise
-    columns = ["mixed", "turn", "work"]
-    steps = delta[delta["t"] < K].pivot(index="sample", columns="t", values=columns)
-    out["mixed_update"] = steps["mixed"].mean(axis=1, skipna=False)
-    turns, work = steps["turn"].copy(), steps["work"].copy()
+    within = delta[delta["t"] < K]
+    mixed, turns, work = (
+        within.pivot(index="sample", columns="t", values=name) for name in ("mixed", "turn", "work")
+    )
+    out["mixed_update"] = mixed.mean(axis=1, skipna=False)
     for t in range(first):  # out of a state without direction: as far as to an orthogonal one
         turns[t], work[t] = turns[t].fillna(2**0.5), work[t].fillna(2**0.5)
     out["turn"], out["work"] = turns.sum(axis=1, skipna=False), work.sum(axis=1, skipna=False)

@@ -23,6 +23,7 @@ from loopscope.analysis.collapse.conditions import (
     Claim,
     Condition,
     Estimate,
+    Informed,
     Lacks,
     Signs,
     interval,
@@ -173,13 +174,14 @@ LADDER = (
         "stagnant",
         AnyOf(
             STILL,
-            Below("loop_gain", "little_gain", unmeasured=False),
+            AllOf(Below("loop_gain", "little_gain", unmeasured=False), Informed("informed")),
             AllOf(Above("cka_debiased", "alike"), Lacks("loop_gain")),
         ),
         "the core, or the state, turns by less than `still` over the whole loop, or all states "
         "have a debiased CKA above `same`, or no more than `unread` of what the core writes is "
-        "read; or the whole loop takes less than `little_gain` off the loss (uncertain where that "
-        "was not measured and the mean CKA is above `alike`)",
+        "read; or the whole loop takes less than `little_gain` off a loss that is below a "
+        "unigram's by more than `informed` (uncertain where gains were not measured and the mean "
+        "CKA is above `alike`)",
     ),
     Rung(
         "skewed",
@@ -317,13 +319,12 @@ def judge(
     plain = set(loopless)
     verdicts: dict[Key, Verdict] = {}
     for key, rows in by_key(signs).items():
-        estimates = estimates_of(rows)
+        estimates = estimates_of(rows) | dict((yardsticks or {}).get(key, {}))
         if key.model in plain:
             reason = "it has no loop: no layers are run again with the same weights"
             verdict = Verdict(verdict=None, evidence=(reason,))
         else:
             verdict = verdict_of(estimates, limits)
-        estimates |= (yardsticks or {}).get(key, {})
         verdicts[key] = replace(verdict, findings=findings_of(estimates, limits))
     return verdicts
 

@@ -51,14 +51,14 @@ class Setup:
 
 
 class StateMaps(Protocol):
-    """What is read of a state in the fitted reading (`measuring.map_fitting`).
+    """What is read of a state in the fitted reading (`measuring.map_fitting`)."""
 
-    Attributes:
-        refits: Whether the coda is fitted too, for every state, h(K) included; otherwise a map
-            brings h(t) to h(K), which is left as it is.
-    """
+    @property
+    def refits(self) -> bool:
+        """Whether the coda is fitted too, to every state, h(K) included.
 
-    refits: bool
+        Otherwise a map brings h(t) to h(K), which is left as it is.
+        """
 
     def losses(self, tokens: Tensor, h: Tensor, t: int, samples: slice) -> Sequence[Tensor]:
         """Give the loss of each sample when a coda reads h(t) by what was fitted on others.

@@ -201,7 +201,8 @@ def _refit(
     for t in range(model.K + 1):
         h = torch.cat([states[t].cpu() for states in captured])
         brought = h if t == model.K else None if (ridge := maps[t]) is None else ridge(h)
-        codas.append(begin if brought is None else _trained(model, begin, brought, tokens, steps))
+        kept: dict[str, Tensor] = dict(begin)
+        codas.append(kept if brought is None else _trained(model, begin, brought, tokens, steps))
     return codas
 
 

@@ -166,6 +166,10 @@ class Measuring:
         frame["document"] = pd.Categorical.from_codes(codes, names)
         return frame
 
+    def forget(self) -> None:
+        """Forget what was fitted to the model: its weights are others now."""
+        self.__dict__.pop("_fitted", None)
+
     @cached_property
     def _document_names(self) -> list[str]:
         return list(dict.fromkeys(name for name in self.documents if name is not None))

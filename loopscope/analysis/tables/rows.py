@@ -90,7 +90,7 @@ def columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, 
 
 
 def _coded(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
-    categories: Any = pd.Index(names, dtype="str")
+    categories: Any = pd.Index(list(names), dtype="str")
     return pd.Categorical.from_codes(codes, categories)
 
 

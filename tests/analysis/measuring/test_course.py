@@ -9,7 +9,7 @@ from torch import nn
 
 import loopscope as ls
 from loopscope.analysis.measures.readout_losses import beyond
-from loopscope.analysis.measures.step_sizes import steps
+from loopscope.analysis.measures.step_sizes import steps, turn
 from loopscope.analysis.measuring.streaming import Measuring, measure
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables.frames import Tables
@@ -98,14 +98,48 @@ def test_steps_of_known_length():
         torch.testing.assert_close(late, whole[:, 2:], rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_turn_is_the_chord_between_directions_whatever_the_lengths():
-    angle = torch.tensor([0.3, 1.1], dtype=torch.float64)  # of two tokens
-    before = torch.tensor([[[5.0, 0.0], [0.0, 0.25]]], dtype=torch.float64)
-    after = torch.stack([angle.cos(), angle.sin()], -1) * torch.tensor([[2e18], [1e-30]])
-    after = torch.stack([after[0], after[1].flip(0)])[None]
-    chord = 2 * (angle / 2).sin()
-    turn = steps([before, after]).turn.item()
-    assert turn == pytest.approx((chord**2).mean().sqrt().item(), rel=1e-12)
+def around(*tokens, midst=(0.0, 0.0)):
+    """A state (1, pos, 2) of tokens and their mirror images, and one in the midst of them."""
+    points = torch.tensor([*tokens, *([-x, -y] for x, y in tokens), [0.0, 0.0]])
+    return points.double()[None] + torch.tensor(midst, dtype=torch.float64)
+
+
+def test_the_turn_is_the_chord_between_directions_whatever_lengths_and_midst():
+    angles = np.array([0.3, 1.1])  # of two tokens, and of their mirror images
+    before = around([5.0, 0.0], [0.0, 0.25])
+    after = around(
+        [2e3 * np.cos(0.3), 2e3 * np.sin(0.3)], [1e-3 * np.sin(1.1), 1e-3 * np.cos(1.1)],
+        midst=(7.0, -4.0),
+    )  # fmt: skip
+    chord = np.sqrt(np.mean((2 * np.sin(angles / 2)) ** 2))
+    assert turn(before, after).item() == pytest.approx(chord, rel=1e-9)
+    assert turn(before, 3.0 * before + 11.0).item() == pytest.approx(0.0, abs=1e-12)
+    assert turn(before, -before).item() == pytest.approx(2.0)
+    assert torch.isnan(turn(before, torch.full_like(before, 4.0))).all()
+
+
+def test_the_work_of_the_core_is_the_turn_to_its_output(samples):
+    model = make_model("anchor")
+    delta = measure(model, samples, ["delta"], drop_first=1).delta
+    trajectory = ls.capture(model, samples)
+    for t in range(K):
+        h, h_m = trajectory.h[t][:, 1:], trajectory.h_m[t][:, 1:]
+        np.testing.assert_allclose(column(delta, t, "work"), turn(h, h_m), rtol=1e-6)
+        after = trajectory.h[t + 1][:, 1:]
+        np.testing.assert_allclose(column(delta, t, "turn"), turn(h, after), rtol=1e-6)
+    assert not np.allclose(column(delta, 1, "work"), column(delta, 1, "turn"), rtol=0.1)
+
+
+def test_a_core_that_adds_a_vector_to_every_token_does_no_work(samples):
+    model = make_model("anchor_emb")
+    with torch.no_grad():
+        for block in model.core:
+            block.attn.out.weight.zero_()
+            block.mlp.down.weight.zero_()
+    tables = measure(model, samples, ["update", "delta"])
+    cores = tables.update[tables.update["block"].astype(str).str.startswith("core")]
+    assert cores["value"].min() > 0.01 and tables.delta["turn"].max() > 0.1
+    assert tables.delta["work"].max() < 1e-5
 
 
 def test_a_wrapped_model_is_read_out_as_the_native_one():
