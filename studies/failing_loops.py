@@ -49,6 +49,7 @@ from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.tables import Tables
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.loop_model import LoopModel
+from loopscope.text import Samples
 from loopscope.text.corpus import stdlib_corpus
 from loopscope.training import TrainingData
 
@@ -63,7 +64,7 @@ CHARACTERS = 1500
 SAMPLES = 184
 MEASURED = "measured"
 """An empty file that says that a run's tables are whole."""
-MEASURES = ("update", "cka", "rank", "delta", "readout", "loss")
+MEASURES = ("update", "cka", "rank", "routing", "delta", "readout", "loss")
 SOUND = ("healthy", "converging")
 FAULTY = ("skewed", "stagnant", "collapsed", "unstable")
 
@@ -306,8 +307,13 @@ def measured(model: LoopModel) -> Tables:
     Returns:
         Its tables.
     """
-    samples = ls.load_samples(model, samples=SAMPLES, tokens=TOKENS, seed=0)
-    return measure(model, samples, MEASURES, more_loops=2 * model.config.K)
+    return measure(model, samples(), MEASURES, more_loops=2 * model.config.K)
+
+
+@cache
+def samples() -> Samples:
+    """Windows of the shipped held-out samples, two of each of their 92 files."""
+    return ls.load_samples(tokenizer(), samples=SAMPLES, tokens=TOKENS, seed=0)
 
 
 def measure_all(out: Path, chosen: list[Run], *, again: bool) -> None:
@@ -363,15 +369,19 @@ class Judged:
 
     @property
     def outcome(self) -> str:
-        """Whether the verdict is right; a fault of another name is a fault all the same."""
+        """Whether the verdict is right.
+
+        A fault of another name is a fault all the same; a finding beside a good verdict, such as
+        "low rank", tells of one, too.
+        """
         verdict = self.verdict.verdict
-        if verdict == "uncertain":
-            return "undecided"
         if verdict in self.run.expected:
             return "right"
         if verdict in FAULTY:
             return "another fault" if self.run.faulty else "false alarm"
-        return "missed" if self.run.faulty else "right"
+        if self.run.faulty and self.verdict.findings:
+            return "finding"
+        return "undecided" if verdict == "uncertain" else "missed"
 
 
 def judged(out: Path, run: Run) -> Judged:
@@ -387,7 +397,8 @@ def judged(out: Path, run: Run) -> Judged:
     beside = [run.control] if run.name != run.control.name else []
     known = [each for each in (*beside, run) if is_measured(out / each.folder)]
     tables = Tables.join(Tables.load(out / each.folder / "tables") for each in known)
-    findings = Findings(tables, reference=known[0].name)
+    windows = {each.name: samples() for each in known}
+    findings = Findings(tables, windows=windows, reference=known[0].name)
     (verdict,) = (v for key, v in findings.verdicts.items() if key.model == run.name)
     rows = findings.signs[findings.signs["model"].eq(run.name)]
     return Judged(
@@ -409,7 +420,7 @@ def in_words(verdict: Verdict) -> str:
         A few words.
     """
     between = f" ({' or '.join(verdict.between)})" if verdict.between else ""
-    return f"{verdict.verdict}{between}"
+    return ", ".join([f"{verdict.verdict}{between}", *(each.name for each in verdict.findings)])
 
 
 def print_confusion(results: list[Judged]) -> None:
@@ -419,9 +430,12 @@ def print_confusion(results: list[Judged]) -> None:
         results: Of all runs.
     """
     columns = [*SOUND, "uncertain", *FAULTY]
-    for title, faulty in (("failing", True), ("sound", False)):
-        print(f"| {title} | expected | runs | " + " | ".join(columns) + " | right |")
-        print("|---" * (len(columns) + 4) + "|")
+    for title, faulty, wrong, last in (
+        ("failing", True, ("missed", "undecided"), "named"),
+        ("sound", False, ("false alarm",), "not accused"),
+    ):
+        heads = [title, "expected", "runs", *columns, "with a finding", last]
+        print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
         chosen = [result for result in results if result.run.faulty is faulty]
         for kind in dict.fromkeys(result.run.kind for result in chosen):
             of_kind = [result for result in chosen if result.run.kind == kind]
@@ -429,8 +443,10 @@ def print_confusion(results: list[Judged]) -> None:
             names = "any fault" if expected == FAULTY else " or ".join(expected)
             counts = Counter(result.verdict.verdict for result in of_kind)
             cells = [str(counts[column] or "") for column in columns]
-            right = sum(result.outcome == "right" for result in of_kind)
-            cells = [kind, names, str(len(of_kind)), *cells, f"{right}/{len(of_kind)}"]
+            noted = sum(bool(result.verdict.findings) for result in of_kind)
+            right = sum(result.outcome not in wrong for result in of_kind)
+            cells = [kind, names, len(of_kind), *cells, noted or "", f"{right}/{len(of_kind)}"]
+            cells = [str(cell) for cell in cells]
             print("| " + " | ".join(cells) + " |")
         outcomes = Counter(result.outcome for result in chosen)
         words = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
@@ -470,7 +486,8 @@ def print_details(result: Judged) -> None:
         for name, rows in rank.groupby("measure", observed=True):
             print(f"{name} rank: " + by_place(rows, "state"))
     if readout is not None:
-        print("L(t): " + by_place(readout, "t"))
+        for name, rows in readout.groupby("reading", observed=True):
+            print(f"L(t), {name}: " + by_place(rows, "t"))
     for sentence in result.verdict.evidence:
         print(f"* {sentence}")
 

@@ -53,14 +53,26 @@ def estimate(
     """One measure of one checkpoint."""
     if mean is None:
         nothing = {"mean": None, "low": None, "high": None, "std": None}
-        return nothing | {"n": 0, "documents": 0, "clusters": 0, "n_flagged": lost, "untrained": None}
+        return nothing | {
+            "n": 0,
+            "documents": 0,
+            "clusters": 0,
+            "n_flagged": lost,
+            "untrained": None,
+        }
     half = share * abs(mean)
     untrained = None
     if twin is not None:
         d = mean - twin
         untrained = {"mean": twin, "difference": d, "low": d - half, "high": d + half}
     ends = {"mean": mean, "low": mean - half, "high": mean + half, "std": 3 * half}
-    return ends | {"n": n, "documents": min(n, 30), "clusters": min(n, 30), "n_flagged": 0, "untrained": untrained}
+    return ends | {
+        "n": n,
+        "documents": min(n, 30),
+        "clusters": min(n, 30),
+        "n_flagged": 0,
+        "untrained": untrained,
+    }
 
 
 def yardsticks(**means: float) -> dict[str, dict[str, Any]]:
@@ -109,7 +121,15 @@ def difference(
     names = {"label": label, "against": against, "measure": measure}
     if mean is None:
         nothing = dict.fromkeys(("mean", "low", "high", "effect_size", "p", "p_adjusted"))
-        return {**names, **nothing, "n": 0, "documents": 0, "clusters": 0, "paired": False, "reason": reason}
+        return {
+            **names,
+            **nothing,
+            "n": 0,
+            "documents": 0,
+            "clusters": 0,
+            "paired": False,
+            "reason": reason,
+        }
     return {
         **names, "mean": mean, "low": mean - 0.02, "high": mean + 0.02,
         "effect_size": mean * 20, "p": 1e-7, "p_adjusted": 3e-6 if abs(mean) > 0.03 else 0.4,
@@ -272,7 +292,8 @@ def broken_tables() -> Tables:
     for name, columns in {
         "update": ["value"], "cka": ["value"], "rank": ["value"],
         "spectrum": ["sigma_rel", "log10_sigma_rel"],
-        "delta": ["value", "ratio", "mixed", "turn", "work"], "readout": ["value"], "loss": ["value"],
+        "delta": ["value", "ratio", "mixed", "turn", "work"],
+        "readout": ["value"], "loss": ["value"],
     }.items():  # fmt: skip
         frame: pd.DataFrame = getattr(found, name)
         frame.loc[:, columns] = np.nan

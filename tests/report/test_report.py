@@ -217,15 +217,20 @@ def test_every_reading_and_the_turn_stand_in_the_rows_of_a_loop():
     tables = with_courses(make("base", samples=3), more=2, readings=READINGS, turn=True)
     [one] = per_loop(tables)
     assert one["columns"] == [
-        "loss, raw", "loss, matched", "loss, fitted", "step", "turn", "update", "mixed update",
-        "CKA", "effective rank",
+        "loss, raw", "loss, matched", "loss, fitted", "step", "turn", "work", "update",
+        "mixed update", "CKA", "effective rank",
     ]  # fmt: skip
     first = dict(zip(one["columns"], one["rows"][0]["cells"], strict=True))
     for reading in READINGS:
         rows = tables.readout[tables.readout["reading"].eq(reading) & tables.readout["t"].eq(0)]
         assert first[f"loss, {reading}"] == estimate(float(rows["value"].mean()))
     delta = tables.delta[tables.delta["t"].eq(0)]
-    for head, column in (("step", "value"), ("turn", "turn"), ("mixed update", "mixed")):
+    for head, column in (
+        ("step", "value"),
+        ("turn", "turn"),
+        ("work", "work"),
+        ("mixed update", "mixed"),
+    ):
         assert first[head] == estimate(float(delta[column].mean()))
     last = one["rows"][-1]["cells"]
     assert last[0] != "–" and last[1:3] == ["–", "–"]  # only raw goes beyond K

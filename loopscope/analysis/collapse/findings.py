@@ -170,9 +170,7 @@ class Findings:
                     known = documents[model].astype(object)
                     names = list(known.where(known.notna(), None))
                     size = model_record(self.tables.provenance, model).vocabulary
-                    same[windows.sha256] = unigram_losses(
-                        windows.tokens, names, vocabulary=size
-                    )
+                    same[windows.sha256] = unigram_losses(windows.tokens, names, vocabulary=size)
                 losses[model] = pd.Series(same[windows.sha256], documents[model].index)
         return losses
 
