@@ -218,8 +218,10 @@ def _trained(
             ids = tokens[rows].to(home)
             logits = functional_call(reader, coda, (h[rows].to(home), ids))
             loss = torch.stack(losses(logits, ids)).mean()
-            optimizer.zero_grad()
-            loss.backward()
+            # not backward(): the model's own parameters would keep gradients
+            gradients = torch.autograd.grad(loss, list(coda.values()), allow_unused=True)
+            for value, gradient in zip(coda.values(), gradients, strict=True):
+                value.grad = gradient
             optimizer.step()
     return {name: value.detach() for name, value in coda.items()}
 
