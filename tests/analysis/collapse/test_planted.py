@@ -8,6 +8,14 @@ from loopscope.analysis.collapse import judge, signs
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.loop_model import LoopModel
+from studies.trainings import (
+    Bottleneck,
+    DeadCore,
+    DecayedCore,
+    FirstStateAlone,
+    Training,
+    UnreadWrites,
+)
 from tests.analysis.planted import (
     diverging,
     first_loop_only,
@@ -32,25 +40,6 @@ def zoo_base():
     return ls.load("base")
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def small_base(request, zoo_base):
-    """A base model trained here for a moment, of another size, from another seed."""
-    config = LoopConfig(
-        variant="base", layout="1+1R3+1", d_model=48, n_heads=2, d_vocab=2048, n_ctx=64
-    )
-    model = LoopModel(config, seed=request.param, tokenizer=zoo_base.tokenizer).train()
-    text = ls.load_samples(model, samples=300, tokens=48, seed=100).tokens
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    order = torch.Generator().manual_seed(request.param)
-    for _ in range(150):
-        loss = model(text[torch.randperm(len(text), generator=order)[:12]], return_type="loss")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
-
-
 FAULTS = {
     "pulled towards the identity": ("stagnant", lambda seed: identity(0.01)),
     "contracted to a fixed point": ("converging", lambda seed: fixed_point(0.5 + 0.1 * seed)),
@@ -70,14 +59,44 @@ def test_a_planted_fault_gets_its_verdict(zoo_base, fault, seed):
     assert found.verdict == expected, found.evidence
 
 
-@pytest.mark.filterwarnings("ignore:Planted. two runs on the same input differ")
-@pytest.mark.parametrize(
-    "fault", [n for n, (v, _) in FAULTS.items() if v not in ("skewed", "converging")]
-)
-def test_a_planted_fault_gets_its_verdict_in_a_smaller_model(small_base, fault):
-    # trained so briefly its loop does next to nothing for the loss, wherever it converges
-    expected, alter = FAULTS[fault]
-    found = verdict(plant(small_base, alter(1), fault))
+TRAINED = {
+    "a core that is frozen at nothing": ("stagnant", "residual", DeadCore()),
+    "a core of biases": ("stagnant", "mesh", DeadCore(biases=True)),
+    "a core that decays away": ("stagnant", "anchor_emb", DecayedCore(0.2)),
+    "a state of rank one": ("collapsed", "base", Bottleneck(1)),
+    "a memory of which the first write is read alone": ("skewed", "mesh", UnreadWrites()),
+    "the loss at h(1)": ("unstable", "base", FirstStateAlone()),
+    "nothing wrong": ("healthy", "anchor", Training()),
+}
+
+
+def trained(variant, training, tokenizer):
+    """A small model trained for a moment, whose fault is there from the first step."""
+    config = LoopConfig(
+        variant=variant, layout="1+1R3+1", d_model=48, n_heads=2, d_vocab=2048, n_ctx=64
+    )
+    model = LoopModel(config, seed=3, tokenizer=tokenizer)
+    training.install(model.train())
+    text = ls.load_samples(model, samples=300, tokens=49, seed=100).tokens
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    drawn = torch.Generator().manual_seed(3)
+    for _ in range(160):
+        loss = training.loss(model, text[torch.randperm(len(text), generator=drawn)[:12]], drawn)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        training.after_step(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("fault", TRAINED)
+def test_a_model_trained_with_a_fault_gets_its_verdict(zoo_base, fault):
+    expected, variant, training = TRAINED[fault]
+    model = trained(variant, training, zoo_base.tokenizer)
+    hooked = any(point.fwd_hooks for point in model.hook_points())
+    more = None if hooked or variant == "mesh" else 6
+    found = verdict(model, samples=60, measures=(*MEASURES, "routing"), more_loops=more)
     assert found.verdict == expected, found.evidence
 
 
