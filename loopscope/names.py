@@ -22,6 +22,9 @@ READINGS = ("raw", "matched", "fitted")
 MIN_TOKENS = 4
 """The fewest tokens of a sample: the debiased CKA needs as many."""
 
+FEWEST_DOCUMENTS = 8
+"""With fewer documents there is nothing to resample: windows are taken as independent."""
+
 _STATE = re.compile(r"h(\d+)")
 _BLOCK = re.compile(r"core(\d+)")
 

@@ -78,7 +78,7 @@ def courses(
     Returns:
         The lines, in the order of the panels.
     """
-    stats = with_interval(aggregate.summarise(frame, ["t"], column))
+    stats = with_interval(aggregate.with_errors(frame, ["t"], column))
     lines = []
     for panel, look in zip(panels, line_looks(tables.provenance, panels), strict=True):
         rows = panel.rows(stats).sort_values("t")
@@ -91,19 +91,19 @@ def courses(
 
 
 def with_interval(stats: pd.DataFrame) -> pd.DataFrame:
-    """Add the 95 % interval of the mean over samples (Student's t).
+    """Add the 95 % interval of the mean over samples (Student's t, by document).
 
     Args:
-        stats: With mean, std and n, of values that are never negative.
+        stats: With mean, error and clusters, of values that are never negative.
 
     Returns:
-        The same with `low` and `high`; both are the mean where there is one sample.
+        The same with `low` and `high`; both are the mean where there is one cluster.
     """
-    n = stats["n"].to_numpy(dtype=np.float64)
-    several = n > 1
+    clusters = stats["clusters"].to_numpy(dtype=np.float64)
+    several = clusters > 1
     half = np.zeros(len(stats))
-    error = stats["std"].to_numpy(dtype=np.float64)[several] / np.sqrt(n[several])
-    half[several] = student.ppf(0.975, n[several] - 1) * error
+    error = stats["error"].to_numpy(dtype=np.float64)[several]
+    half[several] = student.ppf(0.975, clusters[several] - 1) * error
     mean = stats["mean"].to_numpy(dtype=np.float64)
     low = np.maximum(mean - half, np.minimum(_LEAST * mean, mean))
     return stats.assign(low=low, high=mean + half)

@@ -23,7 +23,7 @@ from loopscope.figures.panels import choose, need, say_unsound
 from loopscope.figures.style import Figure, style
 
 STEP_LABEL = "‖h(t+1)−h(t)‖ / ‖h(t)‖"
-TURN_LABEL = "‖ĥ(t+1)−ĥ(t)‖, each token of ĥ at length 1"
+TURN_LABEL = "‖ĥ(t+1)−ĥ(t)‖, tokens seen from their midst, at length 1"
 _NARROW = 30.0  # the greatest step over the least, below which the axis gets more numbers
 
 
@@ -31,8 +31,8 @@ def steps(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
     """Draw the relative step ‖h(t+1) − h(t)‖_F / ‖h(t)‖_F of each iteration on a log axis.
 
     Beside it, where it was measured, the turn: the step without growth in length, ‖ĥ(t+1) − ĥ(t)‖
-    with each token of ĥ at length 1 (root mean square). A step without a turn only makes the state
-    longer.
+    with each token of ĥ seen from the median of all and at length 1 (root mean square). A step
+    without a turn makes the state longer, or moves it as a whole.
 
     One line per model (and loop): the mean over samples with its 95 % interval. A line that falls
     straight comes closer to a fixed point by the same factor in every loop.

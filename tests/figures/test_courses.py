@@ -71,8 +71,8 @@ def test_the_band_is_the_interval_of_the_mean_and_never_negative():
     values = np.array([0.5, 0.6, 0.9, 0.4])
     told = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
     frame = pd.DataFrame(
-        {"mean": [values.mean(), 0.01, 3.0], "std": [values.std(ddof=1), 1.0, np.nan],
-         "n": [4, 4, 1]}
+        {"mean": [values.mean(), 0.01, 3.0], "error": [stats.sem(values), 0.5, np.nan],
+         "clusters": [4, 4, 1]}
     )  # fmt: skip
     found = with_interval(frame)
     assert found.loc[0, ["low", "high"]].tolist() == pytest.approx(list(told))

@@ -17,14 +17,12 @@ import pandas as pd
 from scipy import stats
 
 from loopscope.analysis.collapse.sign_values import NAMES, by_key
+from loopscope.names import FEWEST_DOCUMENTS
 
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0
 """Of the bootstrap: the same tables give the same intervals."""
-
-FEWEST = 8
-"""With fewer clusters there is nothing to resample."""
 
 ENOUGH = 30
 """With fewer documents intervals of skewed measures are too narrow (docs/COLLAPSE.md)."""
@@ -79,10 +77,9 @@ def clusters_of(samples: pd.DataFrame) -> Clusters:
         The clusters.
     """
     documents, windows = _document_codes(samples), _window_codes(samples)
-    count = len(np.unique(documents))
-    by_document = (
-        bool(_known(samples).any()) and count >= FEWEST and count <= len(np.unique(windows))
-    )
+    count, different = len(np.unique(documents)), len(np.unique(windows))
+    enough = FEWEST_DOCUMENTS <= count <= different
+    by_document = enough and bool(_known(samples).any())
     codes = documents if by_document else windows
     return Clusters(pd.Series(codes, index=samples["sample"].to_numpy()), by_document)
 
@@ -180,7 +177,7 @@ class Totals:
         G = len(self)
         if G < 2:
             return Interval(np.nan, np.nan)
-        if G < FEWEST:
+        if G < FEWEST_DOCUMENTS:
             return t_interval(self.mean, self.error, self.freedom)
         ends = stats.bootstrap(
             (self.sums, self.counts), ratio, paired=True, vectorized=True, n_resamples=RESAMPLES,
@@ -263,7 +260,7 @@ def _cautions(samples: pd.DataFrame) -> tuple[int, list[str]]:
             "the documents of the text are not known: windows count as independent, and where they "
             "are not, intervals are too narrow"
         )
-    elif not clusters.by_document and documents < FEWEST:
+    elif not clusters.by_document and documents < FEWEST_DOCUMENTS:
         noun = "1 document is" if documents == 1 else f"{documents} documents are"
         sentences.append(
             f"{noun} too few to resample, so windows are: intervals and verdicts hold for this "

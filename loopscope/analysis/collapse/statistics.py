@@ -8,7 +8,6 @@ import pandas as pd
 from scipy import stats
 
 from loopscope.analysis.collapse.clusters import (
-    FEWEST,
     RESAMPLES,
     SEED,
     Clusters,
@@ -22,7 +21,7 @@ from loopscope.analysis.collapse.clusters import (
 from loopscope.analysis.collapse.criteria import SIGNS, Sign
 from loopscope.analysis.collapse.sign_values import Key, by_key, per_sample
 from loopscope.analysis.tables import Tables
-from loopscope.names import KEYS
+from loopscope.names import FEWEST_DOCUMENTS, KEYS
 
 
 def signs(tables: Tables) -> pd.DataFrame:
@@ -187,7 +186,7 @@ def _welch(x: Totals, y: Totals) -> tuple[float, float]:
 def _unpaired_interval(x: Totals, y: Totals) -> Interval:
     """Interval of the difference of two means, both sides resampled."""
     mean, (error, freedom), fewest = x.mean - y.mean, _welch(x, y), min(len(x), len(y))
-    if fewest < FEWEST or not error:
+    if fewest < FEWEST_DOCUMENTS or not error:
         return t_interval(mean, error, freedom)
 
     def difference(i: np.ndarray, j: np.ndarray, axis: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope.analysis.tables.registry import MEASURED
-from loopscope.names import KEYS
+from loopscope.names import FEWEST_DOCUMENTS, KEYS
 
 STRUCTURAL = ("short",)
 """Flags of rows that merely pad the table (no such singular value exists); they count nowhere."""
@@ -49,6 +49,41 @@ def summarise(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.D
     table = groups.agg(["mean", "std", "count", "size"]).reset_index()
     table["n_flagged"] = table["size"] - table["count"]
     return table.rename(columns={"count": "n"}).drop(columns="size")
+
+
+def with_errors(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.DataFrame:
+    """Average a measured table, with the standard error of each mean by document.
+
+    Windows of one document are not independent: the error is cluster-robust, as that of
+    `collapse.signs`; of fewer than 8 documents, or none known, each window counts by itself.
+
+    Args:
+        frame: A measured table.
+        by: As in `summarise`.
+        column: As in `summarise`.
+
+    Returns:
+        What `summarise` gives, with `error` (NaN below two clusters) and `clusters`.
+    """
+    keys = KEYS + by
+    part = frame[[*keys, "sample", "document"]].assign(_v=frame[column].astype(np.float64))
+    part = part[sound(frame, column)]
+    documents = part["document"].astype(object)
+    counts = documents.groupby(part["model"], observed=True).transform("nunique")
+    windows = "window " + part["sample"].astype(str)
+    part["_cluster"] = documents.where(documents.notna() & (counts >= FEWEST_DOCUMENTS), windows)
+    cells = part.groupby([*keys, "_cluster"], observed=True, sort=False, dropna=False)["_v"]
+    sums = cells.agg(["sum", "count"]).reset_index()
+    of_cell = sums.groupby(keys, observed=True, sort=False, dropna=False)
+    n = of_cell["count"].transform("sum")
+    sums["_r"] = (sums["sum"] - sums["count"] * of_cell["sum"].transform("sum") / n) ** 2
+    totals = sums.groupby(keys, observed=True, sort=False, dropna=False)
+    errors = totals.agg(_r=("_r", "sum"), _n=("count", "sum"), clusters=("_r", "size"))
+    G = errors["clusters"].where(errors["clusters"] > 1)
+    errors["error"] = np.sqrt(G / (G - 1) * errors["_r"]) / errors["_n"]
+    table = summarise(frame, by, column)
+    table = table.merge(errors[["error", "clusters"]].reset_index(), on=keys, how="left")
+    return table.fillna({"clusters": 0})
 
 
 def means(frame: pd.DataFrame, table: str) -> pd.DataFrame:

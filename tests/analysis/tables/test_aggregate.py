@@ -6,7 +6,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from loopscope.analysis.collapse.clusters import Totals
 from loopscope.analysis.tables import aggregate
 
 
@@ -32,6 +34,29 @@ def test_mean_and_deviation_are_numpys_with_ddof_1():
     assert row["mean"] == pytest.approx(np.mean(values), abs=1e-15)
     assert row["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-15)
     assert (row["n"], row["n_flagged"]) == (4, 0)
+
+
+def in_documents(documents):
+    values = np.random.default_rng(len(documents)).normal(size=len(documents)) + 3.0
+    frame = updates(values.tolist(), [None] * len(documents))
+    frame.insert(3, "document", pd.Categorical(documents))
+    [row] = aggregate.with_errors(frame, ["block", "t"]).to_dict("records")
+    return row, values
+
+
+def test_the_error_of_a_mean_is_that_of_the_documents():
+    names = [*"aaaabbbccddefghhh"]  # eight documents of unequal size
+    row, values = in_documents(names)
+    labels = pd.factorize(np.array(names))[0]
+    expected = Totals.of(values, labels, by_document=True)
+    assert row["error"] == pytest.approx(expected.error, rel=1e-12) and row["clusters"] == 8
+    assert row["mean"] == pytest.approx(values.mean()) and row["n"] == 17
+
+
+@pytest.mark.parametrize("names", [[None] * 9, [*"aaabbbccd"]])
+def test_without_eight_documents_each_window_counts_by_itself(names):
+    row, values = in_documents(names)
+    assert row["error"] == pytest.approx(stats.sem(values), rel=1e-12) and row["clusters"] == 9
 
 
 def test_flagged_and_nan_rows_are_counted_and_not_averaged():
