@@ -5,7 +5,8 @@
 Prints a markdown table, on Hugging Face's HRM-Text (two nested loops) and ALBERT with random
 weights: what finding the loop costs in forward passes, capture of every loop state against the bare
 forward pass, and the same states by nnsight (where installed: pip install nnsight) and by
-TransformerLens's bridge, whose hooks keep a loop's last iteration only.
+TransformerLens's bridge, whose hooks keep a loop's last iteration only. Then what matched and
+fitted readings cost beside the raw one alone where a model runs whole for each h(t) that is read.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from compare import reading_times
 from forward import race
 from torch import nn
 from transformers import AlbertConfig, AlbertForMaskedLM, HrmTextConfig, HrmTextForCausalLM
@@ -159,6 +161,16 @@ def main() -> None:
                 f"| {what} / bare forward | {name} | {took['bare'] * 1e3:.1f} ms "
                 f"| {seconds * 1e3:.1f} ms | **{seconds / took['bare']:.3f}** | {target} |"
             )
+    print("\n| readings, 8 samples of 256 tokens | ratio |\n|---|---|")
+    model = ls.wrap(hrm(), tokens[:2, :8])
+    windows = torch.randint(2048, (8, 256), generator=torch.Generator().manual_seed(1))
+    t = reading_times(model, windows, rounds=3)
+    raw, every = t["raw"] - t["none"], t["all"] - t["none"]
+    print(f"| readout, all readings / raw alone | **{every / raw:.2f}** |")
+    print(f"| measure, all readings / raw alone | **{t['all'] / t['raw']:.2f}** |")
+    print(f"| share of measure, raw alone | {raw / t['raw']:.0%} |")
+    print(f"| share of measure, all readings | {every / t['all']:.0%} |")
+    print(f"| the fit, once, in samples measured | {8 * t['fit'] / t['all']:.1f} |")
 
 
 if __name__ == "__main__":
