@@ -102,7 +102,8 @@ def zoo(samples: int) -> None:
     for name in VARIANTS:
         if name != "base":
             print_difference(name, "base", losses, documents[name])
-    print_difference("anchor_emb", "mesh", losses, documents["mesh"])
+    for name in ("anchor_emb", "vanilla"):
+        print_difference(name, "mesh", losses, documents["mesh"])
 
 
 def print_difference(
