@@ -130,16 +130,16 @@ def readings(tokens: torch.Tensor, rounds: int) -> None:
         tokens: Ids, (batch, pos).
         rounds: How often each is timed, at most three times.
     """
-    print("\n| readings, 8 samples of 256 tokens | ratio |\n|---|---|")
+    print("\n| readings, HRM-Text, 4 samples of 128 tokens | ratio |\n|---|---|")
     model = ls.wrap(hrm(), tokens[:2, :8])
-    windows = torch.randint(2048, (8, 256), generator=torch.Generator().manual_seed(1))
+    windows = torch.randint(2048, (4, 128), generator=torch.Generator().manual_seed(1))
     t = reading_times(model, windows, rounds=min(rounds, 3))
     raw, every = t["raw"] - t["none"], t["all"] - t["none"]
     print(f"| readout, all readings / raw alone | **{every / raw:.2f}** |")
     print(f"| measure, all readings / raw alone | **{t['all'] / t['raw']:.2f}** |")
     print(f"| share of measure, raw alone | {raw / t['raw']:.0%} |")
     print(f"| share of measure, all readings | {every / t['all']:.0%} |")
-    print(f"| the fit, once, in samples measured | {8 * t['fit'] / t['all']:.1f} |")
+    print(f"| the fit, once, in samples measured | {4 * t['fit'] / t['all']:.1f} |")
 
 
 def main() -> None:
