@@ -13,18 +13,22 @@ of all pairs by both estimators, spectra, ranks) against, in the same run,
 Times are the smallest of several, per sample; with N threads N samples are measured at a time, as
 `measure` does. `--cpu-time` counts this process's CPU time instead (one thread, on a busy machine).
 `--memory` instead prints the peak memory of `measure` with 50 and with 500 samples of 256 tokens (a
-small mesh model, each in a process of its own) beside the size of the returned tables.
+small mesh model, each in a process of its own) beside the size of the returned tables; `--linear`
+the linear CKA, with the Gram matrices given and without (`--before CHECKOUT`: beside another
+revision's).
 Errors are the largest against float64: CKA (absolute, both estimators, against the
 formulas above and Song et al.'s), σ_i/σ_0 (absolute) and effective rank (relative).
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -287,6 +291,52 @@ def memory(threads: int) -> None:
         print(f"| {samples} | {peak:.1f} | {size:.1f} |", flush=True)
 
 
+LINEAR = """
+import json, sys, time
+import torch
+from loopscope.analysis.measures.cka_estimators import cka
+from loopscope.analysis.measures.gram_matrices import gram
+torch.set_num_threads(int(sys.argv[1]))
+steps = torch.randn(6, 1024, 1024, generator=torch.Generator().manual_seed(0))
+states = (steps * torch.tensor([1.0] + [0.5] * 5)[:, None, None]).cumsum(0)
+grams = [gram(state) for state in states]
+def smallest(given, kernel):
+    times = []
+    for _ in range(4):
+        began = time.process_time()
+        cka(states, kernels=(kernel,), grams=given)
+        times.append(time.process_time() - began)
+    return 1000 * min(times)
+print(json.dumps([smallest(g, k) for k in ("linear", "rbf") for g in (None, grams)]))
+"""
+
+
+def linear(threads: int, before: Path | None) -> None:
+    """Print the CPU time of the CKA by kernel, of six states of 1024 × 1024.
+
+    Args:
+        threads: Of torch.
+        before: A checkout of another revision, run in turns with this one.
+    """
+    here = Path(__file__).resolve().parents[1]
+    times: dict[Path, list[list[float]]] = {c: [] for c in (before, here) if c is not None}
+    for _ in range(3):
+        for checkout, taken in times.items():
+            command = [sys.executable, "-c", LINEAR, str(threads)]
+            env = {**os.environ, "PYTHONPATH": str(checkout)}
+            done = subprocess.run(command, check=True, capture_output=True, env=env, cwd=checkout)
+            taken.append(json.loads(done.stdout))
+    print(
+        "| CKA, 1024 × 1024, ms of CPU time | "
+        + " | ".join(["before", "now"][-len(times) :])
+        + " |"
+    )
+    print("|---" * (1 + len(times)) + "|")
+    fastest = [np.min(taken, axis=0) for taken in times.values()]
+    for i, name in enumerate(("linear", "linear, Gram given", "RBF", "RBF, Gram given")):
+        print(f"| {name} | " + " | ".join(f"{taken[i]:.1f}" for taken in fastest) + " |")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -294,9 +344,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--before", type=Path, help="checkout of another revision")
     options = parser.parse_args()
     if options.memory:
         return memory(options.threads)
+    if options.linear:
+        return linear(options.threads, options.before and options.before.resolve())
     if options.cpu_time:
         global clock
         clock = time.process_time

@@ -1,10 +1,11 @@
 """What a monitor costs a training: `python benchmarks/monitor.py [--threads 2] [--device cuda]`.
 
 For each model a markdown table: one training step, one measurement (its median; the first, which
-also imports and traces, by itself), and the share of training time that it takes every n steps,
-projected as measurement / (n · step + measurement), and measured for n up to --steps: the same from
-the monitor's own clock in a training that it watches, and that training's wall clock over one
-without a monitor, in rounds that take turns. Models:
+also imports and traces, by itself; and one with the raw reading alone, without the fit), and the
+share of training time that it takes every n steps, projected as measurement / (n · step +
+measurement), and measured for n up to --steps: the same from the monitor's own clock in a training
+that it watches, and that training's wall clock over one without a monitor, in rounds that take
+turns. Models:
 
 * base: the zoo's layout, width and recipe (8 × 256 tokens a step, a probe of 8 × 256);
 * Trainer: transformers' GPTNeoXForCausalLM whose two middle layers run three times, trained by
@@ -23,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from compare import raw_alone
 from torch import nn
 from transformers import (
     GPTNeoXConfig,
@@ -239,9 +241,12 @@ def main() -> None:
         model.train(3, None)
         step = median(model.train(10, None) / 10 for _ in range(options.rounds))
         measure = timed(lambda m=monitor, x=model: m.measure(x.model, 0))
+        with raw_alone():
+            raw = timed(lambda m=monitor, x=model: m.measure(x.model, 0))
         print("| | |\n|---|---|")
         print(f"| a training step | {1e3 * step:.0f} ms |")
         print(f"| a measurement | {1e3 * measure:.0f} ms = {measure / step:.2f} steps |")
+        print(f"| with the raw reading alone | {1e3 * raw:.0f} ms, ratio {measure / raw:.2f} |")
         print(f"| the first one | {first:.1f} s |")
         for n in EVERY:
             text = f"{100 * measure / (n * step + measure):.2f} % projected"

@@ -5,7 +5,8 @@
 Prints a markdown table, on Hugging Face's HRM-Text (two nested loops) and ALBERT with random
 weights: what finding the loop costs in forward passes, capture of every loop state against the bare
 forward pass, and the same states by nnsight (where installed: pip install nnsight) and by
-TransformerLens's bridge, whose hooks keep a loop's last iteration only.
+TransformerLens's bridge, whose hooks keep a loop's last iteration only. Then what matched and
+fitted readings cost beside the raw one alone where a model runs whole for each h(t) that is read.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from compare import reading_times
 from forward import race
 from torch import nn
 from transformers import AlbertConfig, AlbertForMaskedLM, HrmTextConfig, HrmTextForCausalLM
@@ -121,14 +123,36 @@ def bridge_states(module: nn.Module, tokens: torch.Tensor) -> Callable[[], objec
     return run
 
 
+def readings(tokens: torch.Tensor, rounds: int) -> None:
+    """Print what matched and fitted readings cost beside the raw one alone, on HRM-Text.
+
+    Args:
+        tokens: Ids, (batch, pos).
+        rounds: How often each is timed, at most three times.
+    """
+    print("\n| readings, HRM-Text, 4 samples of 128 tokens | ratio |\n|---|---|")
+    model = ls.wrap(hrm(), tokens[:2, :8])
+    windows = torch.randint(2048, (4, 128), generator=torch.Generator().manual_seed(1))
+    t = reading_times(model, windows, rounds=min(rounds, 3))
+    raw, every = t["raw"] - t["none"], t["all"] - t["none"]
+    print(f"| readout, all readings / raw alone | **{every / raw:.2f}** |")
+    print(f"| measure, all readings / raw alone | **{t['all'] / t['raw']:.2f}** |")
+    print(f"| share of measure, raw alone | {raw / t['raw']:.0%} |")
+    print(f"| share of measure, all readings | {every / t['all']:.0%} |")
+    print(f"| the fit, once, in samples measured | {4 * t['fit'] / t['all']:.1f} |")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--readings", action="store_true", help="only what the readings cost")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokens = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(0))
+    if options.readings:
+        return readings(tokens, options.rounds)
     shape = f"float32, D {WIDTH}, 4×256 tokens"
     print(f"{options.threads} threads, torch {torch.__version__}, {shape}\n")
     print("| what | model | bare | with | ratio | target |")
@@ -159,6 +183,7 @@ def main() -> None:
                 f"| {what} / bare forward | {name} | {took['bare'] * 1e3:.1f} ms "
                 f"| {seconds * 1e3:.1f} ms | **{seconds / took['bare']:.3f}** | {target} |"
             )
+    readings(tokens, options.rounds)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
     python studies/zoo_signs.py            # each variant beside its untrained twin, 500 samples
     python studies/zoo_signs.py --series RUNS/seed-0/1+1R3+1/base RUNS/seed-0/1+1R3+1/mesh
 
-Every number is a mean over samples with its 95 % bootstrap interval (scipy, 9999 resamples, BCa).
-With --series: the step checkpoints of a run, means alone.
+Every number is a mean over samples with its 95 % interval, by document: whole documents are
+resampled (`collapse.clusters`), as in a comparison. With --series: the step checkpoints of a run,
+means alone.
 """
 
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from loopscope.analysis.collapse import per_sample
+from loopscope.analysis.collapse.clusters import Clusters, clusters_of
+from loopscope.analysis.collapse.statistics import paired_difference
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.models.opening.loading import load
 from loopscope.text.windows import load_samples
@@ -31,21 +32,37 @@ COLUMNS = {
 }
 
 
-def interval(values: pd.Series, digits: int) -> str:
-    """Mean and 95 % bootstrap interval.
+def written(mean: float, low: float, high: float, digits: int) -> str:
+    """Write a mean with its interval: 2.420 [2.371, 2.471].
 
     Args:
-        values: One per sample; NaN is left out.
+        mean: The mean.
+        low: Lower end of the interval.
+        high: Its upper end.
+        digits: After the point.
+
+    Returns:
+        The three numbers as text.
+    """
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+
+
+def interval(values: pd.Series, clusters: Clusters, digits: int) -> str:
+    """Mean and 95 % interval by document.
+
+    Args:
+        values: By sample; NaN is left out.
+        clusters: Which samples belong together.
         digits: After the point.
 
     Returns:
         The three numbers as text; a dash where there is no value.
     """
-    sound = values.dropna().to_numpy()
+    sound = values.dropna()
     if not len(sound):
         return "–"
-    ends = bootstrap((sound,), np.mean, random_state=0, batch=1000).confidence_interval
-    return f"{sound.mean():.{digits}f} [{ends.low:.{digits}f}, {ends.high:.{digits}f}]"
+    totals = clusters.totals(sound)
+    return written(totals.mean, *totals.interval, digits)
 
 
 def signs_of(target: str, samples: int, tokens: int, seed: int = 0) -> pd.DataFrame:
@@ -58,7 +75,7 @@ def signs_of(target: str, samples: int, tokens: int, seed: int = 0) -> pd.DataFr
         seed: Of an untrained twin.
 
     Returns:
-        One row per sample.
+        One row per sample, with its document.
     """
     model = load(target, seed=seed)
     windows = load_samples(model, samples=samples, tokens=tokens)
@@ -73,17 +90,37 @@ def zoo(samples: int) -> None:
     """
     print("| model | " + " | ".join(title for title, _ in COLUMNS.values()) + " |")
     print("|---" * (len(COLUMNS) + 1) + "|")
-    losses = {}
+    losses, documents = {}, {}
     for name in VARIANTS:
         for target in (name, f"{name}@init"):
             signs = signs_of(target, samples, 256)
-            losses[target] = signs.set_index("sample")["loss"]
-            cells = [interval(signs[sign], digits) for sign, (_, digits) in COLUMNS.items()]
+            clusters, values = clusters_of(signs), signs.set_index("sample")
+            losses[target], documents[target] = values["loss"], clusters
+            cells = [interval(values[s], clusters, digits) for s, (_, digits) in COLUMNS.items()]
             print(f"| {target} | " + " | ".join(cells) + " |", flush=True)
     print("\nloss − base, same samples:")
     for name in VARIANTS:
         if name != "base":
-            print(f"| {name} | {interval(losses[name] - losses['base'], 3)} |")
+            print_difference(name, "base", losses, documents[name])
+    for name in ("anchor_emb", "vanilla"):
+        print_difference(name, "mesh", losses, documents["mesh"])
+
+
+def print_difference(
+    name: str, against: str, losses: dict[str, pd.Series], clusters: Clusters
+) -> None:
+    """Print how the losses of two models differ on the same samples.
+
+    Args:
+        name: Of the first.
+        against: Of the second.
+        losses: By model and sample.
+        clusters: Which samples belong together.
+    """
+    d = paired_difference(losses[name], losses[against], clusters)
+    if d is not None:
+        numbers = written(d.mean, d.low, d.high, 3)
+        print(f"| {name} − {against} | {numbers} | {d.n} samples, {d.documents} documents |")
 
 
 def series(runs: list[Path], samples: int) -> None:
