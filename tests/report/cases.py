@@ -175,7 +175,7 @@ def summary() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "format": "loopscope-summary",
-        "format_version": 1,
+        "format_version": 2,
         "loopscope": "0.1.0",
         "command": "loopscope compare base residual anchor mesh mesh@init plain --samples 40",
         "samples": {

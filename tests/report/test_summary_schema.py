@@ -39,7 +39,7 @@ def test_the_summaries_of_these_tests_are_valid(told):
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (("format_version",), 2),
+        (("format_version",), 1),
         (("checkpoints", 0, "verdict", "verdict"), "fine"),
         (("checkpoints", 0, "measures", "loss", "mean"), "2.5"),
         (("checkpoints", 0, "step"), 1.5),

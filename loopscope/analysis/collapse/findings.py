@@ -23,7 +23,7 @@ from loopscope.analysis.tables import Tables, model_record, model_records, sound
 from loopscope.errors import InputError
 from loopscope.names import KEYS, block_number
 
-FORMAT, VERSION = "loopscope-summary", 1
+FORMAT, VERSION = "loopscope-summary", 2
 
 
 @runtime_checkable
