@@ -65,7 +65,7 @@ def matched(
         h·‖h(K)‖/‖h‖ per token, in the dtype of `h`; a token of length 0 stays 0.
     """
     length, length_K = (
-        torch.linalg.vector_norm(state.to(h.device), dim=-1, keepdim=True, dtype=_wide(state))
+        torch.linalg.vector_norm(state.to(h.device), dim=-1, keepdim=True, dtype=_wide(h))
         for state in (h, h_K)
     )
     factor = torch.where(length == 0, torch.ones_like(length), length_K / length)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 RIDGE = 1e-3
@@ -26,9 +26,9 @@ class RidgeMap:
         weight: W, (d_model, d_model).
     """
 
-    mean_h: Float64[Tensor, " d_model"]
-    mean_K: Float64[Tensor, " d_model"]
-    weight: Float64[Tensor, "d_model d_model"]
+    mean_h: Float[Tensor, " d_model"]
+    mean_K: Float[Tensor, " d_model"]
+    weight: Float[Tensor, "d_model d_model"]
 
     def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Bring states to where h(K) would be.
@@ -39,8 +39,16 @@ class RidgeMap:
         Returns:
             The predicted h(K), in the dtype and on the device of `h`.
         """
-        exact = h.to(self.weight)
-        return ((exact - self.mean_h) @ self.weight + self.mean_K).to(h)
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        mean_h, mean_K, weight = (
+            part.to(dtype).to(h.device) for part in (self.mean_h, self.mean_K, self.weight)
+        )
+        return ((h.to(dtype) - mean_h) @ weight + mean_K).to(h.dtype)
+
+    def kept(self) -> "RidgeMap":
+        """The map in float32, on the CPU: those of wide models and many states are large."""
+        parts = (self.mean_h, self.mean_K, self.weight)
+        return RidgeMap(*(part.cpu().to(torch.float32) for part in parts))
 
 
 class RidgeSums:
@@ -63,7 +71,7 @@ class RidgeSums:
             h_K: h(K) of the same tokens.
         """
         home = h_K.device if h_K.device.type != "mps" else torch.device("cpu")  # no float64 there
-        x, y = (part.flatten(0, 1).to(home, torch.float64) for part in (h, h_K))
+        x, y = (part.flatten(0, 1).to(home).to(torch.float64) for part in (h, h_K))
         square = y.square().sum(1)
         sound = torch.isfinite(x.sum(1)) & torch.isfinite(square) & (square > 0)
         x, y, w = x[sound], y[sound], 1 / square[sound, None]

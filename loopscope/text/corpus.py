@@ -348,4 +348,4 @@ def _parquet_rows(path: Path, part_of: str) -> Iterator[Document]:
 
 
 def _name(part_of: object) -> str:
-    return "" if part_of is None else str(part_of)
+    return "" if part_of is None or part_of != part_of else str(part_of)  # NaN is no name

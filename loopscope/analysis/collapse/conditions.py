@@ -103,7 +103,10 @@ class Signs:
         words = f"{TITLES[sign]}{self._reading(sign)} {interval(estimate)}"
         samples = estimate.n + estimate.n_flagged
         if estimate.enough < MIN_SAMPLES or estimate.n_flagged > MOST_FLAGGED * samples:
-            return Claim(None, f"{words}, known in {estimate.n} of {samples} samples only")
+            few = f"{estimate.enough} windows that differ" if estimate.enough < estimate.n else ""
+            return Claim(
+                None, f"{words}, known in {few or f'{estimate.n} of {samples} samples'} only"
+            )
         ends = {holds(estimate.low, limit), holds(estimate.high, limit)}
         if math.isnan(estimate.low) or len(ends) > 1:
             return Claim(None, f"{words}, not clearly on one side of {limit:.3g}")

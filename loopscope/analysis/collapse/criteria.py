@@ -95,7 +95,7 @@ SIGNS = (
         title="largest α of an iteration",
         short="max α",
         range="0 …",
-        formula="max over j and t of |α| with which h_m(j) enters h(t) (MeSH Eq. 7)",
+        formula="max over j and t of |mean α| with which h_m(j) enters h(t) (MeSH Eq. 7)",
         meaning="of a model with a memory: 0 where nothing that the core writes is read",
     ),
     Sign(
@@ -238,7 +238,7 @@ SIGNS = (
         short="overth.",
         unit="nats/token",
         range="0 … on average",
-        formula=f"L(K) − L(t*), t* ≤ K the t of the least mean L, {_LEAST}",
+        formula="L(K) − L(t*), t* ≤ K the t of the least mean L, raw or matched, whichever is more",
         meaning="how much better an earlier state would have been read; 0 where the last is best",
         per_token=True,
     ),
@@ -405,9 +405,10 @@ THRESHOLDS = (
         name="still",
         signs=("turn", "work"),
         value=0.05,
-        meaning="over the whole loop no token turns by more than about three degrees",
-        otherwise="over the whole loop no token turns by more than {value} (2 sin of half the "
-        "angle)",
+        meaning="over the whole loop tokens turn by less than about three degrees (root mean "
+        "square)",
+        otherwise="over the whole loop tokens turn by less than {value} (2 sin of half the angle, "
+        "root mean square)",
     ),
     Threshold(
         name="same",

@@ -157,7 +157,7 @@ def _of_loop(parts: dict[str, dict], key: Key, limit: float) -> pd.DataFrame:
     first = without_spread(cka, K)
     if K:
         _fill_likeness(out, cka, range(first, K + 1))
-        busiest = _fill_turns(out, delta, K, first, otherwise=busiest)
+        busiest = _fill_turns(out, delta, K, otherwise=busiest)
     _fill_ranks(out, rank, K, first)
     _fill_reads(out, rows_of("routing"))
     out["erank_share"] = out["erank_K"] / limit
@@ -209,9 +209,7 @@ def _largest(shares: pd.DataFrame) -> int:
     return int(np.argmax(means.to_numpy())) if means.notna().any() else 0
 
 
-def _fill_turns(
-    out: pd.DataFrame, delta: pd.DataFrame | None, K: int, first: int, *, otherwise: int
-) -> int:
+def _fill_turns(out: pd.DataFrame, delta: pd.DataFrame | None, K: int, *, otherwise: int) -> int:
     """Steps of the mixed state, with and without growth; the number of the loop that turns most."""
     if delta is None:
         return otherwise
@@ -219,9 +217,15 @@ def _fill_turns(
     mixed, turns, work = (
         within.pivot(index="sample", columns="t", values=name) for name in ("mixed", "turn", "work")
     )
+    if not turns.notna().any(axis=None):  # a table of an earlier loopscope has none
+        return otherwise
     out["mixed_update"] = mixed.mean(axis=1, skipna=False)
-    for t in range(first):  # out of a state without direction: as far as to an orthogonal one
-        turns[t], work[t] = turns[t].fillna(2**0.5), work[t].fillna(2**0.5)
+    finite = ~within.assign(_f=within["flag"].eq("nonfinite")).pivot(
+        index="sample", columns="t", values="_f"
+    ).astype(bool)
+    # to or from a state without direction: as far as to an orthogonal one
+    undirected = turns.isna() & finite
+    turns, work = turns.mask(undirected, 2**0.5), work.mask(undirected & work.isna(), 2**0.5)
     out["turn"], out["work"] = turns.sum(axis=1, skipna=False), work.sum(axis=1, skipna=False)
     shares = _shares(turns)
     if K > 1:
@@ -240,20 +244,31 @@ def _fill_likeness(out: pd.DataFrame, cka: pd.DataFrame | None, states: range) -
         part = rbf[rbf["estimator"].eq(estimator)]
         wide = _wide(part, ["state_a", "state_b"]) if len(part) else pd.DataFrame()
         if pairs and all(pair in wide.columns for pair in pairs):
-            out[f"cka_{estimator}"] = wide[pairs].mean(axis=1, skipna=False)
+            out[f"cka_{estimator}"] = _defined(wide[pairs]).mean(axis=1, skipna=False)
             every = list(combinations(names, 2))
             if estimator == "debiased" and all(pair in wide.columns for pair in every):
-                out["cka_least"] = wide[every].min(axis=1, skipna=False)
+                out["cka_least"] = _defined(wide[every]).min(axis=1, skipna=False)
+
+
+def _defined(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of states that have a CKA in nine samples of ten; all where none has."""
+    kept = pairs.columns[pairs.isna().mean() <= MOST_CONSTANT]
+    return pairs[kept] if len(kept) else pairs
 
 
 def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> None:
     """Effective ranks of h(0) and h(K), their ratio, and the slope in between."""
-    erank = _wide(rank[rank["measure"].eq("effective")], ["state"])
+    effective = rank[rank["measure"].eq("effective")]
+    erank = _wide(effective, ["state"])
     out["erank_0"], out["erank_K"] = erank[state_name(0)], erank[state_name(K)]
+    last = effective[effective["state"].eq(state_name(K)) & effective["flag"].eq("zero")]
+    out.loc[out.index.isin(last["sample"]), "erank_K"] = (
+        0.0  # a state that is zero has no direction
+    )
     states = [state_name(t) for t in range(first, K + 1)]
     if len(states) < 2 or not all(state in erank.columns for state in states):
         return
-    out["erank_ratio"] = erank[states[-1]] / erank[states[0]]
+    out["erank_ratio"] = out["erank_K"] / erank[states[0]]
     t = np.arange(len(states)) - (len(states) - 1) / 2
     out["erank_slope"] = np.log(erank[states]) @ t / (t @ t)
 
@@ -294,7 +309,8 @@ def _fill_readout(out: pd.DataFrame, readout: pd.DataFrame | None, K: int, busie
         gains.append(gain)
         others.append(gain - (L[busiest] - L[busiest + 1]))
         means = within.dropna().mean()
-        if means.notna().all():
+        # a map shrinks what it is not sure of, h(K) is left as it is: no harm is read off that
+        if name != "fitted" and means.notna().all():
             harms.append(L[K] - L[int(np.argmin(means.to_numpy()))])
     out["loop_gain"] = _with_mean(gains, min)
     if K > 1:

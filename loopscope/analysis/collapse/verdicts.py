@@ -339,7 +339,8 @@ def estimates_of(rows: pd.DataFrame) -> dict[str, Estimate]:
         Estimate by name of the sign.
     """
     numbers = rows[["mean", "low", "high"]].to_numpy(dtype=float).tolist()
-    counts = rows[["n", "n_flagged", "clusters"]].to_numpy(dtype=int).tolist()
+    clusters = "clusters" if "clusters" in rows else "n"  # a table of an earlier loopscope
+    counts = rows[["n", "n_flagged", clusters]].to_numpy(dtype=int).tolist()
     return {
         str(sign): Estimate(*of_sign, *how_many)
         for sign, of_sign, how_many in zip(rows["sign"], numbers, counts, strict=True)

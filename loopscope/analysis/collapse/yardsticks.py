@@ -82,16 +82,19 @@ def unigram_losses(
 
     Args:
         tokens: Ids, (sample, pos); the first of each sample is not predicted, as by a model.
-        documents: The document of each sample; a sample without one is one itself.
+        documents: The document of each sample; a sample without one is one itself, and all are
+            where there is a single document.
         vocabulary: Number of ids; the largest that occurs, and one, when not given.
 
     Returns:
         Nats per token, one number per sample: −log((c + 1)/(n + vocabulary)), c and n the counts of
-        the token and of all tokens in the other documents. NaN where there is no other document.
+        the token and of all tokens in the other documents. NaN of a single sample.
     """
     ids = np.asarray(tokens)
     size = max(vocabulary or 0, int(ids.max()) + 1)
-    names = [i if pd.isna(name) else str(name) for i, name in enumerate(documents)]
+    names: list[Any] = [i if pd.isna(name) else str(name) for i, name in enumerate(documents)]
+    if len({*names}) < 2:  # of one text, by its other windows
+        names = list(range(len(ids)))
     losses = np.full(len(ids), np.nan)
     counts = np.bincount(ids.ravel(), minlength=size)
     groups = pd.Series(range(len(ids))).groupby(pd.Series(names, dtype=object), sort=False)

@@ -161,7 +161,7 @@ class Shelf:
             source=record["source"],
             sha256=sha256,
             options=record["options"],
-            documents=tuple(record["documents"]),
+            documents=tuple(record.get("documents", ())),
         )
 
     def begin(self, samples: Samples) -> None:

@@ -73,8 +73,8 @@ def turn(before: Tensor, after: Tensor) -> Tensor:
         after: h′ of the same tokens.
 
     Returns:
-        0 … 2 for each sample, in float64; tokens at the median itself are left out, NaN without
-        others.
+        0 … 2 for each sample, in float64; tokens at the median itself are left out. NaN without
+        others, 0 where neither state has any.
     """
     centred = [x - x.median(dim=1, keepdim=True).values for x in (before, after)]
     lengths = [
@@ -85,7 +85,9 @@ def turn(before: Tensor, after: Tensor) -> Tensor:
         x / torch.where(length == 0, 1, length) for x, length in zip(centred, lengths, strict=True)
     )
     square = torch.where(counts, (b - a).square().sum(-1, keepdim=True), 0.0).sum((1, 2))
-    return (square / counts.sum((1, 2))).sqrt()
+    root = (square / counts.sum((1, 2))).sqrt()
+    neither = (lengths[0] == 0).all(1)[:, 0] & (lengths[1] == 0).all(1)[:, 0]
+    return torch.where(neither, 0.0, root)
 
 
 class DeltaRows(MeasureRows):

@@ -27,7 +27,7 @@ from loopscope.probes import (
 TOKENS_PER_DIRECTION = 32
 """A map is fitted on so many tokens for each direction of the state, where there are as many."""
 
-MEMORY = 2**30
+MEMORY = 2**32
 """Bytes that the sums of a pass may take; of more states, further passes are made."""
 
 REFIT_TOKENS = 2**14
@@ -157,7 +157,8 @@ def _fit(model: Hooked, tokens: Tensor, width: int, batch_size: int) -> list[Rid
             h = capture(model, batch, memory=False).h
             for t, of_state in enumerate(sums, start=first):
                 of_state.add(h[t], h[-1])
-        maps += [of_state.solve() for of_state in sums]
+        solved = [of_state.solve() for of_state in sums]
+        maps += [None if ridge is None else ridge.kept() for ridge in solved]
     return maps
 
 
@@ -191,6 +192,11 @@ def _refit(
 ) -> list[dict[str, Tensor]]:
     """The coda's parameters after some steps on each of h(0) … h(K), the same batches for all."""
     begin = {f"model.{name}": value for name, value in model.coda_parameters().items()}
+    if half := {value.dtype for value in begin.values()} - {torch.float32, torch.float64}:
+        raise InputError(
+            f"the coda cannot be refitted in {str(half.pop()).removeprefix('torch.')}; load the "
+            "model with dtype float32, or leave refit_coda (--refit-coda) out."
+        )
     if not begin:
         raise InputError(
             "the coda cannot be refitted: the model has no parameters that only what follows the "

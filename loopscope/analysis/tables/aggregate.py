@@ -68,10 +68,13 @@ def with_errors(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd
     keys = KEYS + by
     part = frame[[*keys, "sample", "document"]].assign(_v=frame[column].astype(np.float64))
     part = part[sound(frame, column)]
-    documents = part["document"].astype(object)
-    counts = documents.groupby(part["model"], observed=True).transform("nunique")
     windows = "window " + part["sample"].astype(str)
-    part["_cluster"] = documents.where(documents.notna() & (counts >= FEWEST_DOCUMENTS), windows)
+    known = part["document"].notna()
+    documents = part["document"].astype(object).where(known, windows)
+    by_model = part["model"]
+    enough = documents.groupby(by_model, observed=True).transform("nunique") >= FEWEST_DOCUMENTS
+    enough &= known.groupby(by_model, observed=True).transform("any")
+    part["_cluster"] = documents.where(enough, windows)
     cells = part.groupby([*keys, "_cluster"], observed=True, sort=False, dropna=False)["_v"]
     sums = cells.agg(["sum", "count"]).reset_index()
     of_cell = sums.groupby(keys, observed=True, sort=False, dropna=False)

@@ -256,7 +256,8 @@ def _of_today(table: str, frame: pd.DataFrame) -> pd.DataFrame:
             frame["document"] = since["document"]
         return frame
     frame = frame.assign(**lacking)
-    return frame[[name for name in schema(table) if name in frame]]
+    names = [name for name in schema(table) if name in frame]
+    return frame[[*names, *(name for name in frame if name not in names)]]
 
 
 def _no_documents(rows: int) -> pd.Categorical:

@@ -121,8 +121,8 @@ def test_means_and_deviations_are_over_samples():
 def test_flagged_samples_are_counted_and_left_out():
     given = tables()
     rank = given.rank.copy()
-    rank["flag"] = rank["flag"].cat.add_categories("zero")
-    rank.loc[rank["state"].eq("h2") & rank["sample"].eq(1), ["flag", "value"]] = ("zero", 999.0)
+    rank["flag"] = rank["flag"].cat.add_categories("shape")
+    rank.loc[rank["state"].eq("h2") & rank["sample"].eq(1), ["flag", "value"]] = ("shape", 999.0)
     given.rank = rank
     table = signs(given).set_index("sign")
     assert table.loc["erank_ratio", "mean"] == pytest.approx(0.5)
@@ -178,6 +178,12 @@ def without_a_start(state: str = "h0") -> Tables:
         rows.loc[gone, ["flag", *columns]] = ["zero", *[np.nan] * len(columns)]
         setattr(given, name, rows.astype(schema(name)))
     return given
+
+
+def test_a_loop_that_ends_at_nothing_has_no_direction_left():
+    found = per_sample(without_a_start("h2"))
+    assert found["erank_K"].tolist() == [0.0, 0.0] == found["erank_ratio"].tolist()
+    assert found["cka_debiased"].notna().all() and found["nonfinite"].tolist() == [0.0, 0.0]
 
 
 def test_what_is_defined_counts_where_the_first_state_has_no_spread():

@@ -41,6 +41,7 @@ FAULTS = {
     "pulled towards the identity": ("stagnant", lambda seed: identity(0.01)),
     "contracted to a fixed point": ("converging", lambda seed: fixed_point(0.5 + 0.1 * seed)),
     "of rank one": ("collapsed", rank_one),
+    "that ends at nothing": ("collapsed", lambda seed: lambda h, f_h, end, t: 0.0 * f_h),
     "that diverges": ("unstable", lambda seed: diverging(2.0 + seed)),
     "that overflows": ("unstable", lambda seed: diverging(1e20)),
     "that leaves all work to the first loop": ("skewed", lambda seed: first_loop_only(0.003)),

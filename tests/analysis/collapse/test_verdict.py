@@ -171,7 +171,9 @@ def test_a_unigram_predicts_by_how_frequent_a_token_is_in_other_documents():
         for row, c in zip(tokens, counts, strict=True)
     ]
     np.testing.assert_allclose(losses, expected, rtol=1e-12)
-    assert np.isnan(unigram_losses(tokens, ["a"] * 4)).all()
+    of_one_text = unigram_losses(tokens, ["a"] * 4, vocabulary=5)
+    np.testing.assert_array_equal(of_one_text, unigram_losses(tokens, [None] * 4, vocabulary=5))
+    assert np.isfinite(of_one_text).all() and np.isnan(unigram_losses(tokens[:1], ["a"])).all()
 
 
 def test_without_readout_geometry_accuses_nobody_for_sure():
