@@ -72,7 +72,8 @@ class Options:
         measures: Which of `registry.MEASURES`.
         kernels: Kernels of the CKA, `rbf` and/or `linear`.
         bandwidth: t of the RBF kernel, as a fraction of sqrt(median(d²)).
-        drop_first: Tokens left out at the start of each sample (in all tables but loss and tokens).
+        drop_first: Tokens left out at the start of each sample (in all tables but loss, readout and
+            tokens).
         center: Subtract each state's mean over the tokens before spectrum and ranks.
         normalize_rows: Scale each token's state to norm 1 before CKA, spectrum and ranks.
         more_loops: T, iterations of the main loop to run besides its own K, for delta and readout;
