@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -339,4 +340,5 @@ def test_a_process_killed_by_signal_resumes_to_an_equal_end():
         [sys.executable, script, "--kills", "1"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kills, 0 of 1 runs ended differently" in done.stdout
+    # a run may have ended before it was to be killed: then there is another
+    assert re.search(r"^1 kills, 0 of \d+ runs ended differently$", done.stdout, re.M)
