@@ -3,8 +3,8 @@
 import csv
 import json
 import os
-import resource
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
