@@ -193,6 +193,7 @@ class AllOf:
     """Three-valued "and"; the words are of those that decide."""
 
     conditions: tuple[Condition, ...]
+    decisive: ClassVar[bool] = False
 
     def __init__(self, *conditions: Condition) -> None:
         object.__setattr__(self, "conditions", conditions)
@@ -200,24 +201,15 @@ class AllOf:
     def __call__(self, signs: Signs) -> Claim:
         claims = [condition(signs) for condition in self.conditions]
         answers = [claim.answer for claim in claims]
-        answer = False if False in answers else None if None in answers else True
+        unknown = None if None in answers else not self.decisive
+        answer = self.decisive if self.decisive in answers else unknown
         return Claim(answer, _deciding_words(claims, answer))
 
 
-@dataclass(frozen=True, init=False)
-class AnyOf:
+class AnyOf(AllOf):
     """Three-valued "or"; the words are of those that decide."""
 
-    conditions: tuple[Condition, ...]
-
-    def __init__(self, *conditions: Condition) -> None:
-        object.__setattr__(self, "conditions", conditions)
-
-    def __call__(self, signs: Signs) -> Claim:
-        claims = [condition(signs) for condition in self.conditions]
-        answers = [claim.answer for claim in claims]
-        answer = True if True in answers else None if None in answers else False
-        return Claim(answer, _deciding_words(claims, answer))
+    decisive: ClassVar[bool] = True
 
 
 def _deciding_words(claims: Iterable[Claim], answer: Answer) -> str:

@@ -214,19 +214,18 @@ def _fill_turns(out: pd.DataFrame, delta: pd.DataFrame | None, K: int, *, otherw
     if delta is None:
         return otherwise
     within = delta[delta["t"] < K]
-    mixed, turns, work = (
+    if not within["turn"].notna().any():  # a table of an earlier loopscope has none
+        return otherwise
+    # to or from a state without direction: as far as to an orthogonal one
+    undirected = within["turn"].isna() & within["flag"].ne("nonfinite")
+    turn = within["turn"].mask(undirected, 2**0.5)
+    work = within["work"].mask(undirected & within["work"].isna(), 2**0.5)
+    within = within.assign(turn=turn, work=work)
+    mixed, turns, works = (
         within.pivot(index="sample", columns="t", values=name) for name in ("mixed", "turn", "work")
     )
-    if not turns.notna().any(axis=None):  # a table of an earlier loopscope has none
-        return otherwise
     out["mixed_update"] = mixed.mean(axis=1, skipna=False)
-    finite = ~within.assign(_f=within["flag"].eq("nonfinite")).pivot(
-        index="sample", columns="t", values="_f"
-    ).astype(bool)
-    # to or from a state without direction: as far as to an orthogonal one
-    undirected = turns.isna() & finite
-    turns, work = turns.mask(undirected, 2**0.5), work.mask(undirected & work.isna(), 2**0.5)
-    out["turn"], out["work"] = turns.sum(axis=1, skipna=False), work.sum(axis=1, skipna=False)
+    out["turn"], out["work"] = turns.sum(axis=1, skipna=False), works.sum(axis=1, skipna=False)
     shares = _shares(turns)
     if K > 1:
         out["turn_skew"] = _excess(shares)
@@ -262,9 +261,7 @@ def _fill_ranks(out: pd.DataFrame, rank: pd.DataFrame, K: int, first: int) -> No
     erank = _wide(effective, ["state"])
     out["erank_0"], out["erank_K"] = erank[state_name(0)], erank[state_name(K)]
     last = effective[effective["state"].eq(state_name(K)) & effective["flag"].eq("zero")]
-    out.loc[out.index.isin(last["sample"]), "erank_K"] = (
-        0.0  # a state that is zero has no direction
-    )
+    out.loc[out.index.isin(last["sample"]), "erank_K"] = 0.0  # a zero state has no direction
     states = [state_name(t) for t in range(first, K + 1)]
     if len(states) < 2 or not all(state in erank.columns for state in states):
         return
