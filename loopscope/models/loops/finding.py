@@ -4,7 +4,7 @@ import re
 import string
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -104,7 +104,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     named = core | {identity.symbol[name] for names in spec.iterations for name in names}
     logits = ports.logits_of(trace)
     width = None if logits is None else logits.tensor.shape[-1]
-    units = _units(trace, identity, streams, named, width)
+    units = _units(trace, identity, streams, named, width, spec.coda or ())
     rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations)
@@ -343,12 +343,25 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     )
     return Loop(
         name=draft.name,
-        iterations=iterations,
+        iterations=_with_side_branches(units, iterations),
         after=boundary.after,
         parent=draft.parent.name if draft.parent else None,
         shared=shared,
         mechanic=_mechanic(iterations),
     )
+
+
+def _with_side_branches(units: Units, iterations: tuple[Iteration, ...]) -> tuple[Iteration, ...]:
+    """Iterations that reach over what runs between them and leads nowhere."""
+    wider: list[Iteration] = []
+    for it, later in pairwise(iterations):
+        end = it.span[1]
+        if it.path.rpartition(".")[0] == later.path.rpartition(".")[0]:
+            for call in units.side:
+                if it.span[1] <= call.index < later.span[0]:
+                    end = max(end, *(part.index + 1 for part in (call, *call.descendants())))
+        wider.append(replace(it, span=(it.span[0], end)))
+    return (*wider, *iterations[-1:])
 
 
 def _iteration(
@@ -403,10 +416,15 @@ def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
 
 
 def _units(
-    trace: Trace, identity: Identity, streams: Streams, core: set[str], width: int | None
+    trace: Trace,
+    identity: Identity,
+    streams: Streams,
+    core: set[str],
+    width: int | None,
+    outside: Collection[str],
 ) -> Units:
     """The units, where streams are (batch, pos, width), or (batch, ·, width) if only that loops."""
-    units = Units.of(trace, identity, streams, core, width)
+    units = Units.of(trace, identity, streams, core, width, outside)
     lost = core - {units.symbol(c) for c in trace.calls if units.is_core(c)}
     if lost and lost == core:
         raise InputError(
@@ -416,7 +434,7 @@ def _units(
         )
     if units.repeated or None in (streams.batch, streams.pos):
         return units
-    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, width)
+    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, width, outside)
     if fewer.repeated:
         return fewer
     turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, width)

@@ -1,5 +1,6 @@
 """Trace: every module call of one forward pass, with its tensors, in order."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,11 +22,32 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class CallTensor:
-    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to."""
+    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to.
+
+    `key` is the identity of the object that the model itself handed on; `tensor` is a copy of it.
+    """
 
     where: tuple[Step, ...]
     tensor: Tensor
     node: Any = None
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One torch function that the model called.
+
+    Attributes:
+        tick: When: ticks are those of the module calls around it.
+        name: Its name, such as `add`.
+        arguments: Identities of its tensor arguments, in order.
+        results: Identities of the tensors that it gave or changed.
+    """
+
+    tick: int
+    name: str
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -42,6 +64,7 @@ class Call:
         inputs, outputs: Its floating tensors.
         children: The calls made in it.
         integers: Shapes of its integer tensor arguments.
+        variables: Names under which the code that made it knows tensors, by their identity.
     """
 
     index: int
@@ -55,6 +78,7 @@ class Call:
     outputs: list[CallTensor] = field(default_factory=list)
     children: list["Call"] = field(default_factory=list)
     integers: list[tuple[int, ...]] = field(default_factory=list)
+    variables: dict[int, str] = field(default_factory=dict)
 
     def descendants(self) -> Iterator["Call"]:
         """All calls made in it, in order."""
@@ -72,6 +96,9 @@ class Trace:
         calls: Every call, in the order in which they began.
         modules: Canonical name to module.
         uses: (tick, parameter's name) of every use of a parameter by a torch function.
+        functions: Every torch function that gave or changed tensors, in order.
+        tensors: Identity to tensor of all that the functions and calls handed on.
+        origins: Identities of tensors that were there before: parameters, buffers, arguments.
         result: What the model returned.
         random: Whether random numbers were drawn.
         mutates: Whether a tensor was changed in place after it was noted.
@@ -84,6 +111,9 @@ class Trace:
     result: Any
     random: bool
     mutates: bool = False
+    functions: list[Function] = field(default_factory=list)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    origins: frozenset[int] = frozenset()
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -91,27 +121,75 @@ class Trace:
         return dict(Counter(call.module for call in self.calls))
 
     @cached_property
+    def known(self) -> frozenset[int]:
+        """Identities of the tensors of which it is seen where they are from."""
+        return self.origins.union(*(function.results for function in self.functions))
+
+    @cached_property
     def numbered(self) -> dict[tuple[str, int], Call]:
         """Each call by its module and which call of it."""
         return {(call.module, call.number): call for call in self.calls}
 
 
-class _Uses(TorchFunctionMode):
-    """Notes which parameters torch functions are given, and when."""
+class _Functions(TorchFunctionMode):
+    """Notes which parameters torch functions are given, what they make of which tensors, and when.
+
+    Every tensor noted is kept, so that no identity is given twice.
+    """
 
     def __init__(self, names: dict[int, str], clock: list[int]) -> None:
         super().__init__()
         self.names, self.clock = names, clock
         self.seen: list[tuple[int, str]] = []
+        self.functions: list[Function] = []
+        self.tensors: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") != "__get__":  # .shape, .dtype, … use no values
-            for value in (*args, *(kwargs or {}).values()):
-                parts = value if isinstance(value, list | tuple) else (value,)
-                for part in parts:
-                    if isinstance(part, nn.Parameter) and id(part) in self.names:
-                        self.seen.append((self.clock[0], self.names[id(part)]))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        arguments = list(tensors_in((*args, *kwargs.values())))
+        if name != "__get__":  # .shape, .dtype, … use no values
+            for part in arguments:
+                if isinstance(part, nn.Parameter) and id(part) in self.names:
+                    self.seen.append((self.clock[0], self.names[id(part)]))
+        result = func(*args, **kwargs)
+        results = list(tensors_in((result, kwargs.get("out"))))
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            changed = [*tensors_in(args[:1])]
+            results += [*changed, *(x._base for x in changed if x._base is not None)]
+        if results:
+            self.keep((*arguments, *results))
+            self.functions.append(
+                Function(
+                    self.clock[0], name, tuple(map(id, arguments)),
+                    tuple(dict.fromkeys(map(id, results))),
+                )
+            )  # fmt: skip
+        return result
+
+    def keep(self, tensors: Any) -> None:
+        """Keep tensors under their identities.
+
+        Args:
+            tensors: The tensors.
+        """
+        self.tensors |= {id(tensor): tensor for tensor in tensors}
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among a torch function's arguments or results, lists of them opened.
+
+    Args:
+        values: The arguments or results.
+
+    Yields:
+        The tensors, in order.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
 
 
 class _Recorder:
@@ -126,7 +204,7 @@ class _Recorder:
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
         parameters = {id(p): name for name, p in module.named_parameters()}
-        self.uses = _Uses(parameters, self.clock)
+        self.functions = _Functions(parameters, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.numbers: dict[str, int] = {}
@@ -169,6 +247,8 @@ class _Recorder:
         ]
         self.watch((args, kwargs))
         if parent is not None:
+            call.variables = _variables(self.modules[parent.module])
+        if parent is not None:
             parent.children.append(call)
         self.calls.append(call)
         self.stack.append(call)
@@ -195,7 +275,10 @@ class _Recorder:
             value: Arguments or a result.
         """
         for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor) and not leaf.is_inference():
+            if not isinstance(leaf, Tensor):
+                continue
+            self.functions.keep((leaf,))
+            if not leaf.is_inference():
                 self.versions.append((leaf, leaf._version))
 
     def mutates(self) -> bool:
@@ -225,7 +308,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     inference = any(p.is_inference() for p in module.parameters())
     before = _random_state(module)
     mode = torch.no_grad() if inference else torch.enable_grad()
-    with recorder.attached(), mode, recorder.uses:
+    with recorder.attached(), mode, recorder.functions:
         try:
             result = module(*args, **kwargs)
         except Exception as error:
@@ -244,7 +327,10 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         root=calls[0],
         calls=calls,
         modules=recorder.modules,
-        uses=recorder.uses.seen,
+        uses=recorder.functions.seen,
+        functions=recorder.functions.functions,
+        tensors=recorder.functions.tensors,
+        origins=_origins(module, args, kwargs),
         result=result,
         random=not _same(before, _random_state(module)),
         mutates=recorder.mutates(),
@@ -255,7 +341,7 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield CallTensor(where, value.detach().clone(), value.grad_fn)
+            yield CallTensor(where, value.detach().clone(), value.grad_fn, id(value))
     elif depth == 0:
         return
     elif isinstance(value, Mapping):
@@ -268,6 +354,25 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
             yield from _tensors(getattr(value, entry.name, None), (*where, entry.name), depth - 1)
+
+
+def _origins(module: nn.Module, args: Any, kwargs: Any) -> frozenset[int]:
+    """Identities of the tensors that a forward pass finds: of the model, and its arguments."""
+    parts = [value for part in module.modules() for value in vars(part).values()]
+    leaves = tree_leaves([parts, args, kwargs])
+    held = [*module.parameters(), *module.buffers()]
+    return frozenset(id(leaf) for leaf in (*leaves, *held) if isinstance(leaf, Tensor))
+
+
+def _variables(module: nn.Module) -> dict[int, str]:
+    """Names of the tensors that the running forward of a module knows, by identity."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        names = frame.f_locals
+        if names.get("self") is module and frame.f_code.co_name != "_call_impl":
+            return {id(v): name for name, v in names.items() if isinstance(v, Tensor)}
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:

@@ -2,9 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loopscope.models.loops.identity import Identity, Streams
+from loopscope.models.loops.side_branches import side_branches
 from loopscope.models.loops.tracing import Call, Trace
 
 BLOCK_SHARE, MATRIX_SHARE = 0.01, 0.1
@@ -27,7 +28,9 @@ class Units:
         streams: What a stream looks like.
         repeated: Symbols of the units that repeat and weigh enough to be a core.
         calls: The units in order; lists and wrappers around a loop are opened, what does not
-            repeat is one unit.
+            repeat is one unit. Side branches are left out.
+        logits_width: Width of the logits.
+        side: The side branches: calls that no later iteration depends on.
     """
 
     trace: Trace
@@ -36,6 +39,7 @@ class Units:
     repeated: set[str]
     calls: list[Call]
     logits_width: int | None = None
+    side: list[Call] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -45,6 +49,7 @@ class Units:
         streams: Streams,
         core: Collection[str] = (),
         logits_width: int | None = None,
+        outside: Collection[str] = (),
     ) -> "Units":
         """Find the units of a whole model.
 
@@ -54,14 +59,36 @@ class Units:
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
             logits_width: Width of the logits.
+            outside: Names of modules that are no part of the core, as a specification says.
 
         Returns:
             The units.
         """
         units = cls(trace, identity, streams, set(core), [], logits_width)
         units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
+        units.repeated -= {identity.symbol[name] for name in outside} - set(core)
         units.calls = units.under(trace.root)
+        units._leave_out(outside, set(core))
         return units
+
+    def _leave_out(self, outside: Collection[str], core: set[str]) -> None:
+        """Take side branches out of the units, and what a specification puts outside the loop."""
+        layered = [call for call in self.calls if self.is_layered(call) and not self.is_head(call)]
+        side = side_branches(
+            self.trace, layered, self.symbol, self.is_core,
+            lambda call: self.identity.pattern(call.module),
+        )  # fmt: skip
+        inside = [call.index for call in self.calls if self.is_core(call)]
+        side |= {
+            call.index
+            for call in self.calls
+            if call.module in outside and inside and inside[0] < call.index < inside[-1]
+        }
+        self.side = [c for c in self.calls if c.index in side and self.symbol(c) not in core]
+        if self.side:
+            self.calls = [call for call in self.calls if call not in self.side]
+            count = Counter(self.symbol(call) for call in self.calls)
+            self.repeated -= {s for s in self.repeated - core if count[s] < 2}
 
     def symbol(self, call: Call) -> str:
         """What makes two calls calls of the same thing.
@@ -120,6 +147,7 @@ class Units:
         if not inner.repeated:
             return None
         inner.calls = inner.under(call)
+        inner._leave_out((), set())
         return inner
 
     def under(self, call: Call) -> list[Call]:
