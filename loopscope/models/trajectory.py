@@ -54,6 +54,8 @@ class Trajectory:
         mesh_cycle: Whether the states follow from memory and routers by MeSH Eqs. 2-5, so that α
             (Eq. 7) is exact.
         others: The model's further loops, each as a trajectory of the same forward pass.
+        named: The loop's states by name, each as a trajectory, where it carries several (z_H and
+            z_L of HRM); the first is the main one, whose states are this trajectory's own.
     """
 
     h_emb: Float[Tensor, "batch pos d_emb"]
@@ -72,6 +74,16 @@ class Trajectory:
     gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)
     mesh_cycle: bool = True
     others: Mapping[str, "Trajectory"] = field(default_factory=dict)
+    named: Mapping[str, "Trajectory"] = field(default_factory=dict)
+
+    @property
+    def courses(self) -> dict[str, "Trajectory"]:
+        """All that is measured: each loop by name, then its further states, such as `H.z_L`."""
+        courses: dict[str, Trajectory] = {}
+        for name, loop in self.loops.items():
+            courses[name] = loop
+            courses |= {state.loop: state for state in [*loop.named.values()][1:]}
+        return courses
 
     @property
     def loops(self) -> dict[str, "Trajectory"]:

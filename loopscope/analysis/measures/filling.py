@@ -227,7 +227,7 @@ class LoopRows(MeasureRows):
         super().__init__(setup)
         names = list(MEASURED[self.table].keys)
         self.rows: dict[str, Rows] = {}
-        for name, loop in setup.first.loops.items():
+        for name, loop in setup.first.courses.items():
             if keys := self.keys(loop, setup):
                 self.rows[name] = Rows(self.table, setup.samples, columns(names, keys))
 
@@ -245,7 +245,7 @@ class LoopRows(MeasureRows):
 
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
-            self.fill(rows, batch, batch.trajectory.loops[name])
+            self.fill(rows, batch, batch.trajectory.courses[name])
 
     def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
         """Fill the rows of one loop in one batch.

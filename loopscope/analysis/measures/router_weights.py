@@ -247,7 +247,7 @@ class RoutingRows(LoopRows):
     table = "routing"
 
     def __init__(self, setup: Setup) -> None:
-        loops = setup.first.loops
+        loops = setup.first.courses
         self.routes = {name: RoutingKeys.of(loop) for name, loop in loops.items()}
         super().__init__(setup)
         if not self.rows:

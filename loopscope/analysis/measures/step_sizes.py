@@ -96,7 +96,7 @@ class DeltaRows(MeasureRows):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.main, self.K = setup.first.loop, setup.first.K
-        depth = {name: loop.K for name, loop in setup.first.loops.items()}
+        depth = {name: loop.K for name, loop in setup.first.courses.items()}
         if setup.longer is not None:
             depth[self.main] = setup.longer.K
         self.rows = {
@@ -107,7 +107,7 @@ class DeltaRows(MeasureRows):
 
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
-            loop = batch.trajectory.loops[name]
+            loop = batch.trajectory.courses[name]
             h = [state[:, batch.drop :] for state in loop.h]
             parts = [steps(h)]
             if batch.longer is not None and name == self.main:

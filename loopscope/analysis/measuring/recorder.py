@@ -102,7 +102,7 @@ class Recorder:
 
     def _add_samples(self, start: int, trajectory: Trajectory, each: Each) -> None:
         """What is measured sample by sample, several at a time."""
-        loops, drop = trajectory.loops, self.options.drop_first
+        loops, drop = trajectory.courses, self.options.drop_first
         device = trajectory.h_emb.device
         # loops share h_emb and h_out: what depends on a state alone is computed once
         numbers = {name: [id(h) for h in loop.states.values()] for name, loop in loops.items()}
@@ -155,7 +155,7 @@ def _stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _counts(trajectory: Trajectory) -> dict[str, int]:
-    return {name: loop.K for name, loop in trajectory.loops.items()}
+    return {name: loop.K for name, loop in trajectory.courses.items()}
 
 
 def _in_words(counts: dict[str, int]) -> str:

@@ -6,12 +6,14 @@ from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
     from loopscope.models.loops.finding import find as find
+    from loopscope.models.loops.functions import RecentFunctions as RecentFunctions
     from loopscope.models.loops.identity import Streams as Streams
     from loopscope.models.loops.identity import example_shape as example_shape
     from loopscope.models.loops.loop_map import Iteration as Iteration
     from loopscope.models.loops.loop_map import Loop as Loop
     from loopscope.models.loops.loop_map import LoopCount as LoopCount
     from loopscope.models.loops.loop_map import LoopMap as LoopMap
+    from loopscope.models.loops.loop_map import NamedState as NamedState
     from loopscope.models.loops.loop_map import Port as Port
     from loopscope.models.loops.loop_map import Router as Router
     from loopscope.models.loops.loop_map import Step as Step

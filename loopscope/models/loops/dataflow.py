@@ -4,18 +4,11 @@ Followed are the torch functions themselves, so that it is known without gradien
 """
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from loopscope.models.loops.tracing import Call, Function, Trace
-
-DEEPEST, MOST_WAYS = 8, 64
-"""How many functions an argument is followed back through, and how many ways at once."""
-
-Operand = tuple[tuple[str, int], ...]
-"""The way from a tensor to one it was made of: a function's name and which of its arguments, …"""
+from loopscope.models.loops.functions import Function
+from loopscope.models.loops.tracing import Call, Trace
 
 
 @dataclass
@@ -127,93 +120,6 @@ def _events(trace: Trace, calls: Sequence[Call]) -> Iterator[Function | tuple[Ca
             place += 1
         yield function
     yield from (event for _, event in borders[place:])
-
-
-class Making:
-    """How tensors were made: each by the last function that gave or changed it.
-
-    Args:
-        functions: Torch functions, in order.
-    """
-
-    def __init__(self, functions: Sequence[Function]) -> None:
-        self.functions = functions
-        self.makers: dict[int, list[int]] = defaultdict(list)
-        for number, function in enumerate(functions):
-            for key in function.results:
-                self.makers[key].append(number)
-
-    def maker(self, key: int, before: int) -> int | None:
-        """The function that made a tensor as it was at some time.
-
-        Args:
-            key: The tensor's identity.
-            before: Number of the first function that came too late.
-
-        Returns:
-            The function's number; None where the tensor was there before.
-        """
-        return next((n for n in reversed(self.makers.get(key, ())) if n < before), None)
-
-    def way(self, key: int, before: int, target: Any, ends: Any = ()) -> Operand | None:
-        """How a tensor was made of another: the shortest way.
-
-        Args:
-            key: The tensor's identity.
-            before: Number of the first function that came after it was used.
-            target: Identities of what is sought.
-            ends: Identities of tensors that are not looked behind.
-
-        Returns:
-            The way; empty where the tensor is what is sought, None where no way leads there.
-        """
-        reached: list[tuple[Operand, int, int]] = [((), key, before)]
-        for _ in range(DEEPEST):
-            further: list[tuple[Operand, int, int]] = []
-            for way, place, latest in reached:
-                if place in target:
-                    return way
-                number = None if place in ends else self.maker(place, latest)
-                if number is None:
-                    continue
-                function = self.functions[number]
-                further += [
-                    ((*way, (function.name, i)), argument, number)
-                    for i, argument in enumerate(function.arguments)
-                ]
-            reached = further[:MOST_WAYS]
-        return None
-
-    def follow(self, key: int, before: int, way: Operand) -> int | None:
-        """What a tensor was made of, by a way that another was made.
-
-        Args:
-            key: The tensor's identity.
-            before: Number of the first function that came after it was used.
-            way: The way.
-
-        Returns:
-            Identity of what stands at its end; None where it was made otherwise.
-        """
-        for name, place in way:
-            number = self.maker(key, before)
-            if number is None or self.functions[number].name != name:
-                return None
-            if place >= len(self.functions[number].arguments):
-                return None
-            key, before = self.functions[number].arguments[place], number
-        return key
-
-    def count_before(self, tick: int) -> int:
-        """How many functions came before a tick of the trace.
-
-        Args:
-            tick: The tick.
-
-        Returns:
-            The number of the first function that came later.
-        """
-        return bisect_left(self.functions, tick, key=_tick)
 
 
 def _tick(function: Function) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopscope.errors import InputError
+from loopscope.models.loops.carried_states import CarriedState, carried_states
 from loopscope.models.loops.folding import Leaf, Node, Run, Sequence_, fold, runs_in
 from loopscope.models.loops.tracing import Call
 from loopscope.models.loops.units import Units
@@ -28,6 +29,7 @@ class Draft:
         units: The sequence that the spans count in.
         name: What it is called, once all are known.
         notes: What a user should know of it.
+        carried: The states that calls among its units update, where they are several.
     """
 
     units: Units
@@ -35,6 +37,7 @@ class Draft:
     parent: "Draft | None" = None
     name: str = ""
     notes: list[str] = field(default_factory=list)
+    carried: list[CarriedState] = field(default_factory=list)
 
     def calls(self, span: Span) -> list[Call]:
         """The calls of an iteration.
@@ -52,27 +55,42 @@ class Draft:
         return [span for run in self.runs for span in run]
 
 
-def draft_loops(units: Units, single: bool) -> tuple[list[Draft], list[str]]:
+def draft_loops(
+    units: Units, single: bool, states: Sequence[str] = ()
+) -> tuple[list[Draft], list[str]]:
     """Find the loops in a sequence of units.
 
     Args:
         units: The units.
         single: Whether all that repeats must be one loop, as where the core was named.
+        states: The state that each call of the core updates in one iteration, as a specification
+            says.
 
     Returns:
         The loops, an outer one before those in it, and the symbols that repeat outside of them.
+
+    Raises:
+        InputError: if the core is not called as often as the states ask for.
     """
-    leaves = [(units.symbol(c), i) for i, c in enumerate(units.calls) if units.is_core(c)]
+    core = [i for i, call in enumerate(units.calls) if units.is_core(call)]
+    carried = carried_states(units, [units.calls[i] for i in core], states)
+    leaves = [(_symbol(units, units.calls[i], carried), i) for i in core]
     nodes = fold([s for s, _ in leaves], [i for _, i in leaves])
     top = [node for node in nodes if isinstance(node, Run)]
     if single and (len(top) != 1 or len(nodes) != 1):
         top = [_by_first(nodes)] if leaves else []
     drafts: list[Draft] = []
     for run in top:
-        _add(units, [(None, run)], None, drafts)
+        _add(units, [(None, run)], None, drafts, carried)
     looped = {leaf.symbol for run in top for leaf in run.leaves()}
-    rest = [str(s) for s, _ in leaves if s not in looped]
+    rest = [units.symbol(units.calls[i]) for s, i in leaves if s not in looped]
     return drafts, list(dict.fromkeys(rest))
+
+
+def _symbol(units: Units, call: Call, carried: Sequence[CarriedState]) -> tuple[str, int]:
+    """What makes two calls calls of the same thing: the module, and which state they update."""
+    state = next((n for n, state in enumerate(carried) if call in state.calls), -1)
+    return units.symbol(call), state
 
 
 def _by_first(nodes: list[Node]) -> Run:
@@ -85,10 +103,15 @@ def _by_first(nodes: list[Node]) -> Run:
 
 
 def _add(
-    units: Units, runs: list[tuple[Any, Run]], parent: Draft | None, drafts: list[Draft]
+    units: Units,
+    runs: list[tuple[Any, Run]],
+    parent: Draft | None,
+    drafts: list[Draft],
+    carried: list[CarriedState],
 ) -> None:
     """Note a loop with all its runs, then the loops inside its bodies."""
-    draft = Draft(units, [[_span(body) for body in run.bodies] for _, run in runs], parent)
+    spans = [[_span(body) for body in run.bodies] for _, run in runs]
+    draft = Draft(units, spans, parent, carried=carried)
     drafts.append(draft)
     bodies = [body for _, run in runs for body in run.bodies]
     inner: dict[Any, list[tuple[Any, Run]]] = {}
@@ -96,7 +119,7 @@ def _add(
         for run in runs_in(body):
             inner.setdefault(run.key, []).append((number, run))
     for numbered in inner.values():
-        _add(units, numbered, draft, drafts)
+        _add(units, numbered, draft, drafts, carried)
     if not inner:
         _add_inside(units, draft, drafts)
 
@@ -108,7 +131,7 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
         if not units.is_core(call) or units.inside(call) is None:
             continue
         flat = Units(units.trace, units.identity, units.streams, set(), [], units.logits_width)
-        runs: list[tuple[Any, Run]] = []
+        parts: list[tuple[int, list[int]]] = []
         for number, span in enumerate(draft.spans()):
             if span.first + place > span.last:
                 continue
@@ -116,13 +139,23 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
             if inner is None:
                 return
             flat.repeated |= inner.repeated
+            flat.side += inner.side
             offset = len(flat.calls)
             flat.calls += inner.calls
-            leaves = [(inner.symbol(c), i) for i, c in enumerate(inner.calls) if inner.is_core(c)]
-            nodes = fold([s for s, _ in leaves], [i + offset for _, i in leaves])
+            core = [i + offset for i, c in enumerate(inner.calls) if inner.is_core(c)]
+            parts.append((number, core))
+        every = [flat.calls[i] for _, core in parts for i in core]
+        carried = carried_states(flat, every)
+        runs: list[tuple[Any, Run]] = []
+        for number, core in parts:
+            nodes = fold([_symbol(flat, flat.calls[i], carried) for i in core], core)
             runs += [(number, node) for node in nodes if isinstance(node, Run)][:1]
         if runs:
-            _add(flat, runs, draft, drafts)
+            enclosing: Draft | None = draft
+            while enclosing is not None:
+                enclosing.carried = enclosing.carried or carried
+                enclosing = enclosing.parent
+            _add(flat, runs, draft, drafts, carried)
 
 
 def _span(body: Node) -> Span:

@@ -15,7 +15,8 @@ from loopscope.models.loops.drafts import Draft, Span, draft_loops, listed
 from loopscope.models.loops.folding import split_gaps
 from loopscope.models.loops.identity import Identity, Streams
 from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Port, Unit
-from loopscope.models.loops.loop_states import states, width_of
+from loopscope.models.loops.loop_states import States, states, width_of
+from loopscope.models.loops.named_states import StatePorts
 from loopscope.models.loops.plain_stack import elsewhere, plain
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, Trace
@@ -109,7 +110,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     if spec.iterations:
         drafts = listed(units, spec.iterations)
     else:
-        drafts, rest = draft_loops(units, single=bool(spec.core))
+        drafts, rest = draft_loops(units, bool(spec.core) and not spec.states, spec.states)
     doubts = []
     if rest:
         doubts.append(
@@ -185,17 +186,32 @@ def _name(drafts: list[Draft]) -> None:
     if len(drafts) == 1:
         drafts[0].name = MAIN_LOOP
         return
+    bodies = [_body(draft, drafts) for draft in drafts]
+    count = Counter(name for body in bodies for name in {call.module for call in body})
     used: set[str] = set()
-    for number, draft in enumerate(drafts):
-        inner = [d for d in drafts if d.parent is draft]
-        covered = {id(c) for d in inner for s in d.spans() for c in d.calls(s)}
-        body = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
-        heavy = [c for c in body if draft.units.is_core(c)]
-        name = short_name([c.module for c in heavy]) or letter(number)
+    for number, (draft, body) in enumerate(zip(drafts, bodies, strict=True)):
+        modules = [call.module for call in body]
+        name = short_name(modules) or letter(number)
+        if any(count[module] > 1 for module in modules):  # one module updates several states
+            name = _name_of_state(draft, body) or letter(number)
         while name in used or name == MAIN_LOOP:
             name = letter(number) if name != letter(number) else name + "_"
         used.add(name)
         draft.name = name
+
+
+def _body(draft: Draft, drafts: list[Draft]) -> list[Call]:
+    """The calls of the core in a loop's first iteration, those of inner loops aside."""
+    inner = [d for d in drafts if d.parent is draft]
+    covered = {id(c) for d in inner for s in d.spans() for c in d.calls(s)}
+    calls = [c for c in draft.calls(draft.spans()[0]) if id(c) not in covered]
+    return [c for c in calls if draft.units.is_core(c)]
+
+
+def _name_of_state(draft: Draft, body: Sequence[Call]) -> str | None:
+    """`H` for a loop whose own calls update z_H."""
+    names = {state.name for state in draft.carried if any(call in state.calls for call in body)}
+    return short_name([names.pop().removeprefix("z_")]) if len(names) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +284,8 @@ def _ends(
     embed = ports.embed_port(units, roles.prelude, loops, spec)
     h_out = ports.out_port(units, roles.coda, loops, roles.norm)
     state = loops[0].iterations[0].h
-    if state.shape[:2] == embed.shape[:2]:
+    whole = state if len(state.shape) == 3 else loops[0].iterations[0].h_m  # not an initial vector
+    if whole.shape[:2] == embed.shape[:2]:
         return embed, h_out
     draft.notes.append(
         f"the loop runs over {state.shape[1]} positions, not those of the tokens; h_emb and "
@@ -326,6 +343,12 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     """One loop with its states, iterations and parameters."""
     units, spans = draft.units, draft.spans()
     boundary = states(units, spans, spec if draft.parent is None else Spec(carried=spec.carried))
+    finder = StatePorts(units, [draft.calls(span) for span in spans], draft.carried)
+    named = finder.find(draft.name)
+    if named:
+        main = named[0]
+        boundary = States(list(main.h), list(main.h_m), main.after, [])
+        draft.notes += finder.doubts
     paths = _paths(draft, drafts)
     shared, private = by_iteration(units.trace, [draft.calls(span) for span in spans])
     if boundary.cut and draft.parent is None:
@@ -348,6 +371,7 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
         parent=draft.parent.name if draft.parent else None,
         shared=shared,
         mechanic=_mechanic(iterations),
+        named=tuple(named),
     )
 
 

@@ -19,6 +19,8 @@ class Port:
             result (`()` for a bare tensor, `(0,)`, `("last_hidden_state",)`) to the tensor.
         columns: The part of the last axis that is meant, first and last + 1; None means all.
         shape: Its shape on the example.
+        operand: For what a tensor was made of: by which functions (name, which argument), from the
+            tensor back to what is meant; empty for the tensor itself. Such a port is only read.
     """
 
     module: str
@@ -27,6 +29,7 @@ class Port:
     where: tuple[Step, ...]
     columns: tuple[int, int] | None = None
     shape: tuple[int, ...] = ()
+    operand: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,23 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedState:
+    """One of several states that a loop carries.
+
+    Attributes:
+        name: As the model's own code calls it, or `z_` and the name of the loop that updates it.
+        h: The state before each iteration.
+        h_m: The state after each iteration, as the module gave it that updated it last.
+        after: The state after the last.
+    """
+
+    name: str
+    h: tuple[Port, ...]
+    h_m: tuple[Port, ...]
+    after: Port
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """A loop, seen through all its iterations in execution order.
 
@@ -90,6 +110,8 @@ class Loop:
         shared: Names of parameters that more than one iteration uses.
         mechanic: `module` where the same modules are called again, `parameters` where distinct
             modules share parameters, `none` where the iterations share nothing (a regrouped stack).
+        named: Its states where it carries several, or updates one of several; the first is the main
+            one, which iterations and `after` give.
     """
 
     name: str
@@ -98,6 +120,7 @@ class Loop:
     parent: str | None = None
     shared: tuple[str, ...] = ()
     mechanic: Literal["module", "parameters", "none"] = "module"
+    named: tuple[NamedState, ...] = ()
 
     @property
     def K(self) -> int:
@@ -235,6 +258,7 @@ class LoopMap:
                     "paths": [it.path for it in loop.iterations],
                     "core": list(dict.fromkeys(u.shared for i in loop.iterations for u in i.units)),
                     "mechanic": loop.mechanic,
+                    **({"states": [state.name for state in loop.named]} if loop.named else {}),
                 }
                 for loop in self.loops
             ],
@@ -257,20 +281,23 @@ class LoopMap:
             return str(_depth(self.prelude) + _depth(self.coda))
         return "+".join([str(_depth(self.prelude)), *parts, str(_depth(self.coda))])
 
-    def _shape(self, loop: Loop) -> str:
+    def _shape(self, loop: Loop, within: str = "") -> str:
+        """A loop as `4R8`, or `(1R3+1)R2`; within an iteration of the enclosing loop, that run."""
+        run = [it for it in loop.iterations if it.path.rpartition(".")[0] == within]
+        depths = [_depth(iteration.units) for iteration in run]
         inner = [child for child in self.loops if child.parent == loop.name]
-        depths = [_depth(iteration.units) for iteration in loop.iterations]
         if not inner:
             if loop.mechanic == "none" or len(set(depths)) > 1:
                 return "+".join(map(str, depths))
-            return f"{depths[0]}R{loop.K}"
-        first, rest, shapes = loop.iterations[0], depths[0], []
+            return f"{depths[0]}R{len(run)}"
+        path, rest, shapes = run[0].path, depths[0], []
         for child in inner:
-            run = [i for i in child.iterations if i.path.rpartition(".")[0] == first.path]
-            rest -= sum(_depth(i.units) for i in run)
-            shapes.append(f"{_depth(run[0].units)}R{len(run)}")
+            parts = [i for i in child.iterations if i.path.rpartition(".")[0] == path]
+            if parts:
+                rest -= sum(_depth(i.units) for i in parts)
+                shapes.append(self._shape(child, path))
         body = "+".join([*shapes, str(rest)] if rest else shapes)
-        return f"({body})R{loop.K}"
+        return f"({body})R{len(run)}"
 
 
 def _depth(units: tuple[Unit, ...]) -> int:

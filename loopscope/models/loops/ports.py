@@ -235,7 +235,8 @@ def _before_the_loop(units: Units, first: Port) -> Port:
     earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
     streams = [(c, item) for c in earlier if (item := units.streams.leaving(c)) is not None]
     tables = [item.tensor for c in earlier for item in c.outputs[:1] if c.integers]
-    explained = any(equal(item.tensor, state) for _, item in streams) or _is_sum(state, tables)
+    explained = any(equal(item.tensor, state) for _, item in streams)
+    explained = explained or (state.ndim == 3 and _is_sum(state, tables))
     return first if explained or not streams else leaving(units, streams[-1][0])
 
 
@@ -290,7 +291,13 @@ def value_at(trace: Trace, where: Port) -> Tensor:
     """
     call = trace.numbered[where.module, where.call]
     items = call.inputs if where.side == "in" else call.outputs
-    tensor = next(item.tensor for item in items if item.where == where.where)
+    item = next(item for item in items if item.where == where.where)
+    if where.operand:
+        making = trace.making
+        key = making.follow(item.key, making.count_before(call.start), where.operand)
+        assert key is not None
+        return trace.tensors[key].detach()
+    tensor = item.tensor
     return tensor if where.columns is None else tensor[..., slice(*where.columns)]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.loops.loop_map import Loop, LoopMap, Unit
 
-KEYS = ("prelude", "core", "coda", "embed", "gates", "state", "routers", "loops")
+KEYS = ("prelude", "core", "coda", "embed", "gates", "states", "state", "routers", "loops")
 CARRIED = "previous output"
 """As `state.input`: h(t) is the output of the iteration before."""
 
@@ -32,6 +32,8 @@ class Spec:
         prelude, core, coda: Modules of the roles; None or empty where finding decides.
         iterations: The modules of each iteration, where they are listed one by one.
         embed: The module that gives h_emb.
+        states: Name of the state that each call of the core updates, in the order of one iteration
+            of the outermost loop.
         input, columns, output: Which module reads the state, which part of its last axis, and
             which module gives h_m.
         carried: Whether the state is the output of the iteration before, whatever is added to it
@@ -46,6 +48,7 @@ class Spec:
     iterations: tuple[tuple[str, ...], ...] = ()
     coda: tuple[str, ...] | None = None
     embed: str | None = None
+    states: tuple[str, ...] = ()
     input: str | None = None
     carried: bool = False
     columns: tuple[int, int] | None = None
@@ -113,7 +116,7 @@ def read_spec(
     names = _Names(module, what)
     core = values.get("core", [])
     listed = bool(core) and isinstance(core, list) and all(isinstance(c, list) for c in core)
-    iterations = tuple(names.modules("core", modules) for modules in core) if listed else ()
+    iterations = tuple(names.calls("core", modules) for modules in core) if listed else ()
     carried = state.get("input") == CARRIED
     return Spec(
         prelude=names.modules("prelude", values["prelude"]) if "prelude" in values else None,
@@ -121,6 +124,7 @@ def read_spec(
         iterations=iterations,
         coda=names.modules("coda", values["coda"]) if "coda" in values else None,
         embed=names.module("embed", values.get("embed")),
+        states=_states(values.get("states", []), what),
         input=None if carried else names.module("state.input", state.get("input")),
         carried=carried,
         columns=_columns(state.get("columns"), what),
@@ -182,6 +186,16 @@ def _columns(value: Any, what: str) -> tuple[int, int] | None:
     return numbers[0], numbers[1]
 
 
+def _states(value: Any, what: str) -> tuple[str, ...]:
+    names = list(value) if isinstance(value, list | tuple) else [None]
+    if not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise InputError(
+            f"states of {what} must list a name for each call of the core in one iteration, such "
+            f'as ["z_L", "z_L", "z_H"], given {value!r}.'
+        )
+    return tuple(names)
+
+
 def _counts(values: Mapping[str, Any], what: str) -> tuple[tuple[str, str | None, str], ...]:
     counts: list[tuple[str, str | None, str]] = []
     for kind, value in values.items():
@@ -204,6 +218,13 @@ class _Names:
         every = module.named_modules(remove_duplicate=False)
         self.canonical = {name: first[id(m)] for name, m in every if name}
         self.what = what
+
+    def calls(self, key: str, values: Any) -> tuple[str, ...]:
+        """The modules that are called one after the other, some of them several times."""
+        values = [values] if isinstance(values, str) else values
+        if not isinstance(values, list | tuple):
+            return self.modules(key, values)
+        return tuple(name for value in values for name in self.modules(key, [value]))
 
     def modules(self, key: str, values: Any) -> tuple[str, ...]:
         """The modules that a list of names and globs stands for, each once."""

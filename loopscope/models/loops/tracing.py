@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
+from loopscope.models.loops.functions import Function, FunctionLog, Making
 from loopscope.models.loops.loop_map import Step
 
 DEPTH = 3
@@ -31,23 +31,6 @@ class CallTensor:
     tensor: Tensor
     node: Any = None
     key: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """One torch function that the model called.
-
-    Attributes:
-        tick: When: ticks are those of the module calls around it.
-        name: Its name, such as `add`.
-        arguments: Identities of its tensor arguments, in order.
-        results: Identities of the tensors that it gave or changed.
-    """
-
-    tick: int
-    name: str
-    arguments: tuple[int, ...]
-    results: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -78,7 +61,7 @@ class Call:
     outputs: list[CallTensor] = field(default_factory=list)
     children: list["Call"] = field(default_factory=list)
     integers: list[tuple[int, ...]] = field(default_factory=list)
-    variables: dict[int, str] = field(default_factory=dict)
+    variables: dict[int, list[str]] = field(default_factory=dict)
 
     def descendants(self) -> Iterator["Call"]:
         """All calls made in it, in order."""
@@ -126,70 +109,14 @@ class Trace:
         return self.origins.union(*(function.results for function in self.functions))
 
     @cached_property
+    def making(self) -> Making:
+        """How tensors were made by its functions."""
+        return Making(self.functions)
+
+    @cached_property
     def numbered(self) -> dict[tuple[str, int], Call]:
         """Each call by its module and which call of it."""
         return {(call.module, call.number): call for call in self.calls}
-
-
-class _Functions(TorchFunctionMode):
-    """Notes which parameters torch functions are given, what they make of which tensors, and when.
-
-    Every tensor noted is kept, so that no identity is given twice.
-    """
-
-    def __init__(self, names: dict[int, str], clock: list[int]) -> None:
-        super().__init__()
-        self.names, self.clock = names, clock
-        self.seen: list[tuple[int, str]] = []
-        self.functions: list[Function] = []
-        self.tensors: dict[int, Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        arguments = list(tensors_in((*args, *kwargs.values())))
-        if name != "__get__":  # .shape, .dtype, … use no values
-            for part in arguments:
-                if isinstance(part, nn.Parameter) and id(part) in self.names:
-                    self.seen.append((self.clock[0], self.names[id(part)]))
-        result = func(*args, **kwargs)
-        results = list(tensors_in((result, kwargs.get("out"))))
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-            changed = [*tensors_in(args[:1])]
-            results += [*changed, *(x._base for x in changed if x._base is not None)]
-        if results:
-            self.keep((*arguments, *results))
-            self.functions.append(
-                Function(
-                    self.clock[0], name, tuple(map(id, arguments)),
-                    tuple(dict.fromkeys(map(id, results))),
-                )
-            )  # fmt: skip
-        return result
-
-    def keep(self, tensors: Any) -> None:
-        """Keep tensors under their identities.
-
-        Args:
-            tensors: The tensors.
-        """
-        self.tensors |= {id(tensor): tensor for tensor in tensors}
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among a torch function's arguments or results, lists of them opened.
-
-    Args:
-        values: The arguments or results.
-
-    Yields:
-        The tensors, in order.
-    """
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
 
 
 class _Recorder:
@@ -204,7 +131,7 @@ class _Recorder:
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
         parameters = {id(p): name for name, p in module.named_parameters()}
-        self.functions = _Functions(parameters, self.clock)
+        self.functions = FunctionLog(parameters, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.numbers: dict[str, int] = {}
@@ -364,13 +291,17 @@ def _origins(module: nn.Module, args: Any, kwargs: Any) -> frozenset[int]:
     return frozenset(id(leaf) for leaf in (*leaves, *held) if isinstance(leaf, Tensor))
 
 
-def _variables(module: nn.Module) -> dict[int, str]:
+def _variables(module: nn.Module) -> dict[int, list[str]]:
     """Names of the tensors that the running forward of a module knows, by identity."""
     frame = sys._getframe(2)
     while frame is not None:
         names = frame.f_locals
-        if names.get("self") is module and frame.f_code.co_name != "_call_impl":
-            return {id(v): name for name, v in names.items() if isinstance(v, Tensor)}
+        if any(v is module for v in names.values()) and "_call_impl" not in frame.f_code.co_name:
+            variables: dict[int, list[str]] = {}
+            for name, value in names.items():
+                if isinstance(value, Tensor):
+                    variables.setdefault(id(value), []).append(name)
+            return variables
         frame = frame.f_back  # type: ignore[assignment]
     return {}
 

@@ -170,7 +170,7 @@ class Units:
         return inner
 
     def is_head(self, call: Call) -> bool:
-        """Whether a call turns another width into that of the logits.
+        """Whether a call turns another width into that of the logits, and gives nothing of it back.
 
         Args:
             call: The call.
@@ -181,7 +181,7 @@ class Units:
         width = self.logits_width
         entering = [item.tensor.shape[-1] for item in call.inputs if item.tensor.ndim == 3]
         leaving = [item.tensor.shape[-1] for item in call.outputs if item.tensor.ndim == 3]
-        return width in leaving and bool(entering) and width not in entering
+        return width in leaving and bool(entering) and not set(entering) & set(leaving)
 
     def is_core(self, call: Call) -> bool:
         """Whether a call may be (a part of) an iteration by itself.

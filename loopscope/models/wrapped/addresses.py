@@ -109,12 +109,18 @@ def _name_states(names: Addresses, loop_map: LoopMap, by_port: dict[Port, str]) 
         for iteration in loop.iterations:
             states[f"loop.{iteration.path}.hook_in"] = iteration.h
             states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
+        for state in loop.named:
+            for t, iteration in enumerate(loop.iterations):
+                states[f"loop.{iteration.path}.{state.name}.hook_in"] = state.h[t]
+                states[f"loop.{iteration.path}.{state.name}.hook_out"] = state.h_m[t]
         states[f"loop.{loop.name}.after.hook_in"] = loop.after
         # a module of that name wins
         if loop is loop_map.main and "coda.hook_in" not in names.ports:
             states["coda.hook_in"] = loop.after
     states["hook_h_out"] = loop_map.h_out
     for name, where in states.items():
+        if name in names.ports:
+            continue
         if where in by_port:
             names.aliases[name] = by_port[where]
         else:

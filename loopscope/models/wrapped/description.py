@@ -251,6 +251,10 @@ def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) 
     branch.add(f"h(t): {_port(first.h)}")
     branch.add(f"h_m(t): {_port(first.h_m)}")
     branch.add(f"h(K): {_port(loop.after)}")
+    for state in loop.named if len(loop.named) > 1 else ():
+        main = ", the main one" if state is loop.named[0] else ""
+        lines = [f"before an iteration: {_port(state.h[0])}", f"after it: {_port(state.h_m[0])}"]
+        branch.add(f"state {state.name}{main}", lines)
     if inner or len(loop.iterations) > 1:
         branch.add(f"iterations: {_paths(loop.iterations)}")
     _parameters(branch, loop, sizes)
@@ -309,6 +313,8 @@ def _paths(iterations: Iterable[Iteration]) -> str:
 
 def _port(port: Port) -> str:
     phrase = "what {} is given" if port.side == "in" else "what {} gives"
+    if port.operand:
+        phrase = "what is added up to be given to {}"
     part = f", columns {port.columns[0]}…{port.columns[1] - 1}" if port.columns else ""
     nth = f" at its call {port.call + 1}" if port.call else ""
     width = f", width {port.shape[-1]}" if port.shape and not port.columns else ""

@@ -3,14 +3,14 @@
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.loops import Call, Loop, LoopMap, Port, Step, Trace
+from loopscope.models.loops import Call, Loop, LoopMap, Port, RecentFunctions, Step, Trace
 
 Key = tuple[int, int]
 """Stretch between two beginnings of iterations, and which call of the module within it."""
@@ -197,6 +197,7 @@ def tapped(
     for number, (port, _) in enumerate(taps):
         sides[port.module, port.side][plan.key(port)].append(number)
     run, reached = _Run(), set[int]()
+    recent = RecentFunctions() if any(port.operand for port, _ in taps) else None
     anchors = plan.begins if any(plan.inside(port) for port, _ in taps) else {}
     looped = {port.module for port, _ in taps if plan.inside(port)}
     handles = []
@@ -207,12 +208,13 @@ def tapped(
         for (name, side), by_key in sides.items():
             count = _counter(run if name in looped else None)
             if side == "in":
-                before = _before(by_key, taps, count, reached)
+                before = _before(by_key, taps, count, reached, recent)
                 handles.append(modules[name].register_forward_pre_hook(before, with_kwargs=True))
             else:
                 behind = _behind(by_key, taps, count, reached)
                 handles.append(modules[name].register_forward_hook(behind))
-        yield run.missed
+        with nullcontext() if recent is None else recent:
+            yield run.missed
     finally:
         for handle in handles:
             handle.remove()
@@ -264,11 +266,15 @@ def _before(
     taps: Sequence[Tap],
     count: Callable[[], Key],
     reached: set[int],
+    recent: RecentFunctions | None,
 ) -> Callable:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         replaced = None
         for number in by_key.get(count(), ()):
             reached.add(number)
+            if recent is not None and taps[number][0].operand:
+                _read_operand({"args": args, "kwargs": kwargs}, *taps[number], recent)
+                continue
             changed = _apply(replaced or {"args": args, "kwargs": kwargs}, *taps[number])
             replaced = changed if changed is not None else replaced
         return None if replaced is None else (replaced["args"], replaced["kwargs"])
@@ -291,6 +297,26 @@ def _behind(
         return replaced
 
     return hook
+
+
+def _read_operand(
+    holder: Any, port: Port, function: Callable[[Tensor], Any], recent: RecentFunctions
+) -> None:
+    """Show a function what one of a call's arguments was made of."""
+    whole = get(holder, port.where)
+    part = recent.operand(whole, port.operand) if isinstance(whole, Tensor) else None
+    if part is None:
+        raise InputError(
+            f"what call {port.call} of {port.module} is given was made otherwise on the example, "
+            "so a state is missing; wrap the model again with this input as example=."
+        )
+    answer = function(part)
+    if answer is not None and answer is not part and not answer.equal(part):
+        raise InputError(
+            f"the state that enters call {port.call} of {port.module} can be read there, not "
+            "changed: the model's own code has used it already. Patch a module's output (hook_out) "
+            "instead."
+        )
 
 
 def _apply(holder: Any, port: Port, function: Callable[[Tensor], Any]) -> Any:

@@ -29,6 +29,11 @@ def state_ports(loop_map: LoopMap) -> dict[Key, Port]:
         for t, iteration in enumerate(loop.iterations):
             ports["h", loop.name, t] = iteration.h
             ports["h_m", loop.name, t] = iteration.h_m
+        for state in loop.named[1:]:
+            ports["after", loop.name, state.name] = state.after
+            for t in range(loop.K):
+                ports["h", loop.name, t, state.name] = state.h[t]
+                ports["h_m", loop.name, t, state.name] = state.h_m[t]
         before, _ = _around(loop_map, loop)
         if before is not None:
             ports["before", loop.name] = before
@@ -83,8 +88,7 @@ def _trajectory(
 ) -> Trajectory:
     """One loop's trajectory."""
     steps = range(loop.K)
-    h = (*(tensors["h", loop.name, t] for t in steps), tensors["after", loop.name])
-    h_m = tuple(tensors["h_m", loop.name, t] for t in steps)
+    h, h_m = _course(loop, tensors)
     blocks: dict[str, tuple[Tensor, Tensor]] = {}
     before, followed = _around(loop_map, loop)
     if before is not None:
@@ -111,8 +115,43 @@ def _trajectory(
             if router.loop == loop.name and router.kind == "gate"
         },
         mesh_cycle=loop_map.mesh_cycle and loop is loop_map.main,
+        named=_named(loop, tensors, common),
         **common,
     )
+
+
+def _course(loop: Loop, tensors: Mapping[Key, Tensor], *state: str) -> tuple[Any, Any]:
+    """h(0) … h(K) and h_m(0) … h_m(K-1) of a loop's state, the main one where none is named."""
+    steps = range(loop.K)
+    h = [tensors["h", loop.name, t, *state] for t in steps]
+    h_m = tuple(tensors["h_m", loop.name, t, *state] for t in steps)
+    if h[0].shape != h_m[0].shape:  # an initial vector, the same at every position
+        h[0] = _expanded(h[0], h_m[0])
+    return (*h, tensors["after", loop.name, *state]), h_m
+
+
+def _expanded(initial: Tensor, like: Tensor) -> Tensor:
+    try:
+        return initial.to(like).expand_as(like)
+    except RuntimeError:
+        return initial
+
+
+def _named(
+    loop: Loop, tensors: Mapping[Key, Tensor], common: dict[str, Any]
+) -> dict[str, Trajectory]:
+    """The trajectory of each of a loop's states; empty where it has a single one."""
+    named: dict[str, Trajectory] = {}
+    for number, state in enumerate(loop.named):
+        h, h_m = _course(loop, tensors, *([state.name] if number else []))
+        named[state.name] = Trajectory(
+            h=h, h_m=h_m, memory=None, w_write=None, w_read=None, transition=None,
+            blocks={block_name(t): (h[t], h_m[t]) for t in range(loop.K)},
+            loop=f"{loop.name}.{state.name}",
+            path=tuple(iteration.path for iteration in loop.iterations), mesh_cycle=False,
+            **{**common, "logits": None},
+        )  # fmt: skip
+    return named
 
 
 def _weights(router: Router | None, loop: Loop, tensors: Mapping[Key, Tensor]) -> Any:

@@ -1,0 +1,276 @@
+"""Carried states: which of several states each call of a core updates, and where they are read.
+
+A call updates a state when it is the last to read its value and gives the next one
+(`z = net(z + y)`: the old z is not read again). So the states of a model are chains of values, each
+read for the last time where the next one is made, found without names and without gradients.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from loopscope.errors import InputError
+from loopscope.models.loops.dataflow import Flow
+from loopscope.models.loops.functions import Operand
+from loopscope.models.loops.loop_map import Port
+from loopscope.models.loops.tracing import Call, CallTensor, Trace
+from loopscope.models.loops.units import Units
+
+Place = tuple[tuple[str | int, ...], Operand]
+"""Where in its arguments a call reads a value, and by which functions it was made from it."""
+
+
+@dataclass(eq=False)
+class CarriedState:
+    """One of several states.
+
+    Attributes:
+        calls: The calls that update it, in order.
+        name: What the model's own code, or a specification, calls it; empty where unknown.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    name: str = ""
+
+
+class Chains:
+    """The chains of values of a sequence of calls.
+
+    Args:
+        units: The traced forward pass and its streams.
+        calls: The calls of the core, in order.
+    """
+
+    def __init__(self, units: Units, calls: Sequence[Call]) -> None:
+        self.units, self.calls = units, calls
+        self.trace: Trace = units.trace
+        self.flow = Flow.of(units.trace, calls)
+        self.reads = [self.flow.reads(n) for n in range(len(calls))]
+        self.outputs = {item.key: n for n, call in enumerate(calls) for item in call.outputs}
+        self.before: list[int | None] = []
+
+    def find(self) -> list[int] | None:
+        """Find the chain of each call.
+
+        Returns:
+            A number for each call; None where the calls do not update several states by turns.
+        """
+        last = {i: j for j, mask in enumerate(self.reads) for i in _bits(mask)}
+        chain: list[int] = []
+        for j, mask in enumerate(self.reads):
+            ends = [i for i in _bits(mask) if last[i] == j]
+            before = self._predecessor(j, ends)
+            self.before.append(before)
+            chain.append(j if before is None else chain[before])
+        return self._states(chain, last)
+
+    def _predecessor(self, j: int, ends: Sequence[int]) -> int | None:
+        """The value that a call updates, of those that it is the last to read."""
+        if len(ends) < 2:
+            return ends[0] if ends else None
+        likes = [n for n in range(j - 1, -1, -1) if self._symbol(n) == self._symbol(j)]
+        left = list(ends)
+        for i in ends:
+            for where, way in self._places(i, j):
+                for n in likes:
+                    key = self.follow(n, where, way)
+                    if key is None or self._is_mixed(key, n):
+                        continue
+                    if self.outputs.get(key) == self.before[n]:  # both None: an initial value
+                        return i
+                    if i in left:
+                        left.remove(i)
+                    break
+        return max(left or ends)
+
+    def _is_mixed(self, key: int, n: int) -> bool:
+        """Whether what a call reads is made of what several gave, so that it is no state itself."""
+        making = self.trace.making
+        before = making.count_before(self.calls[n].start)
+        return key not in self.outputs and making.way(key, before, self.outputs) is not None
+
+    def _symbol(self, n: int) -> str:
+        return self.units.symbol(self.calls[n])
+
+    def _places(self, i: int, j: int) -> Iterator[Place]:
+        """Where a call reads what an earlier one gave."""
+        targets = {item.key for item in self.calls[i].outputs}
+        for number, mask in self.flow.direct[j].items():
+            if mask >> i & 1:
+                item, making = self.calls[j].inputs[number], self.trace.making
+                before = making.count_before(self.calls[j].start)
+                way = making.way(item.key, before, targets, self.outputs.keys() - targets)
+                if way is not None:
+                    yield item.where, way
+
+    def follow(self, n: int, where: tuple[str | int, ...], way: Operand) -> int | None:
+        """What a call reads at a place.
+
+        Args:
+            n: The call's number.
+            where: Which of its arguments.
+            way: By which functions it was made.
+
+        Returns:
+            The tensor's identity; None where the call reads nothing there.
+        """
+        call, making = self.calls[n], self.trace.making
+        item = next((item for item in call.inputs if item.where == where), None)
+        if item is None:
+            return None
+        return making.follow(item.key, making.count_before(call.start), way)
+
+    def _states(self, chain: list[int], last: dict[int, int]) -> list[int] | None:
+        """The chains, where there are several; what stands between counts to what reads it."""
+        times = Counter((number, self._symbol(n)) for n, number in enumerate(chain))
+        carried = {number for (number, _), count in times.items() if count > 1}
+        if len(carried) < 2:
+            return None
+        for n in reversed(range(len(chain))):
+            if chain[n] in carried:
+                continue
+            again = (m for m in range(n + 1, len(chain)) if self._symbol(m) == self._symbol(n))
+            if n not in last or last[n] >= next(again, len(chain)):
+                return None
+            chain[n] = chain[last[n]]
+        return chain
+
+    def initial(self, calls: Sequence[Call]) -> tuple[int, Place] | None:
+        """Where the value that a state begins with is read.
+
+        Args:
+            calls: The calls that update the state, in order.
+
+        Returns:
+            The number of a call and the place in it; None where that cannot be told.
+        """
+        number = {call.index: n for n, call in enumerate(self.calls)}
+        first = number[calls[0].index]
+        for j in range(first + 1, len(self.calls)):
+            if not self.reads[j] >> first & 1:
+                continue
+            for where, way in self._places(first, j):
+                for n in range(first + 1):
+                    if self._symbol(n) != self._symbol(j):
+                        continue
+                    key = self.follow(n, where, way)
+                    if key is None or key in self.outputs or self._is_mixed(key, n):
+                        continue
+                    return n, (where, way)
+        return None
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def carried_states(
+    units: Units, calls: Sequence[Call], names: Sequence[str] = ()
+) -> list[CarriedState]:
+    """Find the states that the calls of a core update.
+
+    Args:
+        units: The traced forward pass.
+        calls: The calls of the core, in order.
+        names: The state that each call updates, in the order of one iteration, as a specification
+            says; empty where finding decides.
+
+    Returns:
+        The states in the order in which they are first updated; empty where there is only one.
+
+    Raises:
+        InputError: if the calls are not so many iterations of the names given.
+    """
+    if len(set(names)) == 1 or len(calls) < 2:
+        return []
+    labels: Sequence[int | str] | None
+    if names:
+        if len(calls) % len(names):
+            raise InputError(
+                f"states of the specification names {len(names)} calls ({', '.join(names)}), and "
+                f"the core is called {len(calls)} times, which is no multiple of it; name the "
+                "state that each call of the core gives in one iteration of the outermost loop."
+            )
+        labels = list(names) * (len(calls) // len(names))
+    else:
+        labels = Chains(units, calls).find()
+    if labels is None:
+        return []
+    by_label: dict[int | str, CarriedState] = {}
+    for call, label in zip(calls, labels, strict=True):
+        by_label.setdefault(label, CarriedState()).calls.append(call)
+    for label, state in by_label.items():
+        state.name = label if isinstance(label, str) else _variable(state, calls)
+    _drop_repeated_names(by_label.values())
+    return list(by_label.values())
+
+
+def _variable(state: CarriedState, calls: Sequence[Call]) -> str:
+    """The name under which the model's code knows what the state's calls give."""
+    count: Counter[str] = Counter()
+    for call in state.calls:
+        keys = {item.key for item in call.outputs}
+        later = next((other for other in calls if other.start > call.end), None)
+        for key, names in later.variables.items() if later is not None else ():
+            if key in keys:
+                count.update(names)
+    return min(count, key=lambda name: (-count[name], len(name)), default="")
+
+
+def _drop_repeated_names(states: Collection[CarriedState]) -> None:
+    count = Counter(state.name for state in states)
+    for state in states:
+        if count[state.name] > 1:
+            state.name = ""
+
+
+def initial_port(units: Units, calls: Sequence[Call], state: CarriedState) -> Port | None:
+    """Where the value that a state begins with can be had.
+
+    Args:
+        units: The traced forward pass.
+        calls: All calls of the core, in order.
+        state: The state.
+
+    Returns:
+        The port; None where that cannot be told.
+    """
+    chains = Chains(units, calls)
+    found = chains.initial(state.calls)
+    if found is None:
+        return None
+    number, (where, way) = found
+    call = calls[number]
+    key = chains.follow(number, where, way)
+    assert key is not None
+    shape = tuple(units.trace.tensors[key].shape)
+    if not way:
+        return Port(module=call.module, call=call.number, side="in", where=where, shape=shape)
+    for earlier in sorted(units.trace.calls, key=lambda c: c.end):
+        for item in earlier.outputs:
+            if item.key == key and earlier.end < call.start:
+                return Port(
+                    module=earlier.module, call=earlier.number, side="out", where=item.where,
+                    shape=shape,
+                )  # fmt: skip
+    return Port(
+        module=call.module, call=call.number, side="in", where=where, shape=shape, operand=way
+    )
+
+
+def output_of(units: Units, call: Call) -> CallTensor:
+    """The stream that a call gives.
+
+    Args:
+        units: The traced forward pass.
+        call: A call of the core.
+
+    Returns:
+        The tensor among its results.
+    """
+    item = units.streams.leaving(call)
+    assert item is not None
+    return item

@@ -1,0 +1,228 @@
+"""Functions: the torch functions that a forward pass calls, and what they make of which tensors."""
+
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+DEEPEST, MOST_WAYS = 8, 64
+"""How many functions a tensor is followed back through, and how many ways at once."""
+
+RECENT = 256
+"""How many functions are remembered while a forward pass runs."""
+
+Operand = tuple[tuple[str, int], ...]
+"""The way from a tensor to one that it was made of: a function's name, which of its arguments, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One torch function that the model called.
+
+    Attributes:
+        tick: When: ticks are those of the module calls around it.
+        name: Its name, such as `add`.
+        arguments: Identities of its tensor arguments, in order.
+        results: Identities of the tensors that it gave or changed.
+    """
+
+    tick: int
+    name: str
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+class FunctionLog(TorchFunctionMode):
+    """Notes which parameters torch functions are given, what they make of which tensors, and when.
+
+    Every tensor noted is kept, so that no identity is given twice.
+    """
+
+    def __init__(self, names: dict[int, str], clock: list[int]) -> None:
+        super().__init__()
+        self.names, self.clock = names, clock
+        self.seen: list[tuple[int, str]] = []
+        self.functions: list[Function] = []
+        self.tensors: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, arguments, results, result = _called(func, args, kwargs or {})
+        if name != "__get__":  # .shape, .dtype, … use no values
+            for part in arguments:
+                if isinstance(part, nn.Parameter) and id(part) in self.names:
+                    self.seen.append((self.clock[0], self.names[id(part)]))
+        if results:
+            self.keep((*arguments, *results))
+            self.functions.append(
+                Function(
+                    self.clock[0], name, tuple(map(id, arguments)),
+                    tuple(dict.fromkeys(map(id, results))),
+                )
+            )  # fmt: skip
+        return result
+
+    def keep(self, tensors: Any) -> None:
+        """Keep tensors under their identities.
+
+        Args:
+            tensors: The tensors.
+        """
+        self.tensors |= {id(tensor): tensor for tensor in tensors}
+
+
+class RecentFunctions(TorchFunctionMode):
+    """Notes the last torch functions of a forward pass with the tensors themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: deque[tuple[str, list[Tensor], list[Tensor]]] = deque(maxlen=RECENT)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, arguments, results, result = _called(func, args, kwargs or {})
+        if results:
+            self.entries.append((name, arguments, results))
+        return result
+
+    def operand(self, tensor: Tensor, way: Operand) -> Tensor | None:
+        """What a tensor was made of, by a way that `Making.way` gave.
+
+        Args:
+            tensor: A tensor of which the last functions are noted.
+            way: The way.
+
+        Returns:
+            The tensor at its end; None where it was made otherwise.
+        """
+        latest = len(self.entries)
+        for step, place in way:
+            latest -= 1
+            while latest >= 0 and not any(x is tensor for x in self.entries[latest][2]):
+                latest -= 1
+            if latest < 0 or self.entries[latest][0] != step:
+                return None
+            arguments = self.entries[latest][1]
+            if place >= len(arguments):
+                return None
+            tensor = arguments[place]
+        return tensor
+
+
+def _called(
+    func: Any, args: Any, kwargs: dict[str, Any]
+) -> tuple[str, list[Tensor], list[Tensor], Any]:
+    """Call a torch function: its name, its tensors, those that it gave or changed, its result."""
+    name = getattr(func, "__name__", "")
+    arguments = list(tensors_in((*args, *kwargs.values())))
+    result = func(*args, **kwargs)
+    results = list(tensors_in((result, kwargs.get("out"))))
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        changed = [*tensors_in(args[:1])]
+        results += [*changed, *(x._base for x in changed if x._base is not None)]
+    return name, arguments, results, result
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among a torch function's arguments or results, lists of them opened.
+
+    Args:
+        values: The arguments or results.
+
+    Yields:
+        The tensors, in order.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+class Making:
+    """How tensors were made: each by the last function that gave or changed it.
+
+    Args:
+        functions: Torch functions, in order.
+    """
+
+    def __init__(self, functions: Sequence[Function]) -> None:
+        self.functions = functions
+        self.makers: dict[int, list[int]] = defaultdict(list)
+        for number, function in enumerate(functions):
+            for key in function.results:
+                self.makers[key].append(number)
+
+    def maker(self, key: int, before: int) -> int | None:
+        """The function that made a tensor as it was at some time.
+
+        Args:
+            key: The tensor's identity.
+            before: Number of the first function that came too late.
+
+        Returns:
+            The function's number; None where the tensor was there before.
+        """
+        return next((n for n in reversed(self.makers.get(key, ())) if n < before), None)
+
+    def way(self, key: int, before: int, target: Any, ends: Any = ()) -> Operand | None:
+        """How a tensor was made of another: the shortest way.
+
+        Args:
+            key: The tensor's identity.
+            before: Number of the first function that came after it was used.
+            target: Identities of what is sought.
+            ends: Identities of tensors that are not looked behind.
+
+        Returns:
+            The way; empty where the tensor is what is sought, None where no way leads there.
+        """
+        reached: list[tuple[Operand, int, int]] = [((), key, before)]
+        for _ in range(DEEPEST):
+            further: list[tuple[Operand, int, int]] = []
+            for way, place, latest in reached:
+                if place in target:
+                    return way
+                number = None if place in ends else self.maker(place, latest)
+                if number is None:
+                    continue
+                function = self.functions[number]
+                further += [
+                    ((*way, (function.name, i)), argument, number)
+                    for i, argument in enumerate(function.arguments)
+                ]
+            reached = further[:MOST_WAYS]
+        return None
+
+    def follow(self, key: int, before: int, way: Operand) -> int | None:
+        """What a tensor was made of, by a way that another was made.
+
+        Args:
+            key: The tensor's identity.
+            before: Number of the first function that came after it was used.
+            way: The way.
+
+        Returns:
+            Identity of what stands at its end; None where it was made otherwise.
+        """
+        for name, place in way:
+            number = self.maker(key, before)
+            if number is None or self.functions[number].name != name:
+                return None
+            if place >= len(self.functions[number].arguments):
+                return None
+            key, before = self.functions[number].arguments[place], number
+        return key
+
+    def count_before(self, tick: int) -> int:
+        """How many functions came before a tick of the trace.
+
+        Args:
+            tick: The tick.
+
+        Returns:
+            The number of the first function that came later.
+        """
+        return bisect_left(self.functions, tick, key=lambda f: f.tick)

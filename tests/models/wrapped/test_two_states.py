@@ -1,0 +1,85 @@
+"""Loops of two states: each is shown as itself, under the name that the code gives it."""
+
+import pytest
+import torch
+
+import loopscope as ls
+from tests.standins.two_states import ByTurns, Injecting, OneModule, Segments, TwoModules
+
+NESTED = {
+    "one_module": (OneModule, ("y", "z"), ("y", "z")),
+    "injecting": (Injecting, ("y", "z"), ("y", "z")),
+    "two_modules": (TwoModules, ("H", "L"), ("z_H", "z_L")),
+}
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(61, (2, 7), generator=torch.Generator().manual_seed(2))
+
+
+def same(states, course) -> bool:
+    """Whether a trajectory has the states that the code had, to the last bit."""
+    pairs = [*zip(states.h[:-1], course.h, strict=True), *zip(states.h_m, course.h_m, strict=True)]
+    return all(torch.equal(a, b) for a, b in pairs) and torch.equal(states.h[-1], course.h_m[-1])
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 2), (2, 3), (4, 3)])
+def test_each_state_of_nested_loops_is_shown_as_itself(name, sizes):
+    make, loops, states = NESTED[name]
+    module = make(*sizes)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    high, low = sizes
+    assert model.loops == {loops[0]: high, loops[1]: high * low}
+    assert list(trajectory.named) == list(states)
+    assert same(trajectory, module.seen["y"])
+    assert same(trajectory.named[states[0]], module.seen["y"])
+    assert same(trajectory.named[states[1]], module.seen["z"])
+    assert same(trajectory.others[loops[1]], module.seen["inner"])
+
+
+def test_two_states_without_an_inner_loop():
+    module = ByTurns(4)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    assert model.loops == {"core": 4}
+    assert list(trajectory.named) == ["y", "z"]
+    assert same(trajectory, module.seen["y"])
+    assert same(trajectory.named["z"], module.seen["z"])
+
+
+def test_segments_around_both_cycles_are_a_third_level():
+    module = Segments(3, 2, 2)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    assert [*model.loops.values()] == [3, 6, 12]
+    outer, high, low = model.loops
+    assert [model.map.loop(name).parent for name in (high, low)] == [outer, high]
+    assert model.map.loop(low).iterations[3].path == f"{outer}0.{high}1.{low}1"
+    assert same(trajectory, module.seen["segment z_H"])
+    assert same(trajectory.named["z_L"], module.seen["segment z_L"])
+    assert same(trajectory.others[high], module.seen["H"])
+    assert same(trajectory.others[low], module.seen["L"])
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_patch_of_the_slow_state_is_that_of_the_module_which_gave_it(name):
+    make, loops, _ = NESTED[name]
+    module = make(3, 2)
+    model = ls.wrap(module, tokens())
+    other = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(5))
+    at = f"loop.{loops[0]}1.hook_in"
+    patched = model.run_with_hooks(tokens(), fwd_hooks=[(at, lambda h, hook: other)])
+    part = module.H_level if name == "two_modules" else module.net
+    call = 0 if name == "two_modules" else 2
+    calls = []
+
+    def replace_output(part, args, result):
+        calls.append(0)
+        return other if len(calls) - 1 == call else result
+
+    handle = part.register_forward_hook(replace_output)
+    wanted = module(tokens())
+    handle.remove()
+    assert torch.equal(patched, wanted)
