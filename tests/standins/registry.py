@@ -132,7 +132,6 @@ CASES = [
         ),
         head="lm_head",
         norm="model.norm",
-        spec={"embed": "model.embed_tokens"},  # no call but the embedding's gives it alone
     ),
     Case(
         name="layer_major",

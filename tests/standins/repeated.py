@@ -211,20 +211,19 @@ class TwoClocks(Standin):
         low = self.start_low.expand_as(high)
         outer, inner = Walk(), Walk()
         for h in range(self.high_cycles):
-            outer.h.append(low + high)
+            outer.h.append(high)
             outer.path.append(f"H{h}")
             for i in range(self.low_cycles):
-                inner.h.append(low + high)
+                inner.h.append(low)
                 low = m["L_module"].layers[0](low + high)
                 low = through(m["L_module"].layers[1:], low)
                 inner.h_m.append(low)
                 inner.path.append(f"H{h}.L{i}")
             high = through(m["H_module"].layers, high + low)
             outer.h_m.append(high)
-            last = high
-        inner.h.append(inner.h_m[-1] + (outer.h_m[-2] if self.high_cycles > 1 else h_emb))
-        outer.h.append(last)
-        return States(h_emb, [outer, inner], last, self.lm_head(m["norm"](last)))
+        inner.h.append(low)
+        outer.h.append(high)
+        return States(h_emb, [outer, inner], high, self.lm_head(m["norm"](high)))
 
 
 class LayerMajor(Standin):

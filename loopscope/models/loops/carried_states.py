@@ -16,6 +16,9 @@ from loopscope.models.loops.loop_map import Port
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
 
+LONGEST = 12
+"""How long a name may be that the model's code has for a state, to stand in tables and figures."""
+
 Place = tuple[tuple[str | int, ...], Operand]
 """Where in its arguments a call reads a value, and by which functions it was made from it."""
 
@@ -204,7 +207,7 @@ def carried_states(
         by_label.setdefault(label, CarriedState()).calls.append(call)
     for label, state in by_label.items():
         state.name = label if isinstance(label, str) else _variable(state, calls)
-    _drop_repeated_names(by_label.values())
+    drop_repeated_names(by_label.values())
     return list(by_label.values())
 
 
@@ -217,10 +220,16 @@ def _variable(state: CarriedState, calls: Sequence[Call]) -> str:
         for key, names in later.variables.items() if later is not None else ():
             if key in keys:
                 count.update(names)
-    return min(count, key=lambda name: (-count[name], len(name)), default="")
+    short = [name for name in count if len(name) <= LONGEST]
+    return min(short, key=lambda name: (-count[name], len(name)), default="")
 
 
-def _drop_repeated_names(states: Collection[CarriedState]) -> None:
+def drop_repeated_names(states: Collection[CarriedState]) -> None:
+    """Leave states that would have the same name without one.
+
+    Args:
+        states: All states of a model; those without a name are left as they are.
+    """
     count = Counter(state.name for state in states)
     for state in states:
         if count[state.name] > 1:

@@ -163,20 +163,24 @@ def _span(body: Node) -> Span:
     return Span(min(places), max(places))
 
 
-def listed(units: Units, iterations: Sequence[Sequence[str]]) -> list[Draft]:
-    """The loop whose iterations a specification lists one by one.
+def listed(
+    units: Units, iterations: Sequence[Sequence[str]], states: Sequence[str] = ()
+) -> list[Draft]:
+    """The loop whose iterations a specification lists one by one, and loops in it.
 
     Args:
         units: The units.
-        iterations: Names of the modules of each.
+        iterations: Names of the modules of each, in the order in which they are called; one that is
+            called several times stands there as often.
+        states: The state that each of them updates.
 
     Returns:
-        The one loop.
+        The loop, then those in it.
 
     Raises:
         InputError: for modules that do not run in that order.
     """
-    spans, place = [], 0
+    places, place = [], 0
     for names in iterations:
         indices: list[int] = []
         for name in names:
@@ -189,5 +193,12 @@ def listed(units: Units, iterations: Sequence[Sequence[str]]) -> list[Draft]:
                 )
             indices.append(index)
             place = index + 1
-        spans.append(Span(indices[0], indices[-1]))
-    return [Draft(units, [spans])]
+        places.append(indices)
+    carried = carried_states(units, [units.calls[i] for part in places for i in part], states)
+    bodies = []
+    for part in places:
+        symbols = [_symbol(units, units.calls[i], carried) for i in part]
+        bodies.append(Sequence_("body", tuple(fold(symbols, part))))
+    drafts: list[Draft] = []
+    _add(units, [(None, Run(tuple(bodies)))], None, drafts, carried)
+    return drafts

@@ -11,6 +11,7 @@ from typing import Literal
 
 from loopscope.errors import InputError
 from loopscope.models.loops import ports
+from loopscope.models.loops.carried_states import drop_repeated_names
 from loopscope.models.loops.drafts import Draft, Span, draft_loops, listed
 from loopscope.models.loops.folding import split_gaps
 from loopscope.models.loops.identity import Identity, Streams
@@ -108,7 +109,7 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     units = _units(trace, identity, streams, named, width, spec.coda or ())
     rest: list[str] = []
     if spec.iterations:
-        drafts = listed(units, spec.iterations)
+        drafts = listed(units, spec.iterations, spec.states)
     else:
         drafts, rest = draft_loops(units, bool(spec.core) and not spec.states, spec.states)
     doubts = []
@@ -198,6 +199,12 @@ def _name(drafts: list[Draft]) -> None:
             name = letter(number) if name != letter(number) else name + "_"
         used.add(name)
         draft.name = name
+    for draft, body in zip(drafts, bodies, strict=True):
+        for state in draft.carried:
+            if not state.name and any(call in state.calls for call in body):
+                state.name = f"z_{draft.name}"
+    for draft in drafts:
+        drop_repeated_names(draft.carried)
 
 
 def _body(draft: Draft, drafts: list[Draft]) -> list[Call]:

@@ -279,6 +279,8 @@ def to_toml(loop_map: LoopMap) -> str:
     alone = len([loop for loop in loop_map.loops if loop.parent is None]) == 1
     if main is not None:
         lines.append(_core_line(main, alone))
+    if main is not None and len(main.named) > 1:
+        lines.append(_states_line(main, loop_map))
     lines.append(f"coda = {_list(unit.module for unit in loop_map.coda)}")
     gates = [p.module for r in loop_map.routers if r.kind == "gate" for p in r.outputs if p]
     lines.append(f"gates = {_list(gates)}")
@@ -295,6 +297,20 @@ def _core_line(main: Loop, alone: bool) -> str:
     if main.mechanic == "module":
         return f"core = {_list(name for modules in names for name in modules)}  # repeated"
     return f"core = [{', '.join(_list(modules) for modules in names)}]  # one list per iteration"
+
+
+def _states_line(main: Loop, loop_map: LoopMap) -> str:
+    """The state that each call updates in the first iteration, by the outputs of all loops."""
+    updates = {
+        (port.module, port.call): state.name
+        for loop in reversed(loop_map.loops)  # what an inner loop updates is its own state
+        for state in loop.named
+        for port in state.h_m
+    }
+    first = main.iterations[0]
+    names = [updates.get((unit.module, unit.call), "") for unit in first.units]
+    line = f"states = [{', '.join(_text(name) for name in names)}]  # that each call updates"
+    return line if all(names) else f"# {line}"
 
 
 def _state_lines(main: Loop, alone: bool) -> list[str]:

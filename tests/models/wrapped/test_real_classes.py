@@ -152,7 +152,9 @@ def test_states_of_hrm_text_are_what_its_stacks_gave_last(tokens):
         assert torch.equal(inner.h[t + 1], gives) and torch.equal(inner.h_m[t], gives)
     for t, (_, gives) in enumerate(high):
         assert torch.equal(traj.h[t + 1], gives) and torch.equal(traj.h_m[t], gives)
-    assert torch.equal(traj.h[0], low[0][0]) and torch.equal(inner.h[0], low[0][0])  # z_L = 0
+    assert torch.equal(traj.h[0], low[0][0]) and not inner.h[0].any()  # z_L begins with zeros
+    assert list(traj.named) == ["z_H", "z_L"]
+    assert torch.equal(traj.named["z_L"].h[1], low[1][1])
     assert torch.equal(traj.h[-1], seen["lm_head"][0][0])
     assert torch.equal(traj.h_emb, seen["model.embed_tokens"][0][1] * 50)  # 1 / initializer_range
     assert torch.equal(traj.logits, result.logits)

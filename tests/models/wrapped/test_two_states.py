@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import loopscope as ls
+from loopscope.analysis.tables import MEASURES
+from loopscope.errors import InputError
 from tests.standins.two_states import ByTurns, Injecting, OneModule, Segments, TwoModules
 
 NESTED = {
@@ -83,3 +85,70 @@ def test_a_patch_of_the_slow_state_is_that_of_the_module_which_gave_it(name):
     wanted = module(tokens())
     handle.remove()
     assert torch.equal(patched, wanted)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"core": ["net"], "states": ["fast", "fast", "slow"]},
+        {"core": [["net", "net", "net"]] * 3, "states": ["fast", "fast", "slow"]},
+    ],
+)
+def test_a_spec_names_the_states_of_one_module(spec):
+    module = OneModule(3, 2)
+    model = ls.wrap(module, tokens(), spec=spec)
+    trajectory = ls.capture(model, tokens())
+    assert list(trajectory.named) == ["slow", "fast"]
+    assert same(trajectory, module.seen["y"])
+    assert same(trajectory.named["fast"], module.seen["z"])
+    [inner] = trajectory.others.values()
+    assert same(inner, module.seen["inner"])
+
+
+def test_a_listed_module_that_comes_again_is_called_as_often():
+    model = ls.wrap(OneModule(2, 2), tokens(), spec={"core": [["net", "net", "net"]] * 2})
+    assert [it.path for it in model.map.loops[0].iterations] == ["y0", "y1"]
+    assert [len(it.units) for it in model.map.loops[0].iterations] == [3, 3]
+
+
+def test_a_spec_of_a_single_state_keeps_one_loop():
+    model = ls.wrap(OneModule(2, 2), tokens(), spec={"core": ["net"], "states": ["h"]})
+    assert model.loops == {"core": 6}
+    assert not ls.capture(model, tokens()).named
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        (["z", "z", "z", "y"], "names 4 calls .z, z, z, y., and the core is called 6 times"),
+        ("z", "must list a name for each call"),
+        (["z", 3], "must list a name for each call"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(states, words):
+    with pytest.raises(InputError, match=words):
+        ls.wrap(OneModule(2, 2), tokens(), spec={"core": ["net"], "states": states})
+
+
+@pytest.mark.parametrize("make", [OneModule, Injecting, TwoModules])
+def test_what_was_found_can_be_written_and_read_as_a_spec(make, tmp_path):
+    module = make(3, 2)
+    model = ls.wrap(module, tokens())
+    path = tmp_path / "spec.toml"
+    path.write_text(model.specification())
+    again = ls.capture(ls.wrap(module, tokens(), spec=path), tokens())
+    assert same(again, module.seen["y"])
+    assert same(again.named[list(again.named)[1]], module.seen["z"])
+
+
+def test_each_state_is_measured_under_its_own_name():
+    samples = torch.randint(61, (3, 9), generator=torch.Generator().manual_seed(4))
+    module = OneModule(3, 2)
+    tables = ls.measure(ls.wrap(module, samples[:2]), samples, MEASURES)
+    assert list(tables.update["loop"].unique()) == ["y", "y.z", "z"]
+    rows = tables.update[tables.update["loop"].eq("y.z") & tables.update["sample"].eq(1)]
+    module(samples)
+    course = module.seen["z"]
+    pairs = zip(course.h, course.h_m, strict=True)
+    wanted = [2 * (b - a)[1].norm() / (a[1].norm() + b[1].norm()) for a, b in pairs]
+    assert rows["value"].tolist() == pytest.approx([float(x) for x in wanted], rel=1e-6)
