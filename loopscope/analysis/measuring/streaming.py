@@ -328,10 +328,12 @@ def _provenance(model: Hooked, samples: Any, tokens: Tensor, options: Options) -
     notes = []
     if context is not None and tokens.shape[1] > context:
         notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {context}"]
+    structure = model.structure()
+    notes += structure.get("map", {}).get("state_notes", [])
     first = next(model.parameters())  # of a model spread over devices, one stands for all
     return {
         "config": config.to_dict(),
-        **model.structure(),
+        **structure,
         "dtype": str(first.dtype).removeprefix("torch."),
         "device": first.device.type,
         "training": model.provenance or {},

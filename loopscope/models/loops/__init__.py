@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loopscope.models.loops.loop_map import Router as Router
     from loopscope.models.loops.loop_map import Step as Step
     from loopscope.models.loops.loop_map import Unit as Unit
+    from loopscope.models.loops.mixing import with_mixing as with_mixing
     from loopscope.models.loops.plain_stack import regroup as regroup
     from loopscope.models.loops.ports import logits_of as logits_of
     from loopscope.models.loops.ports import port as port

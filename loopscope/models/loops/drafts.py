@@ -29,6 +29,7 @@ class Draft:
         units: The sequence that the spans count in.
         name: What it is called, once all are known.
         notes: What a user should know of it.
+        doubts: What its states may not be.
         carried: The states that calls among its units update, where they are several.
     """
 
@@ -37,6 +38,7 @@ class Draft:
     parent: "Draft | None" = None
     name: str = ""
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     carried: list[CarriedState] = field(default_factory=list)
 
     def calls(self, span: Span) -> list[Call]:

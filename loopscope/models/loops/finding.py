@@ -257,7 +257,7 @@ def _assemble(units: Units, drafts: list[Draft], spec: Spec) -> LoopMap:
         random=units.trace.random,
         mutates=units.trace.mutates,
         notes=_notes(loops, drafts),
-        doubts=_doubts(loops),
+        doubts=(*_doubts(loops), *(doubt for draft in drafts for doubt in draft.doubts)),
         calls=units.trace.counts,
         source=spec.source,
     )
@@ -291,7 +291,9 @@ def _ends(
     embed = ports.embed_port(units, roles.prelude, loops, spec)
     h_out = ports.out_port(units, roles.coda, loops, roles.norm)
     state = loops[0].iterations[0].h
-    whole = state if len(state.shape) == 3 else loops[0].iterations[0].h_m  # not an initial vector
+    whole = loops[0].iterations[0].h_m
+    if len(state.shape) == 3 and 1 not in state.shape:  # no initial vector, the same everywhere
+        whole = state
     if whole.shape[:2] == embed.shape[:2]:
         return embed, h_out
     draft.notes.append(
@@ -355,7 +357,9 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     if named:
         main = named[0]
         boundary = States(list(main.h), list(main.h_m), main.after, [])
-        draft.notes += finder.doubts
+        draft.doubts += finder.doubts
+    elif boundary.doubt:
+        draft.doubts.append(boundary.doubt)
     paths = _paths(draft, drafts)
     shared, private = by_iteration(units.trace, [draft.calls(span) for span in spans])
     if boundary.cut and draft.parent is None:

@@ -112,6 +112,7 @@ class Loop:
             modules share parameters, `none` where the iterations share nothing (a regrouped stack).
         named: Its states where it carries several, or updates one of several; the first is the main
             one, which iterations and `after` give.
+        mixing: What h(t+1) is, where it is a sum of h_m(t) and other states; else empty.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Loop:
     shared: tuple[str, ...] = ()
     mechanic: Literal["module", "parameters", "none"] = "module"
     named: tuple[NamedState, ...] = ()
+    mixing: str = ""
 
     @property
     def K(self) -> int:
@@ -186,6 +188,7 @@ class LoopMap:
         causal: Whether a token's logits depend on earlier tokens alone; None where there are none.
         notes: What a user should know, such as a gradient that is cut.
         doubts: What may have been read wrongly, such as another candidate for the core.
+        state_notes: Where states are not what their names say; notes of tables say it too.
         calls: How often each module is called.
         source: Who says so: `found`, `spec`, `family`, or `layout`.
     """
@@ -206,6 +209,7 @@ class LoopMap:
     causal: bool | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    state_notes: tuple[str, ...] = ()
     calls: dict[str, int]
     source: str = "found"
 
@@ -258,6 +262,7 @@ class LoopMap:
                     "paths": [it.path for it in loop.iterations],
                     "core": list(dict.fromkeys(u.shared for i in loop.iterations for u in i.units)),
                     "mechanic": loop.mechanic,
+                    **({"mixing": loop.mixing} if loop.mixing else {}),
                     **({"states": [state.name for state in loop.named]} if loop.named else {}),
                 }
                 for loop in self.loops
@@ -266,7 +271,8 @@ class LoopMap:
             "routers": [f"{router.kind} {router.name}" for router in self.routers],
             "random": self.random,
             "causal": self.causal,
-            "notes": [*self.doubts, *self.notes],
+            "notes": [*self.doubts, *self.state_notes, *self.notes],
+            "state_notes": [*self.doubts, *self.state_notes],
         }
 
     def __repr__(self) -> str:

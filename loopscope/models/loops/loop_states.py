@@ -25,13 +25,15 @@ _Output = tuple[Call, CallTensor]
 class States:
     """Where a loop's states are: entering and leaving each iteration, and entering what follows.
 
-    `cut` lists the iterations whose state does not pass gradients on to the one before.
+    `cut` lists the iterations whose state does not pass gradients on to the one before; `doubt`
+    says what is shown for h(0) where the first iteration is given no state.
     """
 
     h: list[Port]
     h_m: list[Port]
     after: Port
     cut: list[int]
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
     options = [_options(units, call, width, spec.columns) for call in readers]
     best = _agreed(options, outs)
     read = [_like(candidates, best) for candidates in options]
+    doubt = ""
+    if len(read) > 1 and read[0].place != best.place:
+        initial = _initial(readers[0], best, read[1].value)
+        read[0] = initial or read[0]
+        if initial is None:
+            doubt = (
+                f"{readers[0].module} is given no state at its first call, so h(0) is something "
+                f"else that it is given there ({_spelled(read[0].item.where)} of its forward)"
+            )
     h = [port(c, "in", o.item, o.columns) for c, o in zip(readers, read, strict=True)]
     h_m = [port(call, "out", out) for call, out in outs]
     cut = [
@@ -90,8 +101,26 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
         if readers[t].grad and not _flows(outs[t - 1][1].node, [read[t].item.node], t)
     ]
     if spec.carried:
-        return States([h[0], *h_m[:-1]], h_m, h_m[-1], cut)
-    return States(h, h_m, _after(units, spans[-1], outs[-1], width), cut)
+        return States([h[0], *h_m[:-1]], h_m, h_m[-1], cut, doubt)
+    return States(h, h_m, _after(units, spans[-1], outs[-1], width), cut, doubt)
+
+
+def _initial(call: Call, best: _Option, state: Tensor) -> _Option | None:
+    """A first state that is the same at every position: a vector, or a constant."""
+    item = next((item for item in call.inputs if item.where == best.item.where), None)
+    if item is None or best.columns is not None:
+        return None
+    shape = item.tensor.shape
+    if len(shape) > state.ndim or any(
+        n not in (1, m) for n, m in zip(shape[::-1], state.shape[::-1], strict=False)
+    ):
+        return None
+    return _Option(item, None)
+
+
+def _spelled(where: tuple[Any, ...]) -> str:
+    """A place in the arguments in words."""
+    return f"argument {where[1]}" if where[0] == "args" else str(where[1])
 
 
 def width_of(units: Units, spans: Sequence[Any]) -> int:

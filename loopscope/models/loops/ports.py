@@ -237,6 +237,8 @@ def _before_the_loop(units: Units, first: Port) -> Port:
     tables = [item.tensor for c in earlier for item in c.outputs[:1] if c.integers]
     explained = any(equal(item.tensor, state) for _, item in streams)
     explained = explained or (state.ndim == 3 and _is_sum(state, tables))
+    if state.ndim != 3 and streams:
+        return leaving(units, streams[-1][0])
     return first if explained or not streams else leaving(units, streams[-1][0])
 
 

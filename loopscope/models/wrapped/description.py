@@ -141,7 +141,7 @@ def map_tree(module: nn.Module, loop_map: LoopMap) -> Branch:
         root.add("no loop: a layout string such as 4+8+8+4 groups the layers into virtual blocks")
     if loop_map.random:
         root.add("random numbers are drawn in each forward pass; capture seeds them")
-    for note in (*loop_map.doubts, *loop_map.notes):
+    for note in (*loop_map.doubts, *loop_map.state_notes, *loop_map.notes):
         root.add(f"note: {note}")
     return root
 
@@ -250,6 +250,8 @@ def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) 
     branch.add(f"core: {_count(sum(len(u.layers) for u in first.units), 'layer')}", names)
     branch.add(f"h(t): {_port(first.h)}")
     branch.add(f"h_m(t): {_port(first.h_m)}")
+    if loop.mixing:
+        branch.add(f"h(t+1) = {loop.mixing}")
     branch.add(f"h(K): {_port(loop.after)}")
     for state in loop.named if len(loop.named) > 1 else ():
         main = ", the main one" if state is loop.named[0] else ""

@@ -23,6 +23,7 @@ from loopscope.models.loops import (
     logits_of,
     read_spec,
     trace,
+    with_mixing,
     with_routers,
 )
 from loopscope.models.native import Layout
@@ -278,7 +279,7 @@ def _look(module: nn.Module, inputs: Inputs, spec: Spec, settings: tuple[Setting
     streams = Streams(*example_shape(*arguments))
     loop_map = find(traced, streams, spec)
     loop_map = replace(loop_map, counts=counts_of(module, loop_map, spec))
-    loop_map = with_routers(traced, streams, loop_map, spec)
+    loop_map = with_mixing(traced, with_routers(traced, streams, loop_map, spec))
     return _Look(trace=traced, loop_map=loop_map, settings=settings, spec=spec)
 
 
