@@ -8,6 +8,7 @@ read for the last time where the next one is made, found without names and witho
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from loopscope.errors import InputError
 from loopscope.models.loops.dataflow import Flow
@@ -189,7 +190,7 @@ def carried_states(
     """
     if len(set(names)) == 1 or len(calls) < 2:
         return []
-    labels: Sequence[int | str] | None
+    labels: Sequence[Any] | None
     if names:
         if len(calls) % len(names):
             raise InputError(
@@ -202,7 +203,7 @@ def carried_states(
         labels = Chains(units, calls).find()
     if labels is None:
         return []
-    by_label: dict[int | str, CarriedState] = {}
+    by_label: dict[Any, CarriedState] = {}
     for call, label in zip(calls, labels, strict=True):
         by_label.setdefault(label, CarriedState()).calls.append(call)
     for label, state in by_label.items():

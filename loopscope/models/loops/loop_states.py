@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from loopscope.errors import InputError
+from loopscope.models.loops.dataflow import Flow
 from loopscope.models.loops.loop_map import Port
 from loopscope.models.loops.ports import equal, port
 from loopscope.models.loops.spec import Spec
@@ -78,8 +79,7 @@ def states(units: Units, spans: Sequence[Any], spec: Spec) -> States:
     """
     iterations = [_calls(units, span) for span in spans]
     readers = [_reader(units, calls, spec.input) for calls in iterations]
-    arguments = [item for call in readers[1:] for item in units.streams.entering(call)]
-    outs = _outputs(units, iterations, arguments, spec)
+    outs = _outputs(units, iterations, readers, spec)
     width = Counter(_width(out) for _, out in outs).most_common(1)[0][0]
     options = [_options(units, call, width, spec.columns) for call in readers]
     best = _agreed(options, outs)
@@ -147,7 +147,7 @@ def _core(units: Units, calls: Sequence[Call]) -> list[Call]:
 
 
 def _outputs(
-    units: Units, iterations: Sequence[Sequence[Call]], arguments: Sequence[CallTensor], spec: Spec
+    units: Units, iterations: Sequence[Sequence[Call]], readers: Sequence[Call], spec: Spec
 ) -> list[_Output]:
     """The call that gives each iteration's output, and the output."""
     if spec.output is not None:
@@ -165,7 +165,7 @@ def _outputs(
             next((x for x in reversed(outputs) if pattern(x[0].module) == like), None)
             for outputs in later
         ]
-        if len(iterations) == 1 or _lead_on(last[:-1], arguments):
+        if len(iterations) == 1 or _lead_on(units, last[:-1], readers[1:]):
             return [x or out for x, out in zip(last, outs, strict=True)]
     return outs
 
@@ -189,16 +189,23 @@ def _later_outputs(units: Units, calls: Sequence[Call], out: _Output) -> list[_O
     return [(call, item) for call, item in streams if item and _width(item) == width]
 
 
-def _lead_on(outputs: Sequence[_Output | None], arguments: Sequence[CallTensor]) -> bool:
+def _lead_on(units: Units, outputs: Sequence[_Output | None], readers: Sequence[Call]) -> bool:
     """Whether the next iterations depend on all of some outputs, of which there is at least one."""
+    arguments = [item for call in readers for item in units.streams.entering(call)]
     nodes = [argument.node for argument in arguments]
-    items = [output[1] for output in outputs if output is not None]
+    known = [output for output in outputs if output is not None]
     leads = [
         any(_holds(argument.tensor, item.tensor) for argument in arguments)
-        or _flows(item.node, nodes, t)
-        for t, item in enumerate(items)
+        or (_feeds(units, call, readers) if item.node is None else _flows(item.node, nodes, t))
+        for t, (call, item) in enumerate(known)
     ]
     return bool(leads) and all(leads)
+
+
+def _feeds(units: Units, call: Call, readers: Sequence[Call]) -> bool:
+    """Whether a call leads to the next of some others, where no gradient tells."""
+    later = next((reader for reader in readers if reader.start > call.end), None)
+    return later is None or Flow.of(units.trace, [call, later]).feeds(0, [1])
 
 
 def _named_output(units: Units, calls: Sequence[Call], name: str) -> _Output:

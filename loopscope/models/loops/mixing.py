@@ -56,7 +56,8 @@ def _mixing(trace: Trace, loop_map: LoopMap, loop: Loop) -> str | None:
         return ""
     if any(following.shape != given.shape for _, following, given in pairs):
         return None
-    formulas, names = set(), []
+    formulas: set[str] = set()
+    names: list[str] = []
     for t, following, given in reversed(pairs):  # at t = 0 several states are the same
         parts = {
             "h_m(t)": given,
@@ -85,7 +86,8 @@ def _sum(state: Tensor, parts: dict[str, Tensor], names: Sequence[str]) -> dict[
     }
     choices = [list(names)] if names and columns.keys() >= set(names) else []
     for size in range(1, len(columns) + 1):
-        choices += sorted(combinations(columns, size), key=lambda chosen: "h_m(t)" not in chosen)
+        sized = [list(chosen) for chosen in combinations(columns, size)]
+        choices += sorted(sized, key=lambda chosen: "h_m(t)" not in chosen)
     for chosen in choices:
         weights = _weights(target, [columns[name] for name in chosen])
         if weights is not None:

@@ -81,13 +81,13 @@ def _elsewhere(
     calls: Sequence[Call], side: set[int], left: Sequence[int], group: Callable[[Call], Any]
 ) -> set[Any]:
     """Groups some of which lead on, and those that stand in one place and not after the loop."""
-    places: dict[Any, set[int]] = defaultdict(set)
+    places: dict[Any, list[int]] = defaultdict(list)
     for n in side:
-        places[group(calls[n])].add(_segment(n, left))
-    follow = {group(call) for n, call in enumerate(calls) if n not in side and n >= left[-1]}
-    lead = {group(call) for n, call in enumerate(calls) if n not in side and n < left[-1]}
-    return {
-        key
-        for key, where in places.items()
-        if key in lead or (len(where) == 1 and key not in follow)
-    }
+        places[group(calls[n])].append(n)
+    barred: set[Any] = set()
+    for key, numbers in places.items():
+        others = [n for n in range(len(calls)) if n not in side and group(calls[n]) == key]
+        leads = any(n < max(numbers) for n in others)
+        if leads or (len({_segment(n, left) for n in numbers}) == 1 and not others):
+            barred.add(key)
+    return barred

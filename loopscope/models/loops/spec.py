@@ -187,13 +187,13 @@ def _columns(value: Any, what: str) -> tuple[int, int] | None:
 
 
 def _states(value: Any, what: str) -> tuple[str, ...]:
-    names = list(value) if isinstance(value, list | tuple) else [None]
+    names = tuple(value) if isinstance(value, list | tuple) else ("",)
     if not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise InputError(
             f"states of {what} must list a name for each call of the core in one iteration, such "
             f'as ["z_L", "z_L", "z_H"], given {value!r}.'
         )
-    return tuple(names)
+    return names
 
 
 def _counts(values: Mapping[str, Any], what: str) -> tuple[tuple[str, str | None, str], ...]:

@@ -66,7 +66,12 @@ class Units:
         """
         units = cls(trace, identity, streams, set(core), [], logits_width)
         units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
-        units.repeated -= {identity.symbol[name] for name in outside} - set(core)
+        units.repeated -= {
+            identity.symbol[part]
+            for name in outside
+            for part in identity.modules
+            if f"{part}.".startswith(f"{name}.")
+        } - set(core)
         units.calls = units.under(trace.root)
         units._leave_out(outside, set(core))
         return units
