@@ -80,18 +80,24 @@ class Chains:
                     key = self.follow(n, where, way)
                     if key is None or self._is_mixed(key, n):
                         continue
-                    if self.outputs.get(key) == self.before[n]:  # both None: an initial value
+                    if self._value(key, n) == self.before[n]:  # both None: an initial value
                         return i
                     if i in left:
                         left.remove(i)
                     break
         return max(left or ends)
 
+    def _value(self, key: int, n: int) -> int | None:
+        """The call that gave what another reads; None for an initial value."""
+        before = self.trace.making.count_before(self.calls[n].start)
+        forms = self.trace.making.unmixed(key, before)
+        return next((self.outputs[form] for form in forms if form in self.outputs), None)
+
     def _is_mixed(self, key: int, n: int) -> bool:
         """Whether what a call reads is made of what several gave, so that it is no state itself."""
         making = self.trace.making
         before = making.count_before(self.calls[n].start)
-        return key not in self.outputs and making.way(key, before, self.outputs) is not None
+        return bool(making.way(key, before, self.outputs))
 
     def _symbol(self, n: int) -> str:
         return self.units.symbol(self.calls[n])
@@ -139,28 +145,31 @@ class Chains:
             chain[n] = chain[last[n]]
         return chain
 
-    def initial(self, calls: Sequence[Call]) -> tuple[int, Place] | None:
+    def initial(
+        self, state: "CarriedState", states: Sequence["CarriedState"]
+    ) -> tuple[int, Place] | None:
         """Where the value that a state begins with is read.
 
         Args:
-            calls: The calls that update the state, in order.
+            state: The state.
+            states: All states.
 
         Returns:
             The number of a call and the place in it; None where that cannot be told.
         """
         number = {call.index: n for n, call in enumerate(self.calls)}
-        first = number[calls[0].index]
-        for j in range(first + 1, len(self.calls)):
-            if not self.reads[j] >> first & 1:
-                continue
-            for where, way in self._places(first, j):
-                for n in range(first + 1):
-                    if self._symbol(n) != self._symbol(j):
-                        continue
-                    key = self.follow(n, where, way)
-                    if key is None or key in self.outputs or self._is_mixed(key, n):
-                        continue
-                    return n, (where, way)
+        first = number[state.calls[0].index]
+        # where a later update reads the first value, the first update read the initial one
+        for updated in (state, *(other for other in states if other is not state)):
+            numbers = [number[call.index] for call in updated.calls]
+            for j in (n for n in numbers if n > first and self.reads[n] >> first & 1):
+                for where, way in self._places(first, j):
+                    for n in (n for n in numbers if n <= first):
+                        key = self.follow(n, where, way)
+                        if key is None or self._is_mixed(key, n):
+                            continue
+                        if self._symbol(n) == self._symbol(j) and self._value(key, n) is None:
+                            return n, (where, way)
         return None
 
 
@@ -207,19 +216,22 @@ def carried_states(
     for call, label in zip(calls, labels, strict=True):
         by_label.setdefault(label, CarriedState()).calls.append(call)
     for label, state in by_label.items():
-        state.name = label if isinstance(label, str) else _variable(state, calls)
+        state.name = label if isinstance(label, str) else _variable(units.trace, state, calls)
     drop_repeated_names(by_label.values())
     return list(by_label.values())
 
 
-def _variable(state: CarriedState, calls: Sequence[Call]) -> str:
+def _variable(trace: Trace, state: CarriedState, calls: Sequence[Call]) -> str:
     """The name under which the model's code knows what the state's calls give."""
     count: Counter[str] = Counter()
     for call in state.calls:
         keys = {item.key for item in call.outputs}
         later = next((other for other in calls if other.start > call.end), None)
-        for key, names in later.variables.items() if later is not None else ():
-            if key in keys:
+        if later is None:
+            continue
+        before = trace.making.count_before(later.start)
+        for key, names in later.variables.items():
+            if trace.making.unmixed(key, before) & keys:
                 count.update(names)
     short = [name for name in count if len(name) <= LONGEST]
     return min(short, key=lambda name: (-count[name], len(name)), default="")
@@ -237,19 +249,22 @@ def drop_repeated_names(states: Collection[CarriedState]) -> None:
             state.name = ""
 
 
-def initial_port(units: Units, calls: Sequence[Call], state: CarriedState) -> Port | None:
+def initial_port(
+    units: Units, calls: Sequence[Call], state: CarriedState, states: Sequence[CarriedState]
+) -> Port | None:
     """Where the value that a state begins with can be had.
 
     Args:
         units: The traced forward pass.
         calls: All calls of the core, in order.
         state: The state.
+        states: All states.
 
     Returns:
         The port; None where that cannot be told.
     """
     chains = Chains(units, calls)
-    found = chains.initial(state.calls)
+    found = chains.initial(state, states)
     if found is None:
         return None
     number, (where, way) = found

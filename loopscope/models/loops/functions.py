@@ -99,13 +99,15 @@ class RecentFunctions(TorchFunctionMode):
         """
         latest = len(self.entries)
         for step, place in way:
-            latest -= 1
-            while latest >= 0 and not any(x is tensor for x in self.entries[latest][2]):
-                latest -= 1
-            if latest < 0 or self.entries[latest][0] != step:
-                return None
-            arguments = self.entries[latest][1]
-            if place >= len(arguments):
+            name, arguments = "", [tensor]
+            while len(arguments) == 1:  # another form of it
+                tensor, latest = arguments[0], latest - 1
+                while latest >= 0 and not any(x is tensor for x in self.entries[latest][2]):
+                    latest -= 1
+                if latest < 0:
+                    return None
+                name, arguments, _ = self.entries[latest]
+            if name != step or place >= len(arguments):
                 return None
             tensor = arguments[place]
         return tensor
@@ -168,7 +170,7 @@ class Making:
         return next((n for n in reversed(self.makers.get(key, ())) if n < before), None)
 
     def way(self, key: int, before: int, target: Any, ends: Any = ()) -> Operand | None:
-        """How a tensor was made of another: the shortest way.
+        """How a tensor was made of another: the shortest way, other forms of one tensor aside.
 
         Args:
             key: The tensor's identity.
@@ -188,13 +190,32 @@ class Making:
                 number = None if place in ends else self.maker(place, latest)
                 if number is None:
                     continue
-                function = self.functions[number]
+                name, arguments = self.functions[number].name, self.functions[number].arguments
+                steps = [(name, i) for i in range(len(arguments))]
                 further += [
-                    ((*way, (function.name, i)), argument, number)
-                    for i, argument in enumerate(function.arguments)
+                    (way if len(steps) == 1 else (*way, step), argument, number)
+                    for step, argument in zip(steps, arguments, strict=True)
                 ]
             reached = further[:MOST_WAYS]
         return None
+
+    def unmixed(self, key: int, before: int) -> set[int]:
+        """What a tensor is another form of (detached, cast, viewed), itself among it.
+
+        Args:
+            key: The tensor's identity.
+            before: Number of the first function that came too late.
+
+        Returns:
+            Identities.
+        """
+        forms = {key}
+        number = self.maker(key, before)
+        while number is not None and len(self.functions[number].arguments) == 1:
+            [key], before = self.functions[number].arguments, number
+            forms.add(key)
+            number = self.maker(key, before)
+        return forms
 
     def follow(self, key: int, before: int, way: Operand) -> int | None:
         """What a tensor was made of, by a way that another was made.
@@ -209,6 +230,9 @@ class Making:
         """
         for name, place in way:
             number = self.maker(key, before)
+            while number is not None and len(self.functions[number].arguments) == 1:
+                [key], before = self.functions[number].arguments, number
+                number = self.maker(key, before)
             if number is None or self.functions[number].name != name:
                 return None
             if place >= len(self.functions[number].arguments):

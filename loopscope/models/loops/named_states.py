@@ -123,7 +123,7 @@ class StatePorts:
         return self._given(call)
 
     def _initial(self, state: CarriedState, name: str) -> Port:
-        found = initial_port(self.units, self.calls, state)
+        found = initial_port(self.units, self.calls, state, self.carried)
         if found is not None:
             return found
         first = state.calls[0]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
+from types import FrameType
 from typing import Any
 
 import torch
@@ -293,17 +294,18 @@ def _origins(module: nn.Module, args: Any, kwargs: Any) -> frozenset[int]:
 
 def _variables(module: nn.Module) -> dict[int, list[str]]:
     """Names of the tensors that the running forward of a module knows, by identity."""
-    frame = sys._getframe(2)
+    variables: dict[int, list[str]] = {}
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         names = frame.f_locals
-        if any(v is module for v in names.values()) and "_call_impl" not in frame.f_code.co_name:
-            variables: dict[int, list[str]] = {}
+        if names.get("self") is module and frame.f_code.co_name == "_call_impl":
+            break
+        if any(value is module for value in names.values()):  # its forward, and its own helpers
             for name, value in names.items():
                 if isinstance(value, Tensor):
                     variables.setdefault(id(value), []).append(name)
-            return variables
-        frame = frame.f_back  # type: ignore[assignment]
-    return {}
+        frame = frame.f_back
+    return variables
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:
