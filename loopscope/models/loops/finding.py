@@ -119,12 +119,14 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
             "loop; if that is the core, a spec can say so: core = [...]"
         )
     if not drafts:
-        return replace(plain(units, spec), doubts=(*doubts, *elsewhere(units)))
+        loop_map = plain(units, spec)
+        return replace(loop_map, doubts=(*doubts, *loop_map.doubts, *elsewhere(units)))
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
         _lift(draft)
         _widen(draft)
     _name(drafts)
     loop_map = _assemble(units, drafts, spec)
+    doubts += _over_positions(streams.pos, loop_map.loops)
     return replace(loop_map, doubts=(*doubts, *loop_map.doubts))
 
 
@@ -323,6 +325,16 @@ def _doubts(loops: list[Loop]) -> tuple[str, ...]:
         for name, inside in units.items()
         if not any(unit.layers for unit in inside)
     )
+
+
+def _over_positions(pos: int | None, loops: Sequence[Loop]) -> list[str]:
+    """A doubt for a loop that runs once for each position, on one at a time."""
+    return [
+        f"{loop.name} runs once for each of the example's {pos} positions, on one at a time: it "
+        "may be a loop over positions, whose states are not those of one token in depth"
+        for loop in loops
+        if loop.K == pos != 1 and all(it.h_m.shape[1:2] == (1,) for it in loop.iterations)
+    ]
 
 
 def _notes(loops: list[Loop], drafts: list[Draft]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ def plain(units: Units, spec: Spec) -> LoopMap:
         )
     head = ports.head_of(units, layers[-1])
     maker = ports.UnitMaker(units, None)
+    doubts = _heads(units, layers)
     parents = {layer.parent for layer in layers}
     after = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
     tail = [c for c in after if c.parent in parents and c is not head]
@@ -52,8 +53,28 @@ def plain(units: Units, spec: Spec) -> LoopMap:
         head=None if head is None else head.module,
         random=units.trace.random,
         mutates=units.trace.mutates,
+        doubts=doubts if spec.prelude is None else (),
         calls=units.trace.counts,
         source=spec.source,
+    )
+
+
+def _heads(units: Units, layers: list[Call]) -> tuple[str, ...]:
+    """A doubt for what follows a list of layers, is of another class and gives the result."""
+    patterns = [units.identity.pattern(layer.module) for layer in layers]
+    last = layers[-1]
+    given = {item.key for item in units.trace.root.outputs}
+    result = any(item.key in given for item in last.outputs)
+    if (
+        not result
+        or patterns[-1] in patterns[:-1]
+        or len(set(patterns[:-1])) != 1 < len(layers) - 1
+    ):
+        return ()
+    return (
+        f"{last.module} follows the layers, is of another class and gives what the model returns: "
+        "it is counted as a layer, though it may be a head. If it is one, a spec can name the "
+        'layers: prelude = ["..."]',
     )
 
 
