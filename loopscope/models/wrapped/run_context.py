@@ -91,16 +91,18 @@ def same_for_every_sample(
         yield
 
 
-_BUSY: set[int] = set()
+_BUSY: set[int] = set()  # modules in a forward pass that is looked at
+_DIRECT: set[int] = set()  # those of them that somebody else called
 
 
 @contextmanager
-def not_nested(module: nn.Module, name: str) -> Iterator[None]:
+def not_nested(module: nn.Module, name: str, *, direct: bool = False) -> Iterator[None]:
     """A context that a model may not enter again from within, as from one of its hooks.
 
     Args:
         module: The model.
         name: What the error calls it.
+        direct: Whether somebody else called the model.
 
     Returns:
         The context.
@@ -113,11 +115,49 @@ def not_nested(module: nn.Module, name: str) -> Iterator[None]:
             f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and "
             "let the hook use what came out."
         )
+    with _busy(module):
+        if direct:
+            _DIRECT.add(id(module))
+        try:
+            yield
+        finally:
+            _DIRECT.discard(id(module))
+
+
+@contextmanager
+def _busy(module: nn.Module) -> Iterator[None]:
+    """A context in which a forward pass of a model is looked at."""
+    outermost = id(module) not in _BUSY
     _BUSY.add(id(module))
     try:
         yield
     finally:
-        _BUSY.discard(id(module))
+        if outermost:
+            _BUSY.discard(id(module))
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether a forward pass of a model is looked at.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Whether it is.
+    """
+    return id(module) in _BUSY
+
+
+def runs_by_itself(module: nn.Module) -> bool:
+    """Whether that pass is one that a wrapped model makes, or `wrap`.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Whether it is; not for a pass that somebody else has asked for.
+    """
+    return id(module) in _BUSY - _DIRECT
 
 
 @contextmanager
@@ -141,6 +181,7 @@ def controlled(
         The context.
     """
     with (
+        _busy(module),
         looping(module, settings),
         same_for_every_sample(module, seed, batch, pos),
         inputs.running(module),
