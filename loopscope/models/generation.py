@@ -136,8 +136,9 @@ class GenerationMixin:
                 ends when all rows are. When not given, what a `generation_config` of transformers
                 says, and nothing in other models.
             use_cache: Keep keys and values, so that a step after the first runs its new position
-                only, and hooks see only that. When not given, as the model does by itself; only
-                models with the `generate` of transformers have such a cache.
+                only, and hooks see only that. Only models with the `generate` of transformers have
+                such a cache. When not given, as the model does by itself, but without one where
+                first states are drawn.
             **kwargs: Further arguments of the model (or of its own `generate` in transformers).
 
         Returns:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 from warnings import warn
 
+import torch
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
@@ -139,11 +140,12 @@ class _Forward:
         # what was compiled in place looks at no forward but the one it was compiled with
         self.compiled, module._compiled_call_impl = module._compiled_call_impl, None
         vars(module)["forward"] = self
+        global _entrance  # here, since importing the compiler takes seconds
+        if _entrance is _enter:
+            _entrance = torch.compiler.disable(_enter)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.calls is None:
-            return self.__wrapped__(*args, **kwargs)
-        return self.calls.run(self.__wrapped__, args, kwargs)
+        return _entrance(self, args, kwargs)
 
     def remove(self, module: nn.Module) -> None:
         """Put back what was there; under a forward that came later it stays, and does nothing."""
@@ -155,6 +157,15 @@ class _Forward:
                 del vars(module)["forward"]
             else:
                 vars(module)["forward"] = self.replaced
+
+
+def _enter(forward: _Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if forward.calls is None:
+        return forward.__wrapped__(*args, **kwargs)
+    return forward.calls.run(forward.__wrapped__, args, kwargs)
+
+
+_entrance: Callable[..., Any] = _enter
 
 
 class Address(Point):

@@ -1,8 +1,9 @@
 """Generating: a wrapped model goes on with tokens, by the `generate` of transformers if it can."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
+from warnings import warn
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from loopscope.models.loops import LoopMap, seeded
 from loopscope.models.wrapped.direct_calls import DirectCalls
 from loopscope.models.wrapped.inputs import Arguments, Inputs
 from loopscope.models.wrapped.loop_count import Setting, as_arguments, looping
-from loopscope.models.wrapped.run_context import not_nested, same_for_every_sample, uncompiled
+from loopscope.models.wrapped.run_context import not_nested, same_for_every_sample
 from loopscope.models.wrapped.running import SEES_AHEAD
 
 
@@ -32,22 +33,6 @@ class Generating(GenerationMixin, NamedHooks):
     _run_live: Callable[..., Any]
     _run_tapped: Callable[..., Any]
     _seeding: Callable[[Arguments], Any]
-
-    @contextmanager
-    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Within this context hooks act, also where somebody else calls the original.
-
-        Compiled code, which calls no hooks, runs uncompiled meanwhile.
-
-        Args:
-            *args: As in TransformerLens: `fwd_hooks` and `bwd_hooks`.
-            **kwargs: Likewise.
-
-        Yields:
-            The model.
-        """
-        with super().hooks(*args, **kwargs) as model, uncompiled():
-            yield model
 
     def remove_all_hook_fns(self, *args: Any, **kwargs: Any) -> None:
         """Remove hooks, and from the original what they needed.
@@ -130,12 +115,21 @@ class Generating(GenerationMixin, NamedHooks):
         module: Any = self.module
         options: dict[str, Any] = {"max_new_tokens": new, "do_sample": sampling.do_sample}
         if sampling.do_sample:  # where nothing is said, transformers would take its own
-            options["temperature"] = 1.0 if sampling.temperature is None else sampling.temperature
+            options["temperature"] = float(sampling.temperature or 1)
             options["top_k"] = sampling.top_k or 0
-            options["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
+            options["top_p"] = float(sampling.top_p or 1)
         if eos is not None:
             options |= {"eos_token_id": eos, "pad_token_id": eos}
-        if use_cache is not None:
+        if self.map.random:
+            if use_cache:
+                warn(
+                    f"{self.name!r} draws its first states; with a cache each step draws those of "
+                    "its new position alone, so they are not what a pass over all tokens has. "
+                    "Leave use_cache out for the states that capture shows.",
+                    stacklevel=3,
+                )
+            options["use_cache"] = bool(use_cache)
+        elif use_cache is not None:
             options["use_cache"] = use_cache
         if "attention_mask" in self.inputs.keywords:  # or padding would be guessed from the tokens
             options["attention_mask"] = torch.ones_like(tokens)
@@ -144,14 +138,29 @@ class Generating(GenerationMixin, NamedHooks):
             seeded(self.module, sampling.seed) if sampling.do_sample else nullcontext(),
             self.direct_calls.in_generation(),
         ):
-            output = module.generate(tokens, **{**options, **kwargs})
+            try:
+                output = module.generate(tokens, **{**options, **kwargs})
+            except IndexError as error:
+                if not self.settings or use_cache is False:
+                    raise
+                raise InputError(
+                    f"{self.name!r} failed in generation ({error}), maybe since its cache has no "
+                    "place for as many iterations as were set; give use_cache=False."
+                ) from error
         return getattr(output, "sequences", output)
 
     def _next_logits(self, tokens: Tensor, **kwargs: Any) -> Float[Tensor, "batch d_vocab"]:
         if self.map.causal is False:
             raise InputError(f"{self.name!r} cannot go on with tokens: {SEES_AHEAD}.")
         output, _ = self._run_live(self.prepare((tokens,), kwargs), {}, step=True)
-        return last_logits(self.logits_in(output), tokens, self.name)
+        logits = last_logits(self.logits_in(output), tokens, self.name)
+        width, vocabulary = self.config.d_model, self.config.d_vocab
+        if self.map.head is None and logits.shape[-1] == width != vocabulary:
+            raise InputError(
+                f"{self.name!r} gave a state of width {width} for each token, not logits to choose "
+                "a next token from."
+            )
+        return logits
 
 
 def _has_generate(module: nn.Module) -> bool:
