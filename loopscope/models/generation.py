@@ -159,10 +159,10 @@ class GenerationMixin:
             warn(
                 f"{length} tokens (given and new) are longer than n_ctx = {context} of "
                 f"{self.name!r}.",
-                stacklevel=2,
+                stacklevel=3,
             )
         if any(point.bwd_hooks for point in self.hook_points()):
-            warn("generation has no gradients, so backward hooks never fire in it.", stacklevel=2)
+            warn("generation has no gradients, so backward hooks never fire in it.", stacklevel=3)
         further |= kwargs
         return self._generate(
             tokens, max_new_tokens, sampling, eos=eos_token_id, use_cache=use_cache, **further

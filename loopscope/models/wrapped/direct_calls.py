@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
 from loopscope.models.wrapped.inputs import Arguments
-from loopscope.models.wrapped.run_context import is_running, runs_by_itself
+from loopscope.models.wrapped.run_context import (
+    called_directly,
+    is_running,
+    runs_by_itself,
+    runs_in_its_hook,
+)
 
 
 @runtime_checkable
@@ -51,6 +56,7 @@ class DirectCalls:
     def __init__(self, model: Host) -> None:
         self.model = model
         self.generating = False
+        self._in_pass = False
         self._forward: _Forward | None = None
         self._guards: dict[str, Any] = {}
 
@@ -109,11 +115,22 @@ class DirectCalls:
 
         Returns:
             What it returns.
+
+        Raises:
+            InputError: if a hook calls it.
         """
-        idle = not self.generating and not any(map(used, self.model._live.values()))
-        if idle or runs_by_itself(self.model.module):
+        model = self.model
+        idle = not self.generating and not any(map(used, model._live.values()))
+        if idle or runs_by_itself(model.module):
             return forward(*args, **kwargs)
-        return self.model.direct_pass(forward, (args, kwargs), generating=self.generating)
+        if self._in_pass:
+            raise runs_in_its_hook(type(model.module).__name__)
+        self._in_pass = True
+        try:
+            with called_directly(model.module):
+                return model.direct_pass(forward, (args, kwargs), generating=self.generating)
+        finally:
+            self._in_pass = False
 
     def _guard(self, part: str, module: nn.Module, args: Any) -> None:
         if not is_running(self.model.module):
@@ -150,13 +167,16 @@ class _Forward:
     def remove(self, module: nn.Module) -> None:
         """Put back what was there; under a forward that came later it stays, and does nothing."""
         self.calls = None
-        if module._compiled_call_impl is None:
-            module._compiled_call_impl = self.compiled
-        if vars(module).get("forward") is self:
-            if self.replaced is None:
-                del vars(module)["forward"]
-            else:
-                vars(module)["forward"] = self.replaced
+        forward = vars(module).get("forward")
+        if forward is not self:
+            return
+        while isinstance(forward, _Forward) and forward.calls is None:
+            module._compiled_call_impl = module._compiled_call_impl or forward.compiled
+            forward = forward.replaced
+        if forward is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = forward
 
 
 def _enter(forward: _Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

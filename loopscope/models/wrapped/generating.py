@@ -16,7 +16,7 @@ from loopscope.models.loops import LoopMap, seeded
 from loopscope.models.wrapped.direct_calls import DirectCalls
 from loopscope.models.wrapped.inputs import Arguments, Inputs
 from loopscope.models.wrapped.loop_count import Setting, as_arguments, looping
-from loopscope.models.wrapped.run_context import not_nested, same_for_every_sample
+from loopscope.models.wrapped.run_context import same_for_every_sample
 from loopscope.models.wrapped.running import SEES_AHEAD
 
 
@@ -66,7 +66,6 @@ class Generating(GenerationMixin, NamedHooks):
             return self._run_tapped(forward, given, taps, eager=eager)
 
         with (
-            not_nested(self.module, str(self.name), direct=True),
             looping(self.module, self.settings),
             same_for_every_sample(self.module, *seeding),
         ):
@@ -126,7 +125,7 @@ class Generating(GenerationMixin, NamedHooks):
                     f"{self.name!r} draws its first states; with a cache each step draws those of "
                     "its new position alone, so they are not what a pass over all tokens has. "
                     "Leave use_cache out for the states that capture shows.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             options["use_cache"] = bool(use_cache)
         elif use_cache is not None:

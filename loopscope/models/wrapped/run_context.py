@@ -96,13 +96,12 @@ _DIRECT: set[int] = set()  # those of them that somebody else called
 
 
 @contextmanager
-def not_nested(module: nn.Module, name: str, *, direct: bool = False) -> Iterator[None]:
+def not_nested(module: nn.Module, name: str) -> Iterator[None]:
     """A context that a model may not enter again from within, as from one of its hooks.
 
     Args:
         module: The model.
         name: What the error calls it.
-        direct: Whether somebody else called the model.
 
     Returns:
         The context.
@@ -111,29 +110,50 @@ def not_nested(module: nn.Module, name: str, *, direct: bool = False) -> Iterato
         InputError: if it does.
     """
     if id(module) in _BUSY:
-        raise InputError(
-            f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and "
-            "let the hook use what came out."
-        )
-    with _busy(module):
-        if direct:
-            _DIRECT.add(id(module))
-        try:
-            yield
-        finally:
-            _DIRECT.discard(id(module))
+        raise runs_in_its_hook(name)
+    with _among(_BUSY, module):
+        yield
+
+
+def runs_in_its_hook(name: str) -> InputError:
+    """The error for a model that is run by one of its hooks.
+
+    Args:
+        name: What the error calls it.
+
+    Returns:
+        The error.
+    """
+    return InputError(
+        f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and let "
+        "the hook use what came out."
+    )
 
 
 @contextmanager
-def _busy(module: nn.Module) -> Iterator[None]:
-    """A context in which a forward pass of a model is looked at."""
-    outermost = id(module) not in _BUSY
-    _BUSY.add(id(module))
+def called_directly(module: nn.Module) -> Iterator[None]:
+    """A context in which somebody else's forward pass of a model is looked at.
+
+    Args:
+        module: The model.
+
+    Returns:
+        The context.
+    """
+    with _among(_BUSY, module), _among(_DIRECT, module):
+        yield
+
+
+@contextmanager
+def _among(modules: set[int], module: nn.Module) -> Iterator[None]:
+    """A context in which a module is one of some."""
+    outermost = id(module) not in modules
+    modules.add(id(module))
     try:
         yield
     finally:
         if outermost:
-            _BUSY.discard(id(module))
+            modules.discard(id(module))
 
 
 def is_running(module: nn.Module) -> bool:
@@ -181,7 +201,7 @@ def controlled(
         The context.
     """
     with (
-        _busy(module),
+        _among(_BUSY, module),
         looping(module, settings),
         same_for_every_sample(module, seed, batch, pos),
         inputs.running(module),

@@ -191,11 +191,35 @@ def test_nothing_is_left_after_a_direct_call_that_fails(way):
 def test_the_original_run_in_its_own_hook_says_so():
     module = Small()
     model = ls.wrap(module, TOKENS)
-    model.add_hook("loop.1.hook_out", lambda x, hook: model(TOKENS) and None)
-    with pytest.raises(InputError, match="runs the model that it is a hook of"):
-        module(TOKENS)
-    model.reset_hooks()
+    for again in (model, module):
+        model.add_hook("loop.1.hook_out", lambda x, hook, again=again: again(TOKENS) and None)
+        with pytest.raises(InputError, match="runs the model that it is a hook of"):
+            module(TOKENS)
+        model.reset_hooks()
     assert torch.equal(module(TOKENS), model(TOKENS))
+
+
+def test_hooks_of_two_wrapped_models_of_one_module_act_both():
+    module = Small()
+    one, two = ls.wrap(module, TOKENS), ls.wrap(module, TOKENS)
+    both = [PATCH, ("loop.2.core.b.hook_out", lambda x, hook: x * 2)]
+    wanted = one.run_with_hooks(TOKENS, fwd_hooks=both)
+    one.add_hook(*both[0])
+    with two.hooks(fwd_hooks=both[1:]):
+        assert torch.equal(module(TOKENS), wanted)
+        one.reset_hooks()
+        assert torch.equal(module(TOKENS), two(TOKENS))
+    assert "forward" not in vars(module)
+    assert torch.equal(module(TOKENS), Small()(TOKENS))
+    longer = one.with_loops(6)
+    one.add_hook(*PATCH)
+    with (
+        longer.hooks(fwd_hooks=[PATCH]),
+        pytest.raises(InputError, match="was called 6 times, 4 on the example"),
+    ):
+        module(TOKENS)
+    one.reset_hooks()
+    assert hooks_on(module) == 0 and "forward" not in vars(module)
 
 
 def test_hooks_that_are_taken_off_leave_others_in_force():

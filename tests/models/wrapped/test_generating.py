@@ -266,6 +266,30 @@ def test_what_a_tokenizer_of_transformers_gives_is_gone_on_with():
         model.generate({"ids": TOKENS})
 
 
+class Masked(Small):
+    """A model of one's own that takes a mask."""
+
+    def forward(self, tokens, attention_mask=None):
+        x = self.embed(tokens)
+        if attention_mask is not None:
+            x = x * attention_mask[..., None]
+        return self.rest(self.loop(self.pre(x)))
+
+
+def test_a_mask_grows_with_the_tokens():
+    module = Masked()
+    model, mask = ls.wrap(module, TOKENS), torch.ones_like(TOKENS)
+    mask[0, :4] = 0
+
+    def masked(tokens):
+        grown = torch.cat([mask, torch.ones_like(tokens[:, 9:])], dim=1)
+        return module(tokens, grown)
+
+    wanted = unrolled(masked, TOKENS, NEW)
+    assert torch.equal(model.generate(TOKENS, NEW, attention_mask=mask), wanted)
+    assert not torch.equal(model.generate(TOKENS, NEW), wanted)
+
+
 def test_a_model_that_gives_the_last_logits_alone_goes_on():
     module = LastLogits()
     model = ls.wrap(module, TOKENS)
