@@ -6,11 +6,13 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from torch import nn
 
 import loopscope as ls
 from loopscope.errors import InputError
 from tests.models.wrapped.by_hand import by_hand, change, first, hooks_on
+from tests.models.wrapped.programs import VOCAB, Runs, programs
 from tests.models.wrapped.small import TOKENS, Small
 from tests.standins.registry import CASES
 
@@ -71,6 +73,28 @@ def test_the_original_called_directly_has_the_hooks_of_its_wrapped_model(
     torch.manual_seed(3)
     assert torch.equal(logits(module(TOKENS)), clean)
     assert hooks_on(module) == 0 and "forward" not in vars(module)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(programs(), strategies.data())
+@torch.no_grad()
+def test_hooks_act_in_direct_calls_and_generation_of_random_programs(program, data):
+    module = Runs(program)
+    tokens = torch.randint(VOCAB, (2, 5), generator=torch.Generator().manual_seed(1))
+    model = ls.wrap(module, tokens)
+    loop = data.draw(strategies.sampled_from(model.map.loops))
+    iteration = data.draw(strategies.sampled_from(loop.iterations))
+    port = iteration.h_m
+    with by_hand(module, port.module, port.call, port.side):
+        wanted, longer = module(tokens), tokens
+    for _ in range(3):
+        with by_hand(module, port.module, port.call, port.side):
+            chosen = module(longer)[:, -1].argmax(-1, keepdim=True)
+        longer = torch.cat([longer, chosen], dim=1)
+    with model.hooks(fwd_hooks=[(f"loop.{iteration.path}.hook_out", lambda x, hook: change(x))]):
+        assert torch.equal(module(tokens), wanted)
+        assert torch.equal(model.generate(tokens, 3), longer)
+    assert hooks_on(module) == 0 and not torch.equal(module(tokens), wanted)
 
 
 @pytest.mark.parametrize("way", WAYS)
