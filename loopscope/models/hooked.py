@@ -177,6 +177,17 @@ class Hooked(Protocol):
             The model's output and the cache.
         """
 
+    def generate(self, *args: Any, **kwargs: Any) -> Int[Tensor, "batch length"]:
+        """Go on with tokens, with hooks at every step (see `GenerationMixin`).
+
+        Args:
+            *args: Token ids (batch, pos) or text, and how many tokens to add.
+            **kwargs: How each is chosen.
+
+        Returns:
+            Token ids, the given ones included.
+        """
+
     def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
         """Run the model once and keep the states of every iteration (see `probes.capture`).
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loopscope.errors import InputError, unknown_name
+from loopscope.models.generation import GenerationMixin, last_logits
 from loopscope.models.hooked import ParameterCount, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
 from loopscope.models.native.block import Block, FinalNorm, Stack, VirtualBlock, rotary_tables
@@ -28,7 +29,7 @@ from loopscope.names import MAIN_LOOP, block_name, state_names, twin_name
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class LoopModel(TextMixin, LensMixin, NamedHooks):
+class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
     """A vanilla, recursive or MeSH transformer whose every iteration is addressable by name.
 
     Weights live once (`prelude`, `core`, `coda`); HookPoints are unrolled: `blocks.{v}.…` over the
@@ -247,6 +248,9 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
             return logits
         loss = self._loss(logits, tokens, loss_per_token)
         return (logits, loss) if return_type == "both" else loss
+
+    def _next_logits(self, tokens: Tensor, **kwargs: Any) -> Tensor:
+        return last_logits(self(tokens, **kwargs), tokens, self.name)
 
     def _loss(self, logits: Tensor, tokens: Tensor, per_token: bool) -> Tensor:
         if tokens.shape[1] < 2:

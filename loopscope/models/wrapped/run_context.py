@@ -91,7 +91,8 @@ def same_for_every_sample(
         yield
 
 
-_BUSY: set[int] = set()
+_BUSY: set[int] = set()  # modules in a forward pass that is looked at
+_DIRECT: set[int] = set()  # those of them that somebody else called
 
 
 @contextmanager
@@ -109,15 +110,74 @@ def not_nested(module: nn.Module, name: str) -> Iterator[None]:
         InputError: if it does.
     """
     if id(module) in _BUSY:
-        raise InputError(
-            f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and "
-            "let the hook use what came out."
-        )
-    _BUSY.add(id(module))
+        raise runs_in_its_hook(name)
+    with _among(_BUSY, module):
+        yield
+
+
+def runs_in_its_hook(name: str) -> InputError:
+    """The error for a model that is run by one of its hooks.
+
+    Args:
+        name: What the error calls it.
+
+    Returns:
+        The error.
+    """
+    return InputError(
+        f"a hook of {name!r} runs the model that it is a hook of; run it before or after, and let "
+        "the hook use what came out."
+    )
+
+
+@contextmanager
+def called_directly(module: nn.Module) -> Iterator[None]:
+    """A context in which somebody else's forward pass of a model is looked at.
+
+    Args:
+        module: The model.
+
+    Returns:
+        The context.
+    """
+    with _among(_BUSY, module), _among(_DIRECT, module):
+        yield
+
+
+@contextmanager
+def _among(modules: set[int], module: nn.Module) -> Iterator[None]:
+    """A context in which a module is one of some."""
+    outermost = id(module) not in modules
+    modules.add(id(module))
     try:
         yield
     finally:
-        _BUSY.discard(id(module))
+        if outermost:
+            modules.discard(id(module))
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether a forward pass of a model is looked at.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Whether it is.
+    """
+    return id(module) in _BUSY
+
+
+def runs_by_itself(module: nn.Module) -> bool:
+    """Whether that pass is one that a wrapped model makes, or `wrap`.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Whether it is; not for a pass that somebody else has asked for.
+    """
+    return id(module) in _BUSY - _DIRECT
 
 
 @contextmanager
@@ -141,6 +201,7 @@ def controlled(
         The context.
     """
     with (
+        _among(_BUSY, module),
         looping(module, settings),
         same_for_every_sample(module, seed, batch, pos),
         inputs.running(module),

@@ -12,6 +12,7 @@ from loopscope.errors import InputError
 from loopscope.models.hooks import Point
 from loopscope.models.loops import LoopMap, Port, Step, example_shape
 from loopscope.models.wrapped.addresses import PATTERN
+from loopscope.models.wrapped.direct_calls import same_shape, used
 from loopscope.models.wrapped.inputs import Arguments, Inputs
 from loopscope.models.wrapped.loop_count import Setting, as_arguments
 from loopscope.models.wrapped.run_context import (
@@ -85,29 +86,54 @@ class Running:
         Raises:
             InputError: for more or fewer iterations than on the example, or a run within a hook.
         """
+        with self._controlled(arguments):
+            return self._run_tapped(self.module, arguments, taps, eager=eager)
+
+    def _run_tapped(
+        self, call: Callable[..., Any], arguments: Arguments, taps: list[Tap], *, eager: bool
+    ) -> tuple[Any, list[int]]:
+        """What the original, or its forward, returns with functions at some of its tensors."""
         args, kwargs = arguments
-        with self._controlled(arguments), eager_attention(self.module, patterns=eager):
+        with eager_attention(self.module, patterns=eager):
             if not taps:
-                return self.module(*args, **kwargs), []
+                return call(*args, **kwargs), []
             with (
                 uncompiled(),
                 without_checkpointing(self.module),
                 tapped(self._originals, taps, self.plan) as missed,
             ):
-                output = self.module(*args, **kwargs)
+                output = call(*args, **kwargs)
             return output, missed
 
-    def _run_live(self, arguments: Arguments, more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
-        """A forward pass with the hooks that it has, then further taps; what was not reached."""
-        used = {name: point for name, point in self._live.items() if _used(point)}
+    def _run_live(
+        self,
+        arguments: Arguments,
+        more: Mapping[Any, Tap],
+        *,
+        step: bool = False,
+        run: Callable[..., tuple[Any, list[int]]] | None = None,
+    ) -> tuple[Any, set[Any]]:
+        """A forward pass with the hooks that it has, then further taps; what was not reached.
+
+        Args:
+            arguments: Arguments of the original's forward.
+            more: Further taps by any keys.
+            step: Whether it may be a step of a generation, where hooks must keep a tensor's shape.
+            run: What makes the pass, if not `run`.
+
+        Returns:
+            What the original returned, and the names and keys that it did not reach.
+        """
+        points = {name: point for name, point in self._live.items() if used(point)}
+        kept = same_shape if step else _as_it_is
         taps: list[Tap] = [
-            (self.ports[name], only_read(point) if name.endswith(PATTERN) else point)
-            for name, point in used.items()
+            (self.ports[name], only_read(point) if name.endswith(PATTERN) else kept(point))
+            for name, point in points.items()
         ]
-        eager = any(name.endswith(PATTERN) for name in used)
-        output, missed = self.run(arguments, [*taps, *more.values()], eager=eager)
-        names = [*used, *more]
-        if unseen := [names[n] for n in missed if n < len(used)]:
+        eager = any(name.endswith(PATTERN) for name in points)
+        output, missed = (run or self.run)(arguments, [*taps, *more.values()], eager=eager)
+        names = [*points, *more]
+        if unseen := [names[n] for n in missed if n < len(points)]:
             rest = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
             warn(
                 f"{self.name!r} did not call what {', '.join(unseen[:3])}{rest} belong to in that "
@@ -119,16 +145,17 @@ class Running:
     @contextmanager
     def _controlled(self, arguments: Arguments) -> Iterator[None]:
         """Number of iterations, random numbers, key-value cache and compilation as they must be."""
-        seed: int | None = None
-        shape: tuple[int | None, int | None] = (None, None)
-        if self.map.random or self.module.training:
-            seed = self.seed
-            shape = example_shape(*arguments) if self.map.random else shape
         with (
             not_nested(self.module, str(self.name)),
-            controlled(self.module, self.inputs, self.settings, seed, *shape),
+            controlled(self.module, self.inputs, self.settings, *self._seeding(arguments)),
         ):
             yield
+
+    def _seeding(self, arguments: Arguments) -> tuple[int | None, int | None, int | None]:
+        """The seed of a forward pass, None where it draws nothing, and the shape of its tokens."""
+        if not (self.map.random or self.module.training):
+            return None, None, None
+        return self.seed, *(example_shape(*arguments) if self.map.random else (None, None))
 
     def logits_in(self, output: Any) -> Any:
         """The logits in what the original returned.
@@ -181,5 +208,5 @@ class Running:
         return output, kept
 
 
-def _used(point: Point) -> bool:
-    return bool(point.fwd_hooks or point.bwd_hooks)
+def _as_it_is(point: Point) -> Point:
+    return point

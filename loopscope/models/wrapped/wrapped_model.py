@@ -25,6 +25,8 @@ from loopscope.models.wrapped.description import (
     describe_wrapped,
     map_tree,
 )
+from loopscope.models.wrapped.direct_calls import Address, DirectCalls
+from loopscope.models.wrapped.generating import Generating
 from loopscope.models.wrapped.inputs import Inputs, input_device
 from loopscope.models.wrapped.loop_count import Setting
 from loopscope.models.wrapped.running import SEES_AHEAD, Running
@@ -52,12 +54,13 @@ class Recipe(Protocol):
         """
 
 
-class WrappedModel(Running, TextMixin, NamedHooks):
+class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     """A model made by `wrap`: the original module plus names for every iteration.
 
     It is called, hooked and cached as a native model: `model(tokens)` gives logits,
     `run_with_cache` and `run_with_hooks` take addresses that carry the iteration. Nothing of the
-    original is changed; its modules carry hooks only while a run with hooks lasts.
+    original is changed; its modules carry hooks only while hooks are asked for, and then they act
+    whoever calls it.
 
     Attributes:
         module: The original.
@@ -103,6 +106,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         self.recipe = recipe
         self._originals = dict(module.named_modules())
         self._live: dict[str, Point] = {}
+        self.direct_calls = DirectCalls(self)
         self._name(names)
         self.name = name
         self.cfg = LensConfig(module, config, name)
@@ -127,10 +131,8 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         """Make a HookPoint for each address."""
         self.hook_dict, self.aliases = {}, names.aliases
         self.ports, self.cut = names.ports, names.cut
-        for name in names.ports:
-            point = Point()
-            point.name = name
-            self.hook_dict[name] = point
+        for name, port in names.ports.items():
+            self.hook_dict[name] = Address(name, port.module, self.direct_calls)
         self.mod_dict = {**self.hook_dict}
         self.mod_dict |= {alias: self.hook_dict[n] for alias, n in names.aliases.items()}
         first = {id(m): n for n, m in self._originals.items()}

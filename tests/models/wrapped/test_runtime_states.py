@@ -64,19 +64,19 @@ def test_capture_runs_the_hooks_that_were_added_to_stay():
     model = ls.wrap(module, TOKENS)
     model.add_hook("loop.1.core.hook_out", lambda x, hook: x * 0.5)
     states = ls.capture(model, TOKENS, logits=True)
-    calls = []
+    calls, plain = [], Small()
 
     def halve(m, args, result):
         calls.append(result * 0.5 if len(calls) == 1 else result)
         return calls[-1]
 
-    handle = module.core.register_forward_hook(halve)
+    handle = plain.core.register_forward_hook(halve)
     with torch.no_grad():
-        wanted = module(TOKENS)
+        wanted = plain(TOKENS)
     handle.remove()
     assert same(states.h_m, calls) and torch.equal(states.logits, wanted)
     assert torch.equal(model(TOKENS), wanted)
-    assert torch.equal(model.with_loops(4)(TOKENS), module(TOKENS))  # a view starts without hooks
+    assert torch.equal(model.with_loops(4)(TOKENS), plain(TOKENS))  # a view starts without hooks
 
 
 def test_an_unfiltered_cache_changes_no_attention():
