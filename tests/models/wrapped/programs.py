@@ -1,10 +1,12 @@
 """Random programs of loops: how they run, and what a person reading them would say."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 WIDTH, VOCAB = 8, 13
 
@@ -39,12 +41,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Program:
-    """Prelude, loops one after the other, coda; each loop has a body and a number of iterations."""
+    """Prelude, loops one after the other, coda; each loop has a body and a number of iterations.
+
+    head: `module`, or `function` of the embedding's weight. supervised: coda and head run in every
+    iteration of the last loop. asked: forward must be given the first loop's number of iterations.
+    registers: a gate looks at so many positions that are none of the tokens'.
+    """
 
     prelude: int
     loops: tuple[tuple[int, tuple[Item, ...]], ...]
     coda: int
     seed: int = 0
+    head: str = "module"
+    supervised: bool = False
+    asked: bool = False
+    registers: int = 0
 
 
 HEAVIES = tuple(Item(kind) for kind in ("shared", "alias", "tied"))
@@ -76,9 +87,13 @@ def programs(draw) -> Program:
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
         K = draw(st.integers(2, 4))
         loops.append((K, draw(bodies(K, nested=True))))
+    plain = all(item.kind in ("shared", "norm") for _, items in loops[:1] for item in items)
     return Program(
-        draw(st.integers(0, 3)), tuple(loops), draw(st.integers(0, 3)), draw(st.integers(0, 99))
-    )
+        prelude=draw(st.integers(0, 3)), loops=tuple(loops), coda=draw(st.integers(0, 3)),
+        seed=draw(st.integers(0, 99)), head=draw(st.sampled_from(["module", "function"])),
+        supervised=draw(st.booleans()), asked=plain and draw(st.booleans()),
+        registers=draw(st.sampled_from([0, 0, 3])),
+    )  # fmt: skip
 
 
 @dataclass
@@ -106,7 +121,11 @@ class Runs(nn.Module):
         for number, (K, items) in enumerate(program.loops):
             self._make(f"l{number}", K, items, generator)
         self.post = nn.ModuleList(Block(generator) for _ in range(program.coda))
-        self.unembed = nn.Linear(WIDTH, VOCAB, bias=False)
+        if program.head == "module":
+            self.unembed = nn.Linear(WIDTH, VOCAB, bias=False)
+        if program.registers:
+            self.registers = nn.Parameter(torch.randn(program.registers, WIDTH))
+            self.gate = nn.Linear(WIDTH, 1)
         self.seen: dict[str, Seen] = {}
 
     def _make(self, prefix: str, K: int, items: tuple[Item, ...], generator) -> None:
@@ -129,18 +148,35 @@ class Runs(nn.Module):
                 if item.kind == "alias":
                     self.second[name] = self.body[name]
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, n_loops: int | None = None) -> Tensor:
+        assert n_loops is not None or not self.program.asked
         self.seen = {}
         x = self.embed(tokens)
         for layer in self.pre:
             x = layer(x)
         for number, (K, items) in enumerate(self.program.loops):
-            x = self._loop(f"l{number}", K, items, x, [])
+            K = n_loops or K if number == 0 else K
+            last = number == len(self.program.loops) - 1
+            read = self.read if last and self.program.supervised else None
+            x = self._loop(f"l{number}", K, items, x, [], read)
+        return self.read(x)
+
+    def read(self, x: Tensor) -> Tensor:
         for layer in self.post:
             x = layer(x)
+        if self.program.head == "function":
+            return F.linear(x, self.embed.weight)
         return self.unembed(x)
 
-    def _loop(self, prefix: str, K: int, items, x: Tensor, outer: list[str]) -> Tensor:
+    def _loop(
+        self,
+        prefix: str,
+        K: int,
+        items,
+        x: Tensor,
+        outer: list[str],
+        read: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         seen = self.seen.setdefault(prefix, Seen())
         for t in range(K):
             layers: list[str] = []
@@ -165,4 +201,8 @@ class Runs(nn.Module):
             seen.h_m.append(x.detach().clone())
             seen.layers.append(tuple(layers))
             outer += layers
+            if self.program.registers and not prefix.endswith("n"):
+                self.gate(self.registers.expand(len(x), -1, -1) + x.mean(1, keepdim=True))
+            if read is not None and t < K - 1:
+                read(x)
         return x
