@@ -112,8 +112,15 @@ class ModelRecord:
         Returns:
             A path for each iteration, such as H0.L1; empty where it is their number, or unknown.
         """
-        loops = self._map.get("loops") or []
-        paths = next((entry.get("paths") or [] for entry in loops if entry.get("name") == loop), [])
+        entries = {
+            name: entry
+            for entry in self._map.get("loops") or []
+            for name in (
+                entry.get("name"),
+                *(f"{entry.get('name')}.{state}" for state in entry.get("states") or []),
+            )
+        }
+        paths = entries.get(loop, {}).get("paths") or []
         return () if all(path.isdigit() for path in paths) else tuple(paths)
 
     @property

@@ -152,3 +152,11 @@ def test_each_state_is_measured_under_its_own_name():
     pairs = zip(course.h, course.h_m, strict=True)
     wanted = [2 * (b - a)[1].norm() / (a[1].norm() + b[1].norm()) for a, b in pairs]
     assert rows["value"].tolist() == pytest.approx([float(x) for x in wanted], rel=1e-6)
+
+
+def test_figures_name_the_iterations_of_a_further_state():
+    samples = torch.randint(61, (3, 9), generator=torch.Generator().manual_seed(4))
+    tables = ls.measure(ls.wrap(OneModule(3, 2), samples), samples, ["update"])
+    axes = ls.plot.update(tables).axes[1]
+    assert axes.get_title().endswith("y.z")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["y0", "y1", "y2"]
