@@ -19,6 +19,7 @@ from loopscope.models.loops.loop_states import states, width_of
 from loopscope.models.loops.plain_stack import elsewhere, plain
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, Trace
+from loopscope.models.loops.unembedding import Unembedding, find_unembedding
 from loopscope.models.loops.units import Units
 from loopscope.names import MAIN_LOOP
 
@@ -102,9 +103,8 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     identity = Identity.of(trace.modules)
     core = {identity.symbol[name] for name in spec.core}
     named = core | {identity.symbol[name] for names in spec.iterations for name in names}
-    logits = ports.logits_of(trace)
-    width = None if logits is None else logits.tensor.shape[-1]
-    units = _units(trace, identity, streams, named, width)
+    scores = find_unembedding(trace, streams, spec.head)
+    units = _units(trace, identity, streams, named, scores)
     rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations)
@@ -117,13 +117,25 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
             "loop; if that is the core, a spec can say so: core = [...]"
         )
     if not drafts:
-        return replace(plain(units, spec), doubts=(*doubts, *elsewhere(units)))
+        loop_map = replace(plain(units, spec), doubts=(*doubts, *elsewhere(units)))
+        return _with_logits(loop_map, scores)
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
         _lift(draft)
         _widen(draft)
     _name(drafts)
     loop_map = _assemble(units, drafts, spec)
-    return replace(loop_map, doubts=(*doubts, *loop_map.doubts))
+    return _with_logits(replace(loop_map, doubts=(*doubts, *loop_map.doubts)), scores)
+
+
+def _with_logits(loop_map: LoopMap, scores: Unembedding) -> LoopMap:
+    """The map with where the logits are, and what gives them outside of all modules."""
+    return replace(
+        loop_map,
+        head_weight=scores.weight,
+        logits=None if scores.logits is None else scores.logits.where,
+        vocabulary=scores.vocabulary,
+        why_no_logits=scores.why_none,
+    )
 
 
 def _lift(draft: Draft) -> None:
@@ -403,10 +415,11 @@ def _paths(draft: Draft, drafts: list[Draft]) -> list[str]:
 
 
 def _units(
-    trace: Trace, identity: Identity, streams: Streams, core: set[str], width: int | None
+    trace: Trace, identity: Identity, streams: Streams, core: set[str], scores: Unembedding
 ) -> Units:
     """The units, where streams are (batch, pos, width), or (batch, ·, width) if only that loops."""
-    units = Units.of(trace, identity, streams, core, width)
+    ends = (scores.width, scores.call)
+    units = Units.of(trace, identity, streams, core, *ends)
     lost = core - {units.symbol(c) for c in trace.calls if units.is_core(c)}
     if lost and lost == core:
         raise InputError(
@@ -416,10 +429,10 @@ def _units(
         )
     if units.repeated or None in (streams.batch, streams.pos):
         return units
-    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, width)
+    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, *ends)
     if fewer.repeated:
         return fewer
-    turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, width)
+    turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, *ends)
     if turned.repeated and streams.pos != streams.batch:
         raise InputError(
             f"{', '.join(sorted(turned.repeated))} runs again on tensors (pos, batch, width); "

@@ -154,7 +154,14 @@ class LoopMap:
         coda: Calls after the last loop.
         h_out: The coda's output, before the final norm.
         norm: Name of the final norm after the coda, if there is one.
-        head: Name of the unembedding, if there is one.
+        head: Name of the unembedding, if a module is one.
+        head_weight: Name of the parameter that gives the logits where no module does (a functional
+            unembedding), if it is known.
+        logits: Where the logits stand in what the model returns, or else the first tensor there of
+            three axes; None where there is none.
+        vocabulary: How many logits are kept of a padded vocabulary; None where all are.
+        why_no_logits: Why what stands there is not taken for scores of tokens, or why it cannot be
+            told whether it is causal; empty where it is.
         routers: Routers and gates.
         mesh_cycle: Whether the states follow from the routers by MeSH Eqs. 2-5, on the example.
         counts: How the number of iterations is set, for each loop where that is known.
@@ -175,6 +182,10 @@ class LoopMap:
     h_out: Port
     norm: str | None = None
     head: str | None = None
+    head_weight: str | None = None
+    logits: tuple[Step, ...] | None = None
+    vocabulary: int | None = None
+    why_no_logits: str = ""
     routers: tuple[Router, ...] = ()
     mesh_cycle: bool = False
     counts: tuple[LoopCount, ...] = ()

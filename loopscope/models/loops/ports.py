@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Loop, Port, Unit
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
-
-LOGITS = ("logits", "prediction_logits", "prediction_scores")
 
 
 class UnitMaker:
@@ -131,38 +129,8 @@ def leaving(units: Units, call: Call) -> Port:
     return port(call, "out", stream)
 
 
-def logits_of(trace: Trace) -> CallTensor | None:
-    """The logits in what the model returned.
-
-    Args:
-        trace: The traced forward pass.
-
-    Returns:
-        The floating tensor (batch, ·, ·) that is called logits, has the width of an embedding
-        table, or is what the last matrix gave; else the first. None where there is none.
-    """
-    three = [item for item in trace.root.outputs if item.tensor.ndim == 3]
-    tables = {
-        module.num_embeddings
-        for call in trace.calls
-        if isinstance(module := trace.modules[call.module], nn.Embedding)
-    }
-    last = [c.outputs[0].tensor for c in trace.calls if c.outputs and _is_matrix(trace, c)][-1:]
-    preferences = (
-        [item for item in three if item.where and item.where[-1] in LOGITS],
-        [item for item in three if item.tensor.shape[-1] in tables],
-        [item for item in three if any(equal(item.tensor, x) for x in last)],
-        three,
-    )
-    return next((candidates[0] for candidates in preferences if candidates), None)
-
-
-def _is_matrix(trace: Trace, call: Call) -> bool:
-    return isinstance(trace.modules[call.module], nn.Linear)
-
-
 def head_of(units: Units, last: Call) -> Call | None:
-    """The unembedding: the last unit after the layers that gives the logits' width from another.
+    """The unembedding: the last unit after the layers that gives the logits.
 
     Args:
         units: The traced forward pass.
@@ -172,7 +140,7 @@ def head_of(units: Units, last: Call) -> Call | None:
         The call; None where no unit after the last layer does so.
     """
     after = (call for call in reversed(units.calls) if call.start > last.end)
-    return next(filter(units.is_head, after), None)
+    return next(filter(units.is_head, after), units.head)
 
 
 def split_norm(

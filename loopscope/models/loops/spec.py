@@ -13,7 +13,7 @@ from torch import nn
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.loops.loop_map import Loop, LoopMap, Unit
 
-KEYS = ("prelude", "core", "coda", "embed", "gates", "state", "routers", "loops")
+KEYS = ("prelude", "core", "coda", "embed", "head", "gates", "state", "routers", "loops")
 CARRIED = "previous output"
 """As `state.input`: h(t) is the output of the iteration before."""
 
@@ -32,6 +32,7 @@ class Spec:
         prelude, core, coda: Modules of the roles; None or empty where finding decides.
         iterations: The modules of each iteration, where they are listed one by one.
         embed: The module that gives h_emb.
+        head: The module or the parameter that gives the logits.
         input, columns, output: Which module reads the state, which part of its last axis, and
             which module gives h_m.
         carried: Whether the state is the output of the iteration before, whatever is added to it
@@ -46,6 +47,7 @@ class Spec:
     iterations: tuple[tuple[str, ...], ...] = ()
     coda: tuple[str, ...] | None = None
     embed: str | None = None
+    head: str | None = None
     input: str | None = None
     carried: bool = False
     columns: tuple[int, int] | None = None
@@ -121,6 +123,7 @@ def read_spec(
         iterations=iterations,
         coda=names.modules("coda", values["coda"]) if "coda" in values else None,
         embed=names.module("embed", values.get("embed")),
+        head=_head(values.get("head"), module, names),
         input=None if carried else names.module("state.input", state.get("input")),
         carried=carried,
         columns=_columns(state.get("columns"), what),
@@ -132,6 +135,14 @@ def read_spec(
         source=source,
         given=dict(values),
     )
+
+
+def _head(value: Any, module: nn.Module, names: "_Names") -> str | None:
+    """The module that a name stands for, or the parameter or buffer of that name."""
+    tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if isinstance(value, str) and value in tensors:
+        return value
+    return names.module("head", value)
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Step
+from loopscope.models.loops.matrices import is_packed, matrix_buffers
 
 DEPTH = 3
 """How deep tensors are looked for in nested arguments and results."""
@@ -63,6 +64,24 @@ class Call:
             yield from child.descendants()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """A table in which rows were looked up.
+
+    Attributes:
+        name: Its name, where it is a parameter or a buffer of the model.
+        rows, width: Its shape.
+        ids: Shape of the numbers of the rows.
+        tick: When.
+    """
+
+    name: str | None
+    rows: int
+    width: int
+    ids: tuple[int, ...]
+    tick: int
+
+
 @dataclass(kw_only=True)
 class Trace:
     """All module calls of one forward pass.
@@ -71,10 +90,13 @@ class Trace:
         root: The call of the model itself.
         calls: Every call, in the order in which they began.
         modules: Canonical name to module.
-        uses: (tick, parameter's name) of every use of a parameter by a torch function.
+        uses: (tick, name) of every use of a parameter, or of a matrix that is none, by a torch
+            function or a module that keeps it packed.
         result: What the model returned.
         random: Whether random numbers were drawn.
         mutates: Whether a tensor was changed in place after it was noted.
+        lookups: The tables in which rows were looked up, in order.
+        tensors: The parameters and matrices in `uses` by name, where they are tensors.
     """
 
     root: Call
@@ -84,6 +106,8 @@ class Trace:
     result: Any
     random: bool
     mutates: bool = False
+    lookups: list[Lookup] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -96,22 +120,43 @@ class Trace:
         return {(call.module, call.number): call for call in self.calls}
 
 
+_VIEWS = (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.data)
+"""Attributes of a tensor that have its values."""
+
+
 class _Uses(TorchFunctionMode):
-    """Notes which parameters torch functions are given, and when."""
+    """Notes which parameters torch functions are given, and when, and in which tables they look."""
 
     def __init__(self, names: dict[int, str], clock: list[int]) -> None:
         super().__init__()
         self.names, self.clock = names, clock
         self.seen: list[tuple[int, str]] = []
+        self.lookups: list[Lookup] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") != "__get__":  # .shape, .dtype, … use no values
+        name = getattr(func, "__name__", "")
+        # .shape, .dtype, … use no values
+        if name != "__get__" or any(getattr(func, "__self__", None) is view for view in _VIEWS):
             for value in (*args, *(kwargs or {}).values()):
                 parts = value if isinstance(value, list | tuple) else (value,)
                 for part in parts:
-                    if isinstance(part, nn.Parameter) and id(part) in self.names:
+                    if isinstance(part, Tensor) and id(part) in self.names:
                         self.seen.append((self.clock[0], self.names[id(part)]))
+        if name in ("embedding", "__getitem__", "index_select"):
+            self._look(*args, *(kwargs or {}).values())
         return func(*args, **(kwargs or {}))
+
+    def _look(self, *given: Any) -> None:
+        """Note a look-up: a matrix and numbers of its rows."""
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        ids = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
+        tables = [t for t in tensors if t.ndim == 2 and t is not ids[-1]] if ids else []
+        if tables and ids[-1].ndim:
+            name = self.names.get(id(tables[0]))
+            rows, width = tables[0].shape
+            self.lookups.append(Lookup(
+                name=name, rows=rows, width=width, ids=tuple(ids[-1].shape), tick=self.clock[0]
+            ))  # fmt: skip
 
 
 class _Recorder:
@@ -125,8 +170,12 @@ class _Recorder:
         self.modules = dict(module.named_modules())
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
-        parameters = {id(p): name for name, p in module.named_parameters()}
-        self.uses = _Uses(parameters, self.clock)
+        self.tensors: dict[str, Tensor] = dict(module.named_parameters())
+        for prefix, part in self.modules.items():
+            for name, buffer in matrix_buffers(part):
+                self.tensors.setdefault(f"{prefix}.{name}".lstrip("."), buffer)
+        names = {id(tensor): name for name, tensor in reversed(self.tensors.items())}
+        self.uses = _Uses(names, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.numbers: dict[str, int] = {}
@@ -168,6 +217,8 @@ class _Recorder:
             if isinstance(value, Tensor) and not value.is_floating_point()
         ]
         self.watch((args, kwargs))
+        if is_packed(module):
+            self.uses.seen.append((self.clock[0], f"{name}.weight".lstrip(".")))
         if parent is not None:
             parent.children.append(call)
         self.calls.append(call)
@@ -248,6 +299,8 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         result=result,
         random=not _same(before, _random_state(module)),
         mutates=recorder.mutates(),
+        lookups=recorder.uses.lookups,
+        tensors=recorder.tensors,
     )
 
 

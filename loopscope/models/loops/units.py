@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loopscope.models.loops.identity import Identity, Streams
 from loopscope.models.loops.tracing import Call, Trace
@@ -28,6 +28,8 @@ class Units:
         repeated: Symbols of the units that repeat and weigh enough to be a core.
         calls: The units in order; lists and wrappers around a loop are opened, what does not
             repeat is one unit.
+        logits_width: Width of the logits, where it is another than the state's.
+        head: The call that gives them, where it is not.
     """
 
     trace: Trace
@@ -36,6 +38,7 @@ class Units:
     repeated: set[str]
     calls: list[Call]
     logits_width: int | None = None
+    head: Call | None = None
 
     @classmethod
     def of(
@@ -45,6 +48,7 @@ class Units:
         streams: Streams,
         core: Collection[str] = (),
         logits_width: int | None = None,
+        head: Call | None = None,
     ) -> "Units":
         """Find the units of a whole model.
 
@@ -53,12 +57,13 @@ class Units:
             identity: Its modules.
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
-            logits_width: Width of the logits.
+            logits_width: Width of the logits, where it is another than the state's.
+            head: The call that gives them, where it is not.
 
         Returns:
             The units.
         """
-        units = cls(trace, identity, streams, set(core), [], logits_width)
+        units = cls(trace, identity, streams, set(core), [], logits_width, head)
         units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
         units.calls = units.under(trace.root)
         return units
@@ -116,7 +121,7 @@ class Units:
         """
         repeated = self._repeated([*call.descendants()])
         repeated = {s for s in repeated if not self.identity.is_leaf(s)}  # a layer may reuse one
-        inner = Units(self.trace, self.identity, self.streams, repeated, [], self.logits_width)
+        inner = replace(self, repeated=repeated, calls=[])
         if not inner.repeated:
             return None
         inner.calls = inner.under(call)
@@ -142,7 +147,7 @@ class Units:
         return inner
 
     def is_head(self, call: Call) -> bool:
-        """Whether a call turns another width into that of the logits.
+        """Whether a call turns another width into that of the logits, or is known to give them.
 
         Args:
             call: The call.
@@ -150,6 +155,8 @@ class Units:
         Returns:
             True where it does, as the unembedding.
         """
+        if self.head is not None and call.module == self.head.module:
+            return True
         width = self.logits_width
         entering = [item.tensor.shape[-1] for item in call.inputs if item.tensor.ndim == 3]
         leaving = [item.tensor.shape[-1] for item in call.outputs if item.tensor.ndim == 3]

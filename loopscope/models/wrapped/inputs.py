@@ -1,9 +1,10 @@
 """Inputs: how a foreign forward is called, learned from the example."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 from warnings import warn
 
@@ -26,6 +27,13 @@ NATIVE = frozenset({
 """Arguments of native models and TransformerLens, which models with **kwargs would swallow."""
 
 
+TARGETS = ("targets", "target", "labels", "label", "lm_labels", "y")
+"""Arguments of forward that take the tokens to be predicted."""
+
+NOT_TOKENS = re.compile("mask|pos|type|segment|cache")
+"""What is in the names of integer arguments of the tokens' shape that are no tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """How to call a model.
@@ -39,6 +47,9 @@ class Inputs:
         needed: Its parameters without a default.
         keywords: All its parameters by name.
         takes_more: Whether it has `*args`, and whether it has `**kwargs`.
+        copies: Arguments that each call's own tokens are passed along in: name to (shift, fill).
+            Shift 0 are the tokens, −1 the next ones (after the last comes the first again), 1
+            those before, with `fill` in front.
     """
 
     tokens: Place | None
@@ -49,6 +60,7 @@ class Inputs:
     needed: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     takes_more: tuple[bool, bool] = (True, True)
+    copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def complete(
         self,
@@ -89,6 +101,7 @@ class Inputs:
         }
         set_counts = {name: value for name, value in counts.items() if name not in by_place}
         full = {**constant, **set_counts, **kwargs}
+        full = {**self._along(args, full), **full}
         self._check(args, full)
         return args, self._without_cache(full)
 
@@ -108,6 +121,69 @@ class Inputs:
         by_place = self.names[: len(args)]
         more = {name: value for name, value in counts.items() if name not in by_place}
         return args, self._without_cache({**self.kwargs, **more})
+
+    def with_tokens(self, arguments: Arguments, tokens: Tensor, targets: Tensor) -> Arguments:
+        """Arguments with other tokens, which go along wherever tokens do.
+
+        Args:
+            arguments: Positional and keyword arguments that have tokens.
+            tokens: Token ids, (batch, pos).
+            targets: What stands for them where they are to be predicted, (batch, pos).
+
+        Returns:
+            The arguments.
+        """
+        assert self.tokens is not None
+        args, kwargs = list(arguments[0]), dict(arguments[1])
+        others = {
+            name: _shifted(targets if name in TARGETS else tokens, *shift)
+            for name, shift in self.copies.items()
+        }
+        for i, name in enumerate(self.names[: len(args)]):
+            args[i] = others.pop(name, args[i])
+        kwargs |= {name: value for name, value in others.items() if name in kwargs}
+        side, place = self.tokens
+        if side == "args":
+            args[int(place)] = tokens
+        else:
+            kwargs[str(place)] = tokens
+        return tuple(args), kwargs
+
+    def _along(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tokens of a call, for further arguments that they are passed along in."""
+        if not self.copies or self.tokens is None:
+            return {}
+        side, place = self.tokens
+        given = args[int(place) : int(place) + 1] if side == "args" else [kwargs.get(str(place))]
+        if not given or not is_tokens(given[0]):
+            return {}
+        by_place = self.names[: len(args)]
+        return {
+            name: _shifted(given[0], *shift)
+            for name, shift in self.copies.items()
+            if name not in by_place
+        }
+
+    def targeted(self, *, needed: bool = False) -> "Inputs | None":
+        """The same, with the example's tokens as targets too.
+
+        Args:
+            needed: Whether only where forward needs them.
+
+        Returns:
+            The inputs; None where forward takes no targets or the example has them.
+        """
+        names = self.needed if needed else self.keywords
+        given = {*self.names[: len(self.args)], *self.kwargs}
+        takes = [name for name in TARGETS if name in names]
+        if self.tokens is None or not takes or given & set(takes):
+            return None
+        tokens = self.tokens_in(self.args, self.kwargs)
+        return replace(
+            self,
+            kwargs={**self.kwargs, takes[0]: tokens},
+            copies={**self.copies, takes[0]: (0, 0)},
+        )
 
     def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {"use_cache": False, **kwargs} if self.cached == "argument" else kwargs
@@ -238,16 +314,16 @@ class Inputs:
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Where inputs belong: with the first parameter that has values.
+    """Where inputs belong: with the first parameter that has values, or else the first buffer.
 
     Args:
         module: The model.
 
     Returns:
-        The device; the CPU where no parameter has any.
+        The device; the CPU where neither has any.
     """
-    real = (p.device for p in module.parameters() if p.device.type != "meta")
-    return next(real, torch.device("cpu"))
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
 
 def is_tokens(value: Any) -> bool:
@@ -298,12 +374,15 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
         cached = "config"
     kinds = {p.kind for p in parameters.values()}
     plain = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names = tuple(p.name for p in plain if p.kind is not p.KEYWORD_ONLY)
+    place = _place_of_tokens(args, kwargs, names)
     return Inputs(
-        tokens=_place_of_tokens(args, kwargs),
+        tokens=place,
+        copies={} if place is None else _copies(args, kwargs, names, place),
         args=args,
         kwargs=kwargs,
         cached=cached,
-        names=tuple(p.name for p in plain if p.kind is not p.KEYWORD_ONLY),
+        names=names,
         needed=tuple(p.name for p in plain if p.default is p.empty),
         keywords=tuple(p.name for p in plain if p.kind is not p.POSITIONAL_ONLY),
         takes_more=(
@@ -313,12 +392,63 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     )
 
 
-def _place_of_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place | None:
-    for i, value in enumerate(args):
-        if is_tokens(value):
-            return ("args", i)
-    names = sorted(kwargs, key=lambda name: name not in ("input_ids", "tokens", "idx"))
-    return next((("kwargs", name) for name in names if is_tokens(kwargs[name])), None)
+def _place_of_tokens(
+    args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
+) -> Place | None:
+    """The first integers (batch, pos), rather those not called targets, masks, positions."""
+    named: list[tuple[Place, str]] = [
+        (("args", i), names[i] if i < len(names) else "") for i in range(len(args))
+    ]
+    named += [(("kwargs", name), name) for name in kwargs]
+    values = (*args, *kwargs.values())
+    fits = [each for each, value in zip(named, values, strict=True) if is_tokens(value)]
+
+    def unlikely(fit: tuple[Place, str]) -> tuple[bool, ...]:
+        (side, _), name = fit
+        other = name in TARGETS or NOT_TOKENS.search(name) is not None
+        named = side == "kwargs"
+        return other, named, named and name not in ("input_ids", "tokens", "idx")
+
+    return min(fits, key=unlikely)[0] if fits else None
+
+
+def _copies(
+    args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], place: Place
+) -> dict[str, tuple[int, int]]:
+    """Which further arguments are made of the tokens, and how: by their names and values."""
+    tokens: Tensor = args[int(place[1])] if place[0] == "args" else kwargs[str(place[1])]
+    further = {**dict(zip(names, args, strict=False)), **kwargs}
+    own = names[int(place[1])] if place[0] == "args" and int(place[1]) < len(names) else place[1]
+    copies: dict[str, tuple[int, int]] = {}
+    for name, value in further.items():
+        if name == own or not is_tokens(value) or value.shape != tokens.shape:
+            continue
+        shift = _shift(tokens, value) if len(tokens.unique()) > 2 else None
+        if name in TARGETS:
+            copies[name] = shift or (0, 0)
+        elif shift is not None and not NOT_TOKENS.search(name):
+            copies[name] = shift
+    return copies
+
+
+def _shift(tokens: Tensor, value: Tensor) -> tuple[int, int] | None:
+    """How a tensor is made of the tokens: (0, 0), shifted (−1, 0) or (1, fill), or None."""
+    if torch.equal(value, tokens):
+        return 0, 0
+    if tokens.shape[1] > 2 and torch.equal(value[:, :-1], tokens[:, 1:]):
+        return -1, 0
+    begins = value[:, 0].unique()
+    if tokens.shape[1] > 2 and len(begins) == 1 and torch.equal(value[:, 1:], tokens[:, :-1]):
+        return 1, int(begins[0])
+    return None
+
+
+def _shifted(tokens: Tensor, shift: int, fill: int) -> Tensor:
+    """Tokens as `Inputs.copies` says."""
+    moved = tokens.roll(shift, dims=1) if shift else tokens
+    if shift > 0:
+        moved[:, 0] = fill
+    return moved
 
 
 def checked_module(module: Any) -> nn.Module:

@@ -143,10 +143,8 @@ class Running:
 
     def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
         if self.map.causal is None or not isinstance(logits, Tensor):
-            raise InputError(
-                "there is no loss: the model gives no logits per token, or none that two runs "
-                "agree on."
-            )
+            why = self.map.why_no_logits or "the model returns no logits for each token"
+            raise InputError(f"there is no loss: {why}.")
         if not self.map.causal:
             raise InputError(f"there is no loss: {SEES_AHEAD}.")
         tokens = self.inputs.tokens_in(args, kwargs)
