@@ -61,7 +61,7 @@ def weights_in(part: nn.Module) -> list[Weight]:
     ]
     if "Embedding" in type(part).__name__:
         return weights
-    weights += [Weight(id(b), name, b.numel()) for name, b in matrix_buffers(part)]
+    weights += [Weight(_content(b, b), name, b.numel()) for name, b in matrix_buffers(part)]
     if is_packed(part):
         matrix: Any = part.weight
         unpacked = matrix()
@@ -111,10 +111,25 @@ def _is_flags(codes: Tensor) -> bool:
     return 0 <= int(codes.min()) and int(codes.max()) <= 1
 
 
-def _content(matrix: Tensor, part: nn.Module) -> Hashable:
-    """What a packed matrix is known by: its values, since packing copies what was shared."""
+def rounds_by_batch(module: nn.Module) -> bool:
+    """Whether a model rounds activations by the range of a whole batch (dynamic quantisation).
+
+    Args:
+        module: A model.
+
+    Returns:
+        True where some part does.
+    """
+    parts = [part for part in module.modules() if is_packed(part)]
+    return any(".dynamic" in type(part).__module__ for part in parts)
+
+
+def _content(matrix: Tensor, owner: Any) -> Hashable:
+    """What a matrix is known by: its values, since quantising copies what was shared."""
+    if matrix.is_meta:
+        return id(owner)
     codes = (matrix.int_repr() if matrix.is_quantized else matrix).flatten()
     sample = codes[:: max(1, len(codes) // SAMPLED)]
     if bool((sample == sample[0]).all()):  # zeros of a matrix that was not trained
-        return id(part)
-    return tuple(matrix.shape), sample.numpy(force=True).tobytes()
+        return id(owner)
+    return tuple(matrix.shape), sample.float().numpy(force=True).tobytes()

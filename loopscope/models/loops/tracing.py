@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Step
-from loopscope.models.loops.matrices import is_packed, matrix_buffers
+from loopscope.models.loops.matrices import weights_in
 
 DEPTH = 3
 """How deep tensors are looked for in nested arguments and results."""
@@ -171,10 +171,19 @@ class _Recorder:
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
         self.tensors: dict[str, Tensor] = dict(module.named_parameters())
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.packed: dict[str, str] = {}
+        first: dict[Any, str] = {}
         for prefix, part in self.modules.items():
-            for name, buffer in matrix_buffers(part):
-                self.tensors.setdefault(f"{prefix}.{name}".lstrip("."), buffer)
-        names = {id(tensor): name for name, tensor in reversed(self.tensors.items())}
+            for weight in weights_in(part):
+                name = f"{prefix}.{weight.name}".lstrip(".")
+                name = first.setdefault(weight.key, name)  # quantising copies what was shared
+                value = getattr(part, weight.name)
+                if not isinstance(value, Tensor):
+                    self.packed[prefix] = name
+                elif id(value) not in names:
+                    names[id(value)] = name
+                    self.tensors.setdefault(name, value)
         self.uses = _Uses(names, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -217,8 +226,8 @@ class _Recorder:
             if isinstance(value, Tensor) and not value.is_floating_point()
         ]
         self.watch((args, kwargs))
-        if is_packed(module):
-            self.uses.seen.append((self.clock[0], f"{name}.weight".lstrip(".")))
+        if name in self.packed:
+            self.uses.seen.append((self.clock[0], self.packed[name]))
         if parent is not None:
             parent.children.append(call)
         self.calls.append(call)

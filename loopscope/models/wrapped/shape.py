@@ -9,6 +9,7 @@ from torch import nn
 from loopscope.errors import InputError
 from loopscope.models.loops import LoopMap, Trace, regroup
 from loopscope.models.native import Layout
+from loopscope.models.wrapped.inputs import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +64,14 @@ class LensConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the first floating parameter."""
-        types = (p.dtype for p in self._module.parameters() if p.is_floating_point())
-        return next(types, torch.float32)
+        """Type of the first floating parameter, or else buffer."""
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
     @property
     def device(self) -> str:
-        """Where the first parameter that has values lies."""
-        real = (str(p.device) for p in self._module.parameters() if p.device.type != "meta")
-        return next(real, "cpu")
+        """Where the first parameter that has values lies, or else the first buffer."""
+        return str(input_device(self._module))
 
 
 def regrouped(loop_map: LoopMap, layout: str | Layout, name: str) -> LoopMap:

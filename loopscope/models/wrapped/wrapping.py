@@ -21,6 +21,7 @@ from loopscope.models.loops import (
     example_shape,
     find,
     read_spec,
+    rounds_by_batch,
     trace,
     with_routers,
 )
@@ -56,11 +57,17 @@ class Causality:
         causal: Whether they do; None where it cannot be told.
         why_not: Why it cannot; empty where it can.
         restless: Whether a second run on the same input gave something else.
+        rounds: Whether the range of later tokens moves them, by rounding.
     """
 
     causal: bool | None = None
     why_not: str = ""
     restless: bool = False
+    rounds: bool = False
+
+
+ROUNDED = 0.1
+"""Part of the change of later logits that rounding may change earlier ones by."""
 
 
 @torch.no_grad()
@@ -106,6 +113,10 @@ def is_causal(
     later_changed = get(run(changed), where)
     if _alike(logits[:, :half], later_changed[:, :half], module):
         return Causality(causal=True)
+    if rounds_by_batch(module):
+        moved = (logits - later_changed).abs().amax((0, 2))
+        if moved[:half].max() <= ROUNDED * moved[half:].max():
+            return Causality(causal=True, rounds=True)
     again = get(run(arguments), where)
     if not _alike(logits, again, module):
         return Causality(
@@ -388,6 +399,12 @@ def _with_causality(
             "no seed here reaches; states of two runs cannot be compared"
         )
         loop_map = replace(loop_map, doubts=(*loop_map.doubts, doubt))
+    if seen.rounds:
+        note = (
+            "activations are rounded by the range of the whole batch (dynamic quantisation): a "
+            "token's states and logits depend a little on later tokens and on the other samples"
+        )
+        loop_map = replace(loop_map, notes=(*loop_map.notes, note))
     return replace(loop_map, causal=seen.causal, why_no_logits=seen.why_not)
 
 
