@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -312,7 +311,9 @@ def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Hooked) -> str:
     """Why what a model returns cannot be logits of next tokens; empty where it can."""
     logits, ids = trajectory.logits, trajectory.tokens
     if logits is None or ids is None or logits.shape[:-1] != ids.shape:
-        shape = "" if logits is None else f": {tuple(logits.shape)} for {tuple(tokens.shape)} tokens"
+        shape = (
+            "" if logits is None else f": {tuple(logits.shape)} for {tuple(tokens.shape)} tokens"
+        )
         return f"the model returns no logits for each token{shape}"
     vocabulary = model.config.d_vocab or int(tokens.max()) + 1
     if logits.shape[-1] < vocabulary:
@@ -331,7 +332,9 @@ def _provenance(model: Hooked, samples: Any, tokens: Tensor, options: Options) -
     if context is not None and tokens.shape[1] > context:
         notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {context}"]
     # of a model spread over devices, one stands for all; one that is quantised may have none
-    first = next(chain(model.parameters(), model.buffers()), torch.empty(0))
+    first = next(model.parameters(), None)
+    if first is None:
+        first = next((buffer for _, buffer in model.named_buffers()), torch.empty(0))
     return {
         "config": config.to_dict(),
         **model.structure(),

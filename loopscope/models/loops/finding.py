@@ -123,8 +123,18 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         _lift(draft)
         _widen(draft)
     _name(drafts)
+    if not named:
+        looped = [c for d in drafts for s in d.spans() for unit in d.calls(s) for c in _with(unit)]
+        doubts += [
+            f"{sentence}; a spec can make it the loop that is shown: core = [...]"
+            for sentence in elsewhere(units, looped)
+        ]
     loop_map = _assemble(units, drafts, spec)
     return _with_logits(replace(loop_map, doubts=(*doubts, *loop_map.doubts)), scores)
+
+
+def _with(call: Call) -> list[Call]:
+    return [call, *call.descendants()]
 
 
 def _with_logits(loop_map: LoopMap, scores: Unembedding) -> LoopMap:
@@ -422,6 +432,9 @@ def _units(
     units = Units.of(trace, identity, streams, core, *ends)
     lost = core - {units.symbol(c) for c in trace.calls if units.is_core(c)}
     if lost and lost == core:
+        fewer = Units.of(trace, identity, Streams(streams.batch, None), core, *ends)
+        if any(map(fewer.is_core, trace.calls)):
+            return fewer
         raise InputError(
             f"core of the specification names {', '.join(sorted(lost))}, which turns no "
             "(batch, pos, width) into (batch, pos, width); name the modules that the state runs "

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from loopscope.models.loops.tracing import Call, CallTensor
 from loopscope.models.loops.matrices import is_packed, weights_in
+from loopscope.models.loops.tracing import Call, CallTensor
 
 TIED = 0.5
 """Modules of one class that share at least this part of their matrices count as the same."""

@@ -108,7 +108,7 @@ def _is_flags(codes: Tensor) -> bool:
     """Whether integers are all zero or one, as in a mask."""
     if codes.is_meta or codes.is_floating_point() or codes.numel() == 0:
         return False
-    return 0 <= int(codes.min()) and int(codes.max()) <= 1
+    return int(codes.min()) >= 0 and int(codes.max()) <= 1
 
 
 def rounds_by_batch(module: nn.Module) -> bool:

@@ -41,6 +41,8 @@ class UnitMaker:
             while (parent := call.parent) is not None and parent.parent is not None:
                 if not self._inside(parent) <= region or not self.units.streamy(parent):
                     break
+                if self._embeds(parent, call):  # given another stack's states, not its own
+                    break
                 call = parent
             if self.units.is_layered(call) and not self._narrow(call):
                 layered[call.index] = call
@@ -51,6 +53,15 @@ class UnitMaker:
         if call.index not in self.inner:
             self.inner[call.index] = {id(c) for c in call.descendants()} & self.unit_ids
         return self.inner[call.index]
+
+    def _embeds(self, parent: Call, call: Call) -> bool:
+        """Whether a call looks tokens up before it calls something."""
+        batch = self.units.streams.batch
+        return any(
+            parent.start <= lookup.tick < call.start and lookup.ids[:1] == (batch,)
+            for lookup in self.units.trace.lookups
+            if len(lookup.ids) == 2
+        )
 
     def _narrow(self, call: Call) -> bool:
         out = self.units.streams.leaving(call)

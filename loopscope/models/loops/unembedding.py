@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from loopscope.models.loops.identity import Streams
+from loopscope.models.loops.matrices import named_weights
 from loopscope.models.loops.ports import equal
 from loopscope.models.loops.tracing import Call, CallTensor, Lookup, Trace
-from loopscope.models.loops.matrices import named_weights
 
 LOGITS = ("logits", "prediction_logits", "prediction_scores")
 

@@ -1,7 +1,6 @@
 """Inputs: how a foreign forward is called, learned from the example."""
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -13,9 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopscope.errors import InputError, unknown_name
-
-Place = tuple[str, str | int]
-"""Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
+from loopscope.models.wrapped.token_places import (
+    TARGETS,
+    Place,
+    copies_of_tokens,
+    is_tokens,
+    place_of_tokens,
+    shifted,
+)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
@@ -25,13 +29,6 @@ NATIVE = frozenset({
     "padding_side", "shortformer_pos_embed", "past_left_attention_mask", "token_type_embed",
 })  # fmt: skip
 """Arguments of native models and TransformerLens, which models with **kwargs would swallow."""
-
-
-TARGETS = ("targets", "target", "labels", "label", "lm_labels", "y")
-"""Arguments of forward that take the tokens to be predicted."""
-
-NOT_TOKENS = re.compile("mask|pos|type|segment|cache")
-"""What is in the names of integer arguments of the tokens' shape that are no tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +88,8 @@ class Inputs:
         elif isinstance(only, tuple) and not hasattr(only, "_fields"):
             args = only
         self._refuse(kwargs)
+        if self.tokens is None and is_tokens(only):
+            self._refuse_tokens()
         if self.tokens is not None and isinstance(only, Tensor):
             args, kwargs = self._around(only, kwargs, counts)
         by_place = self.names[: len(args)]
@@ -136,7 +135,7 @@ class Inputs:
         assert self.tokens is not None
         args, kwargs = list(arguments[0]), dict(arguments[1])
         others = {
-            name: _shifted(targets if name in TARGETS else tokens, *shift)
+            name: shifted(targets if name in TARGETS else tokens, *shift)
             for name, shift in self.copies.items()
         }
         for i, name in enumerate(self.names[: len(args)]):
@@ -154,12 +153,14 @@ class Inputs:
         if not self.copies or self.tokens is None:
             return {}
         side, place = self.tokens
-        given = args[int(place) : int(place) + 1] if side == "args" else [kwargs.get(str(place))]
-        if not given or not is_tokens(given[0]):
+        tokens: Any = kwargs.get(str(place))
+        if side == "args":
+            tokens = args[int(place)] if int(place) < len(args) else None
+        if not is_tokens(tokens):
             return {}
         by_place = self.names[: len(args)]
         return {
-            name: _shifted(given[0], *shift)
+            name: shifted(tokens, *shift)
             for name, shift in self.copies.items()
             if name not in by_place
         }
@@ -244,6 +245,15 @@ class Inputs:
                     "model.to_tokens(text, prepend_bos=True))."
                 )
 
+    def _refuse_tokens(self) -> None:
+        """Raise for token ids given to a model that was wrapped with tensors of floats alone."""
+        tensors = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
+        if tensors and all(v.is_floating_point() for v in tensors):
+            raise InputError(
+                f"the model was wrapped without token ids: its example is {tuple(tensors[0].shape)}"
+                f" of {str(tensors[0].dtype).removeprefix('torch.')}, so give what is like it."
+            )
+
     def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise for arguments that are missing or given twice."""
         if not args and not kwargs:
@@ -264,6 +274,20 @@ class Inputs:
                 f"forward needs {', '.join(missing)} too, {why}: give them by name, as in "
                 f"model(tokens, {missing[0]}=...), or all arguments as a dict."
             )
+
+    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """Arguments with tensors that the example had and a call has not.
+
+        Args:
+            args: Positional arguments of forward.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Their names, in the example's order.
+        """
+        given = {*self.names[: len(args)], *kwargs}
+        example = {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}
+        return [name for name, v in example.items() if name not in given and _holds_tensor(v)]
 
     def tokens_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The token ids among arguments that `complete` gave.
@@ -326,23 +350,6 @@ def input_device(module: nn.Module) -> torch.device:
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
 
-def is_tokens(value: Any) -> bool:
-    """Whether a value can be token ids: integers (batch, pos).
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Whether it can.
-    """
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 2
-        and not value.is_floating_point()
-        and value.dtype != torch.bool
-    )
-
-
 def _holds_tensor(value: Any) -> bool:
     """Whether a value is a tensor or has one in it."""
     if isinstance(value, Mapping):
@@ -375,10 +382,10 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     kinds = {p.kind for p in parameters.values()}
     plain = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names = tuple(p.name for p in plain if p.kind is not p.KEYWORD_ONLY)
-    place = _place_of_tokens(args, kwargs, names)
+    place = place_of_tokens(args, kwargs, names)
     return Inputs(
         tokens=place,
-        copies={} if place is None else _copies(args, kwargs, names, place),
+        copies={} if place is None else copies_of_tokens(args, kwargs, names, place),
         args=args,
         kwargs=kwargs,
         cached=cached,
@@ -390,65 +397,6 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
             inspect.Parameter.VAR_KEYWORD in kinds,
         ),
     )
-
-
-def _place_of_tokens(
-    args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
-) -> Place | None:
-    """The first integers (batch, pos), rather those not called targets, masks, positions."""
-    named: list[tuple[Place, str]] = [
-        (("args", i), names[i] if i < len(names) else "") for i in range(len(args))
-    ]
-    named += [(("kwargs", name), name) for name in kwargs]
-    values = (*args, *kwargs.values())
-    fits = [each for each, value in zip(named, values, strict=True) if is_tokens(value)]
-
-    def unlikely(fit: tuple[Place, str]) -> tuple[bool, ...]:
-        (side, _), name = fit
-        other = name in TARGETS or NOT_TOKENS.search(name) is not None
-        named = side == "kwargs"
-        return other, named, named and name not in ("input_ids", "tokens", "idx")
-
-    return min(fits, key=unlikely)[0] if fits else None
-
-
-def _copies(
-    args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], place: Place
-) -> dict[str, tuple[int, int]]:
-    """Which further arguments are made of the tokens, and how: by their names and values."""
-    tokens: Tensor = args[int(place[1])] if place[0] == "args" else kwargs[str(place[1])]
-    further = {**dict(zip(names, args, strict=False)), **kwargs}
-    own = names[int(place[1])] if place[0] == "args" and int(place[1]) < len(names) else place[1]
-    copies: dict[str, tuple[int, int]] = {}
-    for name, value in further.items():
-        if name == own or not is_tokens(value) or value.shape != tokens.shape:
-            continue
-        shift = _shift(tokens, value) if len(tokens.unique()) > 2 else None
-        if name in TARGETS:
-            copies[name] = shift or (0, 0)
-        elif shift is not None and not NOT_TOKENS.search(name):
-            copies[name] = shift
-    return copies
-
-
-def _shift(tokens: Tensor, value: Tensor) -> tuple[int, int] | None:
-    """How a tensor is made of the tokens: (0, 0), shifted (−1, 0) or (1, fill), or None."""
-    if torch.equal(value, tokens):
-        return 0, 0
-    if tokens.shape[1] > 2 and torch.equal(value[:, :-1], tokens[:, 1:]):
-        return -1, 0
-    begins = value[:, 0].unique()
-    if tokens.shape[1] > 2 and len(begins) == 1 and torch.equal(value[:, 1:], tokens[:, :-1]):
-        return 1, int(begins[0])
-    return None
-
-
-def _shifted(tokens: Tensor, shift: int, fill: int) -> Tensor:
-    """Tokens as `Inputs.copies` says."""
-    moved = tokens.roll(shift, dims=1) if shift else tokens
-    if shift > 0:
-        moved[:, 0] = fill
-    return moved
 
 
 def checked_module(module: Any) -> nn.Module:

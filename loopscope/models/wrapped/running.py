@@ -1,5 +1,6 @@
 """Running: one forward pass of the original, with functions at some of its tensors."""
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -88,14 +89,30 @@ class Running:
         args, kwargs = arguments
         with self._controlled(arguments), eager_attention(self.module, patterns=eager):
             if not taps:
-                return self.module(*args, **kwargs), []
+                return self._call(args, kwargs), []
             with (
                 uncompiled(),
                 without_checkpointing(self.module),
                 tapped(self._originals, taps, self.plan) as missed,
             ):
-                output = self.module(*args, **kwargs)
+                output = self._call(args, kwargs)
             return output, missed
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's forward; where it lacks tensors that the example had, it says so."""
+        missing = self.inputs.missing(args, kwargs)
+        if not missing:
+            return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            if isinstance(error, InputError) or _is_in_a_hook(error):
+                raise
+            raise InputError(
+                f"{self.name!r} fails on this input ({type(error).__name__}: {error}). The example "
+                f"had {', '.join(missing)} too, which belongs to its tokens and was not passed on: "
+                "give all arguments as a dict."
+            ) from error
 
     def _run_live(self, arguments: Arguments, more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
         """A forward pass with the hooks that it has, then further taps; what was not reached."""
@@ -177,6 +194,12 @@ class Running:
             arguments, {key: (port, keep(key)) for key, port in ports.items()}
         )
         return output, kept
+
+
+def _is_in_a_hook(error: BaseException) -> bool:
+    """Whether an error was raised by a function that a user hooked in."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == tapped.__module__ for frame, _ in frames)
 
 
 def _used(point: Point) -> bool:

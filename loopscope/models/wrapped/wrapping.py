@@ -119,9 +119,7 @@ def is_causal(
             return Causality(causal=True, rounds=True)
     again = get(run(arguments), where)
     if not _alike(logits, again, module):
-        return Causality(
-            why_not="two runs on the same input give different logits", restless=True
-        )
+        return Causality(why_not="two runs on the same input give different logits", restless=True)
     return Causality(causal=False)
 
 
@@ -329,9 +327,9 @@ def _with_targets(module: nn.Module, inputs: Inputs, look: _Look) -> tuple[Input
     except InputError:  # other targets than tokens
         second = look
     scores = second.loop_map
-    per_token = scores.logits is not None and not scores.why_no_logits
     tokens = inputs.tokens_in(inputs.args, inputs.kwargs)
-    if per_token and get(second.trace.result, scores.logits).shape[:2] == tokens.shape:
+    where = None if scores.why_no_logits else scores.logits
+    if where is not None and get(second.trace.result, where).shape[:2] == tokens.shape:
         note = (
             f"without {name} the model gives the last token's logits only, so every call passes "
             f"its own tokens along as {name}"
