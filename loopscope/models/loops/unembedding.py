@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from loopscope.errors import InputError
 from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.matrices import named_weights
 from loopscope.models.loops.ports import equal
 from loopscope.models.loops.tracing import Call, CallTensor, Lookup, Trace
 
 LOGITS = ("logits", "prediction_logits", "prediction_scores")
+
+HEAD = 3
+"""An unembedding may be so many matrices deep, however small the model is."""
 
 SAY_SO = (
     "; if those are logits, return them under the name `logits`, or name what gives them in a "
@@ -54,6 +58,9 @@ def find_unembedding(trace: Trace, streams: Streams, head: str | None = None) ->
 
     Returns:
         What was found.
+
+    Raises:
+        InputError: if the module that the specification names is not called.
     """
     three = [item for item in trace.root.outputs if item.tensor.ndim == 3]
     if not three:
@@ -150,11 +157,19 @@ class _End:
 
         Returns:
             What was found.
+
+        Raises:
+            InputError: if the module that the specification names is not called.
         """
         if head is not None:
             calls = [call for call in self.trace.calls if call.module == head]
             if calls:
                 return Unembedding(logits=item, call=calls[-1])
+            if head in self.trace.modules:
+                raise InputError(
+                    f"head = {head!r} of the specification is never called; name the module or "
+                    "the parameter that gives the logits."
+                )
             return Unembedding(logits=item, weight=head)
         width, above = item.tensor.shape[-1], _ancestors(item.node)
         leaf, call = next(
@@ -162,9 +177,9 @@ class _End:
         )
         given = set() if call is None else _widths(call.inputs)
         gives = set() if call is None else _widths(call.outputs)
-        embedded = {self.table.width} if self.table is not None else set()
-        if width in gives and width not in given and (width in self.rows or width not in embedded):
-            return Unembedding(logits=item, width=width)
+        if width in gives and width not in given and call is not None:
+            if width in self.rows or not (self._is_embedded(width) or self._is_stack(call)):
+                return Unembedding(logits=item, width=width)
         start = 0 if call is None else call.end
         weight, within = self._weight_after(start, width, given | gives, item, above)
         cut = self._cut(width, weight, gives)
@@ -192,6 +207,15 @@ class _End:
         if named:
             return Unembedding(logits=item)
         return Unembedding(logits=item, why_none=self._unseen(width, "the width of"))
+
+    def _is_embedded(self, width: int) -> bool:
+        """Whether embeddings have a width, so that it is one of the states'."""
+        return self.table is not None and width == self.table.width
+
+    def _is_stack(self, call: Call) -> bool:
+        """Whether a call makes most of all calls of matrices: layers, and not what follows them."""
+        inside = sum(around is call for _, around in self.last)
+        return inside > HEAD and 2 * inside > len(self.last)
 
     def _unseen(self, width: int, relation: str) -> str:
         """Why a tensor of some width is not taken for logits."""

@@ -46,6 +46,7 @@ from loopscope.models.wrapped.run_context import (
 )
 from loopscope.models.wrapped.shape import config_of, regrouped, vocabulary_of
 from loopscope.models.wrapped.taps import get, schedule
+from loopscope.models.wrapped.token_places import TARGETS
 from loopscope.models.wrapped.wrapped_model import WrappedModel
 
 
@@ -103,6 +104,7 @@ def is_causal(
         return Causality(
             why_not="the model returns no logits for each token: on the example of "
             f"{tokens.shape[1]} tokens it returns them at {logits.shape[1]} positions"
+            + _hint(inputs)
         )
     if half == 0:
         return Causality(
@@ -121,6 +123,19 @@ def is_causal(
     if not _alike(logits, again, module):
         return Causality(why_not="two runs on the same input give different logits", restless=True)
     return Causality(causal=False)
+
+
+def _hint(inputs: Inputs) -> str:
+    """How to ask for the logits of every token, where forward takes targets."""
+    names = [name for name in TARGETS if name in inputs.keywords and name not in inputs.copies]
+    if not names or inputs.tokens is None:
+        return ""
+    place = inputs.tokens[1]
+    first = inputs.names[place] if isinstance(place, int) else place
+    return (
+        f"; if it gives them at all with {names[0]}, wrap it with "
+        f'example={{"{first}": tokens, "{names[0]}": tokens}}'
+    )
 
 
 def _changed(tokens: Tensor, half: int) -> Tensor:
