@@ -66,8 +66,9 @@ def plain(units: Units, spec: Spec) -> LoopMap:
 
 def _with_positions(loop_map: LoopMap, pos: int | None) -> LoopMap:
     """The map of layers that run over other positions than those of the example."""
-    n = loop_map.prelude[0].h.shape[1]
-    note = f"the layers run over {n} positions, not over {pos} as the example's first tensor has"
+    first, last = loop_map.prelude[0].h.shape[1], loop_map.prelude[-1].h_m.shape[1]
+    n = str(last) if first == last else f"{first} … {last}"
+    note = f"the layers run over {n} positions, the example's first tensor has {pos}"
     return replace(loop_map, notes=(*loop_map.notes, note))
 
 

@@ -41,7 +41,7 @@ class UnitMaker:
             while (parent := call.parent) is not None and parent.parent is not None:
                 if not self._inside(parent) <= region or not self.units.streamy(parent):
                     break
-                if self._embeds(parent, call):  # given another stack's states, not its own
+                if self._is_around_more(parent, call):
                     break
                 call = parent
             if self.units.is_layered(call) and not self._narrow(call):
@@ -54,13 +54,18 @@ class UnitMaker:
             self.inner[call.index] = {id(c) for c in call.descendants()} & self.unit_ids
         return self.inner[call.index]
 
-    def _embeds(self, parent: Call, call: Call) -> bool:
-        """Whether a call looks tokens up before it calls something."""
+    def _is_around_more(self, parent: Call, call: Call) -> bool:
+        """Whether what a call is given is no state of those in it: it makes that state itself."""
+        streams = [self.units.streams.entering(c)[:1] for c in (parent, call)]
+        positions = {item.tensor.shape[1] for items in streams for item in items}
         batch = self.units.streams.batch
-        return any(
-            parent.start <= lookup.tick < call.start and lookup.ids[:1] == (batch,)
-            for lookup in self.units.trace.lookups
-            if len(lookup.ids) == 2
+        return (
+            len(positions) > 1
+            or any(  # looks tokens up, beside another stack's states
+                parent.start <= lookup.tick < call.start and lookup.ids[:1] == (batch,)
+                for lookup in self.units.trace.lookups
+                if len(lookup.ids) == 2
+            )
         )
 
     def _narrow(self, call: Call) -> bool:
@@ -150,8 +155,10 @@ def head_of(units: Units, last: Call) -> Call | None:
     Returns:
         The call; None where no unit after the last layer does so.
     """
-    after = (call for call in reversed(units.calls) if call.start > last.end)
-    return next(filter(units.is_head, after), units.head)
+    after = [*([units.head] if units.head is not None else []), *units.calls]
+    return next(
+        (call for call in reversed(after) if call.start > last.end and units.is_head(call)), None
+    )
 
 
 def split_norm(

@@ -30,7 +30,7 @@ class Unembedding:
         logits: The tensor (batch, ·, ·) that are the scores, or what comes nearest to them; None
             where the model returns no such tensor.
         width: Its width, where a change to that width tells the unembedding from the layers.
-        call: The call that gives the scores, where that is known and a width does not tell it.
+        call: The call that gives the scores, where a module does.
         weight: Name of the parameter that gives them outside of all modules.
         vocabulary: How many scores are kept of a padded vocabulary; None where all are.
         why_none: Why it is not taken for scores of tokens; empty where it is.
@@ -177,9 +177,10 @@ class _End:
         )
         given = set() if call is None else _widths(call.inputs)
         gives = set() if call is None else _widths(call.outputs)
-        if width in gives and width not in given and call is not None:
-            if width in self.rows or not (self._is_embedded(width) or self._is_stack(call)):
-                return Unembedding(logits=item, width=width)
+        if call is not None and width in gives and width not in given:
+            layers = self._is_embedded(width) or self._is_stack(call)
+            if width in self.rows or not layers:
+                return Unembedding(logits=item, width=width, call=call)
         start = 0 if call is None else call.end
         weight, within = self._weight_after(start, width, given | gives, item, above)
         cut = self._cut(width, weight, gives)

@@ -29,7 +29,7 @@ class Units:
         calls: The units in order; lists and wrappers around a loop are opened, what does not
             repeat is one unit.
         logits_width: Width of the logits, where it is another than the state's.
-        head: The call that gives them, where it is not.
+        head: The call that gives them, if it is known.
     """
 
     trace: Trace
@@ -58,7 +58,7 @@ class Units:
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
             logits_width: Width of the logits, where it is another than the state's.
-            head: The call that gives them, where it is not.
+            head: The call that gives them, if it is known.
 
         Returns:
             The units.

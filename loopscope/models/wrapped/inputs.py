@@ -152,11 +152,8 @@ class Inputs:
         """The tokens of a call, for further arguments that they are passed along in."""
         if not self.copies or self.tokens is None:
             return {}
-        side, place = self.tokens
-        tokens: Any = kwargs.get(str(place))
-        if side == "args":
-            tokens = args[int(place)] if int(place) < len(args) else None
-        if not is_tokens(tokens):
+        tokens = self.tokens_at_place(args, kwargs)
+        if tokens is None:
             return {}
         by_place = self.names[: len(args)]
         return {
@@ -164,6 +161,23 @@ class Inputs:
             for name, shift in self.copies.items()
             if name not in by_place
         }
+
+    def tokens_at_place(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The token ids where the example has them.
+
+        Args:
+            args: Positional arguments of forward.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Token ids, (batch, pos); None where there are none.
+        """
+        if self.tokens is None:
+            return None
+        side, place = self.tokens
+        by_place = dict(enumerate(args)) if side == "args" else {}
+        value = by_place.get(int(place)) if side == "args" else kwargs.get(str(place))
+        return value if is_tokens(value) else None
 
     def targeted(self, *, needed: bool = False) -> "Inputs | None":
         """The same, with the example's tokens as targets too.

@@ -23,6 +23,7 @@ from loopscope.models.wrapped.run_context import (
     uncompiled,
     without_checkpointing,
 )
+from loopscope.models.wrapped.shape import WrappedConfig
 from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
 
 SEES_AHEAD = "the model looks at later tokens, so it predicts no next token"
@@ -33,6 +34,7 @@ class Running:
 
     module: nn.Module
     map: LoopMap
+    config: WrappedConfig
     inputs: Inputs
     name: str | None
     seed: int | None
@@ -99,20 +101,30 @@ class Running:
             return output, missed
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The original's forward; where it lacks tensors that the example had, it says so."""
-        missing = self.inputs.missing(args, kwargs)
-        if not missing:
+        """The original's forward; where it fails for want of what the example had, it says so."""
+        why = self._why_it_may_fail(args, kwargs)
+        if not why:
             return self.module(*args, **kwargs)
         try:
             return self.module(*args, **kwargs)
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        except Exception as error:
             if isinstance(error, InputError) or _is_in_a_hook(error):
                 raise
             raise InputError(
-                f"{self.name!r} fails on this input ({type(error).__name__}: {error}). The example "
-                f"had {', '.join(missing)} too, which belongs to its tokens and was not passed on: "
-                "give all arguments as a dict."
+                f"{self.name!r} fails on this input ({type(error).__name__}: {error}). {why}"
             ) from error
+
+    def _why_it_may_fail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What is wrong with some arguments by what is known of the model; empty where nothing."""
+        if missing := self.inputs.missing(args, kwargs):
+            return (
+                f"The example had {', '.join(missing)} too: what belongs to the example's tokens "
+                "is not passed on, so give all arguments as a dict."
+            )
+        longest, tokens = self.config.n_ctx, self.inputs.tokens_at_place(args, kwargs)
+        if longest is None or tokens is None or tokens.shape[1] <= longest:
+            return ""
+        return f"It takes {longest} tokens, given {tokens.shape[1]}."
 
     def _run_live(self, arguments: Arguments, more: Mapping[Any, Tap]) -> tuple[Any, set[Any]]:
         """A forward pass with the hooks that it has, then further taps; what was not reached."""

@@ -104,7 +104,7 @@ def is_causal(
         return Causality(
             why_not="the model returns no logits for each token: on the example of "
             f"{tokens.shape[1]} tokens it returns them at {logits.shape[1]} positions"
-            + _hint(inputs)
+            + (_hint(inputs) if logits.shape[1] == 1 else "")
         )
     if half == 0:
         return Causality(

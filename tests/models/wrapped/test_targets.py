@@ -48,13 +48,13 @@ def test_targets_are_each_calls_own_tokens(make, example):
 def test_targets_that_the_example_has_as_the_next_tokens_are_the_next_tokens():
     module, seen = Targeted(), []
     module.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append({**dict(zip(("idx", "targets"), args)), **kwargs}),
+        lambda m, args, kwargs: seen.append(args[1] if len(args) > 1 else kwargs["targets"]),
         with_kwargs=True,
     )
     model = ls.wrap(module, (TOKENS, NEXT))
     model(SAMPLES)
-    assert torch.equal(seen[-1]["targets"][:, :-1], SAMPLES[:, 1:])
-    assert int(seen[-1]["targets"].min()) >= 0 and int(seen[-1]["targets"].max()) < VOCAB
+    assert torch.equal(seen[-1][:, :-1], SAMPLES[:, 1:])
+    assert int(seen[-1].min()) >= 0 and int(seen[-1].max()) < VOCAB
 
 
 def test_targets_that_are_given_win_over_the_calls_own():
