@@ -140,7 +140,8 @@ def test_states_of_a_stack_at_other_positions_are_its_own(make, example, last, p
     assert str(model.map) == "2"
     traj = ls.capture(model, example)
     assert traj.h_emb.shape == traj.h_out.shape == (2, positions, 32)
-    _, cache = model.run_with_cache(example)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(example)
     before = last.replace("1", "0")
     assert torch.equal(cache[f"{last}.hook_out"], outputs(module, last, example)[0])
     assert torch.equal(cache[f"{last}.hook_in"], outputs(module, before, example)[0])
