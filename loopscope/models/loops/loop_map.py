@@ -198,6 +198,13 @@ class LoopMap:
     source: str = "found"
 
     @property
+    def unembedding(self) -> str | None:
+        """What gives the logits: a module, or `functional, ` and a parameter; None for nothing."""
+        if self.head is not None or self.why_no_logits or self.logits is None:
+            return self.head
+        return f"functional, {self.head_weight or 'outside of all modules'}"
+
+    @property
     def main(self) -> Loop | None:
         """The outermost loop that runs first; None for a plain stack."""
         return self.loops[0] if self.loops else None
@@ -250,6 +257,7 @@ class LoopMap:
                 for loop in self.loops
             ],
             "coda": [unit.module for unit in self.coda],
+            "unembedding": self.unembedding,
             "routers": [f"{router.kind} {router.name}" for router in self.routers],
             "random": self.random,
             "causal": self.causal,

@@ -270,6 +270,8 @@ def to_toml(loop_map: LoopMap) -> str:
     if main is not None:
         lines.append(_core_line(main, alone))
     lines.append(f"coda = {_list(unit.module for unit in loop_map.coda)}")
+    if loop_map.source == "spec" and (head := loop_map.head or loop_map.head_weight):
+        lines.append(f"head = {_text(head)}")
     gates = [p.module for r in loop_map.routers if r.kind == "gate" for p in r.outputs if p]
     lines.append(f"gates = {_list(gates)}")
     if main is not None:

@@ -1,7 +1,7 @@
 """Unembedding: whether what a model returns are scores of tokens, and what gives them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,8 +70,25 @@ def find_unembedding(trace: Trace, streams: Streams, head: str | None = None) ->
             f"shapes of what it returns are {shapes}"
         )
     end = _End(trace, streams)
-    found = [end.judge(item, head) for item in sorted(three, key=end.order)]
-    return next((each for each in found if not each.why_none), found[0])
+    judged = [end.judge(item) for item in sorted(three, key=end.order)]
+    found = next((each for each in judged if not each.why_none), judged[0])
+    return found if head is None else _named(trace, found, head)
+
+
+def _named(trace: Trace, found: Unembedding, head: str) -> Unembedding:
+    """What was found, given by the module or parameter that a specification names."""
+    if head == found.weight or (found.call is not None and head == found.call.module):
+        return found
+    calls = [call for call in trace.calls if call.module == head]
+    if head in trace.modules and not calls:
+        raise InputError(
+            f"head = {head!r} of the specification is never called; name the module or the "
+            "parameter that gives the logits."
+        )
+    return replace(
+        found, width=None, call=calls[-1] if calls else None, weight=None if calls else head,
+        why_none="",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,29 +165,15 @@ class _End:
             not any(equal(item.tensor, output.tensor) for output in last),
         )
 
-    def judge(self, item: CallTensor, head: str | None) -> Unembedding:
+    def judge(self, item: CallTensor) -> Unembedding:
         """Whether a tensor of the result are scores of tokens.
 
         Args:
             item: The tensor.
-            head: What gives the scores, where a specification says it.
 
         Returns:
             What was found.
-
-        Raises:
-            InputError: if the module that the specification names is not called.
         """
-        if head is not None:
-            calls = [call for call in self.trace.calls if call.module == head]
-            if calls:
-                return Unembedding(logits=item, call=calls[-1])
-            if head in self.trace.modules:
-                raise InputError(
-                    f"head = {head!r} of the specification is never called; name the module or "
-                    "the parameter that gives the logits."
-                )
-            return Unembedding(logits=item, weight=head)
         width, above = item.tensor.shape[-1], _ancestors(item.node)
         leaf, call = next(
             (pair for pair in self.last if self._leads(pair[1], item, above)), (None, None)

@@ -148,10 +148,7 @@ def map_tree(module: nn.Module, loop_map: LoopMap) -> Branch:
         _role(root, "between the loops", loop_map.between)
     _role(root, "coda", loop_map.coda)
     root.add(f"h_out: {_port(loop_map.h_out)}")
-    ends = {"final norm": loop_map.norm, "unembedding": loop_map.head}
-    if loop_map.head is None and loop_map.causal is not None:
-        where = loop_map.head_weight or "outside of all modules"
-        ends["unembedding"] = f"functional, {where}"
+    ends = {"final norm": loop_map.norm, "unembedding": loop_map.unembedding}
     for title, name in ends.items():
         if name:
             root.add(f"{title}: {name}")

@@ -199,3 +199,15 @@ def test_a_random_program_with_a_functional_unembedding_is_mapped_the_same(progr
         assert str(model.map) == str(plain.map)
         assert [u.module for u in model.map.coda] == [u.module for u in plain.map.coda]
         assert torch.equal(model(tokens), module(tokens))
+
+
+def test_a_spec_that_names_the_unembedding_is_written_with_it(tmp_path):
+    module = Scores("plain", rows=SQUARE)
+    spec = tmp_path / "loopscope.toml"
+    spec.write_text(ls.wrap(module, TOKENS, spec={"head": "embed.weight"}).specification())
+    again = ls.wrap(module, TOKENS, spec=spec)
+    assert again.map.head_weight == "embed.weight" and again.map.causal
+    cut = Scores("cropped", rows=64)
+    model = ls.wrap(cut, TOKENS, spec={"head": "embed.weight"})
+    assert model.config.d_vocab == 61
+    assert model.structure()["map"]["unembedding"] == "functional, embed.weight"
