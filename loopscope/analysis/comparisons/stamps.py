@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from loopscope.models import Hooked
+from loopscope.models.loops import is_packed
 from loopscope.models.opening import locate, zoo_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
@@ -59,6 +60,8 @@ def stamp_of_model(model: Hooked) -> dict[str, Any]:
             digest.update(memoryview(plain.view(torch.uint8).numpy()))
     for name, module in model.named_modules():
         settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
+        if is_packed(module):  # quantised weights are neither parameters nor buffers
+            digest.update(_packed_bytes(module))
         digest.update(f"{name} {sorted(settings.items())};".encode())
     if any(part._forward_hooks or part._forward_pre_hooks for part in _hooked(model)):
         digest.update(uuid4().bytes)  # what hooks do is not to be seen
@@ -69,6 +72,13 @@ def stamp_of_model(model: Hooked) -> dict[str, Any]:
     digest.update(b"" if model.tokenizer is None else model.tokenizer.to_str().encode())
     digest.update(str(model.seed).encode())
     return {"sha256": digest.hexdigest()}
+
+
+def _packed_bytes(part: Any) -> bytes:
+    """The values of a packed matrix and its bias."""
+    tensors = [part.weight(), part.bias()]
+    plain = [t.dequantize().detach().cpu().numpy() for t in tensors if t is not None]
+    return b"".join(array.tobytes() for array in plain)
 
 
 _PLAIN = (bool, int, float, str, tuple)

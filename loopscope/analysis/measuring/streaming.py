@@ -311,7 +311,10 @@ def _no_logits(trajectory: Trajectory, tokens: Tensor, model: Hooked) -> str:
     """Why what a model returns cannot be logits of next tokens; empty where it can."""
     logits, ids = trajectory.logits, trajectory.tokens
     if logits is None or ids is None or logits.shape[:-1] != ids.shape:
-        return "the model returns no logits for each token"
+        shape = (
+            "" if logits is None else f": {tuple(logits.shape)} for {tuple(tokens.shape)} tokens"
+        )
+        return f"the model returns no logits for each token{shape}"
     vocabulary = model.config.d_vocab or int(tokens.max()) + 1
     if logits.shape[-1] < vocabulary:
         return (
@@ -330,7 +333,10 @@ def _provenance(model: Hooked, samples: Any, tokens: Tensor, options: Options) -
         notes = [f"samples of {tokens.shape[1]} tokens are longer than n_ctx = {context}"]
     structure = model.structure()
     notes += structure.get("map", {}).get("state_notes", [])
-    first = next(model.parameters())  # of a model spread over devices, one stands for all
+    # of a model spread over devices, one stands for all; one that is quantised may have none
+    first = next(model.parameters(), None)
+    if first is None:
+        first = next((buffer for _, buffer in model.named_buffers()), torch.empty(0))
     return {
         "config": config.to_dict(),
         **structure,

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from loopscope.models.loops.loop_map import Router as Router
     from loopscope.models.loops.loop_map import Step as Step
     from loopscope.models.loops.loop_map import Unit as Unit
+    from loopscope.models.loops.matrices import Weight as Weight
+    from loopscope.models.loops.matrices import is_packed as is_packed
+    from loopscope.models.loops.matrices import named_weights as named_weights
+    from loopscope.models.loops.matrices import rounds_by_batch as rounds_by_batch
     from loopscope.models.loops.mixing import with_mixing as with_mixing
     from loopscope.models.loops.plain_stack import regroup as regroup
-    from loopscope.models.loops.ports import logits_of as logits_of
     from loopscope.models.loops.ports import port as port
     from loopscope.models.loops.router_search import weights as weights
     from loopscope.models.loops.router_search import with_routers as with_routers

@@ -271,7 +271,7 @@ def initial_port(
     call = calls[number]
     key = chains.follow(number, where, way)
     assert key is not None
-    shape = tuple(units.trace.tensors[key].shape)
+    shape = tuple(units.trace.objects[key].shape)
     if not way:
         return Port(module=call.module, call=call.number, side="in", where=where, shape=shape)
     for earlier in sorted(units.trace.calls, key=lambda c: c.end):

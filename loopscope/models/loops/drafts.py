@@ -1,7 +1,7 @@
 """Drafts: the loops of a sequence of units, before their boundaries are settled."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loopscope.errors import InputError
@@ -132,7 +132,7 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
     for place, call in enumerate(first):
         if not units.is_core(call) or units.inside(call) is None:
             continue
-        flat = Units(units.trace, units.identity, units.streams, set(), [], units.logits_width)
+        flat = replace(units, repeated=set(), calls=[], side=[])
         parts: list[tuple[int, list[int]]] = []
         for number, span in enumerate(draft.spans()):
             if span.first + place > span.last:

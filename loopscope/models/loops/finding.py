@@ -21,6 +21,7 @@ from loopscope.models.loops.named_states import StatePorts
 from loopscope.models.loops.plain_stack import elsewhere, plain
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, Trace
+from loopscope.models.loops.unembedding import Unembedding, find_unembedding
 from loopscope.models.loops.units import Units
 from loopscope.names import MAIN_LOOP
 
@@ -104,9 +105,8 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
     identity = Identity.of(trace.modules)
     core = {identity.symbol[name] for name in spec.core}
     named = core | {identity.symbol[name] for names in spec.iterations for name in names}
-    logits = ports.logits_of(trace)
-    width = None if logits is None else logits.tensor.shape[-1]
-    units = _units(trace, identity, streams, named, width, spec.coda or ())
+    scores = find_unembedding(trace, streams, spec.head)
+    units = _units(trace, identity, streams, named, scores, spec.coda or ())
     rest: list[str] = []
     if spec.iterations:
         drafts = listed(units, spec.iterations, spec.states)
@@ -120,14 +120,36 @@ def find(trace: Trace, streams: Streams, spec: Spec) -> LoopMap:
         )
     if not drafts:
         loop_map = plain(units, spec)
-        return replace(loop_map, doubts=(*doubts, *loop_map.doubts, *elsewhere(units)))
+        doubts += [*loop_map.doubts, *elsewhere(units)]
+        return _with_logits(replace(loop_map, doubts=tuple(doubts)), scores)
     for draft in reversed(drafts):  # inner loops first: they widen what encloses them
         _lift(draft)
         _widen(draft)
     _name(drafts)
+    if not named:
+        looped = [c for d in drafts for s in d.spans() for unit in d.calls(s) for c in _with(unit)]
+        doubts += [
+            f"{sentence}; a spec can make it the loop that is shown: core = [...]"
+            for sentence in elsewhere(units, looped)
+        ]
     loop_map = _assemble(units, drafts, spec)
     doubts += _over_positions(streams.pos, loop_map.loops)
-    return replace(loop_map, doubts=(*doubts, *loop_map.doubts))
+    return _with_logits(replace(loop_map, doubts=(*doubts, *loop_map.doubts)), scores)
+
+
+def _with(call: Call) -> list[Call]:
+    return [call, *call.descendants()]
+
+
+def _with_logits(loop_map: LoopMap, scores: Unembedding) -> LoopMap:
+    """The map with where the logits are, and what gives them outside of all modules."""
+    return replace(
+        loop_map,
+        head_weight=scores.weight,
+        logits=None if scores.logits is None else scores.logits.where,
+        vocabulary=scores.vocabulary,
+        why_no_logits=scores.why_none,
+    )
 
 
 def _lift(draft: Draft) -> None:
@@ -467,13 +489,17 @@ def _units(
     identity: Identity,
     streams: Streams,
     core: set[str],
-    width: int | None,
+    scores: Unembedding,
     outside: Collection[str],
 ) -> Units:
     """The units, where streams are (batch, pos, width), or (batch, ·, width) if only that loops."""
-    units = Units.of(trace, identity, streams, core, width, outside)
+    ends = (scores.width, scores.call, outside)
+    units = Units.of(trace, identity, streams, core, *ends)
     lost = core - {units.symbol(c) for c in trace.calls if units.is_core(c)}
     if lost and lost == core:
+        fewer = Units.of(trace, identity, Streams(streams.batch, None), core, *ends)
+        if any(map(fewer.is_core, trace.calls)):
+            return fewer
         raise InputError(
             f"core of the specification names {', '.join(sorted(lost))}, which turns no "
             "(batch, pos, width) into (batch, pos, width); name the modules that the state runs "
@@ -481,10 +507,10 @@ def _units(
         )
     if units.repeated or None in (streams.batch, streams.pos):
         return units
-    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, width, outside)
+    fewer = Units.of(trace, identity, Streams(streams.batch, None), core, *ends)
     if fewer.repeated:
         return fewer
-    turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, width)
+    turned = Units.of(trace, identity, Streams(streams.pos, streams.batch), core, *ends)
     if turned.repeated and streams.pos != streams.batch:
         raise InputError(
             f"{', '.join(sorted(turned.repeated))} runs again on tensors (pos, batch, width); "

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 DEEPEST, MOST_WAYS = 8, 64
@@ -36,25 +37,51 @@ class Function:
     results: tuple[int, ...]
 
 
-class FunctionLog(TorchFunctionMode):
-    """Notes which parameters torch functions are given, what they make of which tensors, and when.
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """A table in which rows were looked up.
 
-    Every tensor noted is kept, so that no identity is given twice.
+    Attributes:
+        name: Its name, where it is a parameter or a buffer of the model.
+        rows, width: Its shape.
+        ids: Shape of the numbers of the rows.
+        tick: When.
+    """
+
+    name: str | None
+    rows: int
+    width: int
+    ids: tuple[int, ...]
+    tick: int
+
+
+_VIEWS = (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.data)
+"""Attributes of a tensor that have its values."""
+
+
+class FunctionLog(TorchFunctionMode):
+    """Notes which matrices torch functions are given, what they make of which tensors, and when.
+
+    Noted are look-ups in tables too. Every tensor noted is kept: no identity is given twice.
     """
 
     def __init__(self, names: dict[int, str], clock: list[int]) -> None:
         super().__init__()
         self.names, self.clock = names, clock
         self.seen: list[tuple[int, str]] = []
+        self.lookups: list[Lookup] = []
         self.functions: list[Function] = []
         self.tensors: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, arguments, results, result = _called(func, args, kwargs or {})
-        if name != "__get__":  # .shape, .dtype, … use no values
+        # .shape, .dtype, … use no values
+        if name != "__get__" or any(getattr(func, "__self__", None) is view for view in _VIEWS):
             for part in arguments:
-                if isinstance(part, nn.Parameter) and id(part) in self.names:
+                if id(part) in self.names:
                     self.seen.append((self.clock[0], self.names[id(part)]))
+        if name in ("embedding", "__getitem__", "index_select"):
+            self._look(*args, *(kwargs or {}).values())
         if results:
             self.keep((*arguments, *results))
             self.functions.append(
@@ -64,6 +91,20 @@ class FunctionLog(TorchFunctionMode):
                 )
             )  # fmt: skip
         return result
+
+    def _look(self, *given: Any) -> None:
+        """Note a look-up: a matrix and numbers of its rows."""
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        ids = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
+        tables = [t for t in tensors if t.ndim == 2 and t is not ids[-1]] if ids else []
+        if tables and ids[-1].ndim:
+            name = self.names.get(id(tables[0]))
+            rows, width = tables[0].shape
+            self.lookups.append(
+                Lookup(
+                    name=name, rows=rows, width=width, ids=tuple(ids[-1].shape), tick=self.clock[0]
+                )
+            )  # fmt: skip
 
     def keep(self, tensors: Any) -> None:
         """Keep tensors under their identities.

@@ -1,12 +1,14 @@
 """Identity: which modules are the same thing, and what they weigh."""
 
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from torch import nn
 
+from loopscope.models.loops.matrices import is_packed, weights_in
 from loopscope.models.loops.tracing import Call, CallTensor
 
 TIED = 0.5
@@ -38,7 +40,11 @@ class Identity:
         Returns:
             The identity.
         """
-        held = {name: _matrices(module) for name, module in modules.items()}
+        parts = {id(module): _matrices(module) for module in modules.values()}
+        held = {
+            name: {key: n for part in module.modules() for key, n in parts[id(part)].items()}
+            for name, module in modules.items()
+        }
         weight = {name: sum(sizes.values()) for name, sizes in held.items()}
         return cls(modules, _tied(modules, held, weight), weight)
 
@@ -51,10 +57,11 @@ class Identity:
         Returns:
             True where it has none.
         """
-        return next(self.modules[name].children(), None) is None
+        module = self.modules[name]
+        return next(module.children(), None) is None or is_packed(module)
 
     def has_parameters(self, name: str) -> bool:
-        """Whether a module holds any parameter.
+        """Whether a module holds any parameter, or a matrix that is none (quantised).
 
         Args:
             name: The module's canonical name.
@@ -62,7 +69,7 @@ class Identity:
         Returns:
             True where it does, itself or in its parts.
         """
-        return next(self.modules[name].parameters(), None) is not None
+        return self.weight[name] > 0 or next(self.modules[name].parameters(), None) is not None
 
     def is_embedding(self, name: str) -> bool:
         """Whether a module is a lookup table.
@@ -88,22 +95,18 @@ class Identity:
         return ".".join(parts).rstrip("0123456789"), type(self.modules[name])
 
 
-def _matrices(module: nn.Module) -> dict[int, int]:
-    """Parameters of two or more axes in a module, embeddings aside: id to number of elements."""
-    return {
-        id(p): p.numel()
-        for part in module.modules()
-        if not isinstance(part, nn.Embedding | nn.EmbeddingBag)
-        for p in part.parameters(recurse=False)
-        if p.ndim >= 2
-    }
+def _matrices(part: nn.Module) -> dict[Hashable, int]:
+    """Matrices that a module itself holds, embeddings aside: key to number of elements."""
+    if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+        return {}
+    return {weight.key: weight.size for weight in weights_in(part)}
 
 
 def _tied(
-    modules: dict[str, nn.Module], held: dict[str, dict[int, int]], weight: dict[str, int]
+    modules: dict[str, nn.Module], held: dict[str, dict[Hashable, int]], weight: dict[str, int]
 ) -> dict[str, str]:
     """For each module the first one that shares most of its matrices and does not contain it."""
-    holders: dict[int, list[str]] = defaultdict(list)
+    holders: dict[Hashable, list[str]] = defaultdict(list)
     for name, sizes in held.items():
         for key in sizes:
             holders[key].append(name)

@@ -179,7 +179,14 @@ class LoopMap:
         coda: Calls after the last loop.
         h_out: The coda's output, before the final norm.
         norm: Name of the final norm after the coda, if there is one.
-        head: Name of the unembedding, if there is one.
+        head: Name of the unembedding, if a module is one.
+        head_weight: Name of the parameter that gives the logits where no module does (a functional
+            unembedding), if it is known.
+        logits: Where the logits stand in what the model returns, or else the first tensor there of
+            three axes; None where there is none.
+        vocabulary: How many logits are kept of a padded vocabulary; None where all are.
+        why_no_logits: Why what stands there is not taken for scores of tokens, or why it cannot be
+            told whether it is causal; empty where it is.
         routers: Routers and gates.
         mesh_cycle: Whether the states follow from the routers by MeSH Eqs. 2-5, on the example.
         counts: How the number of iterations is set, for each loop where that is known.
@@ -201,6 +208,10 @@ class LoopMap:
     h_out: Port
     norm: str | None = None
     head: str | None = None
+    head_weight: str | None = None
+    logits: tuple[Step, ...] | None = None
+    vocabulary: int | None = None
+    why_no_logits: str = ""
     routers: tuple[Router, ...] = ()
     mesh_cycle: bool = False
     counts: tuple[LoopCount, ...] = ()
@@ -212,6 +223,13 @@ class LoopMap:
     state_notes: tuple[str, ...] = ()
     calls: dict[str, int]
     source: str = "found"
+
+    @property
+    def unembedding(self) -> str | None:
+        """What gives the logits: a module, or `functional, ` and a parameter; None for nothing."""
+        if self.head is not None or self.why_no_logits or self.logits is None:
+            return self.head
+        return f"functional, {self.head_weight or 'outside of all modules'}"
 
     @property
     def main(self) -> Loop | None:
@@ -268,6 +286,7 @@ class LoopMap:
                 for loop in self.loops
             ],
             "coda": [unit.module for unit in self.coda],
+            "unembedding": self.unembedding,
             "routers": [f"{router.kind} {router.name}" for router in self.routers],
             "random": self.random,
             "causal": self.causal,

@@ -1,11 +1,13 @@
 """Plain stacks: the map of a model without a loop, and its layers grouped into virtual blocks."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
 
 from loopscope.errors import InputError
 from loopscope.models.loops import ports
+from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Unit
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call
@@ -27,7 +29,13 @@ def plain(units: Units, spec: Spec) -> LoopMap:
         InputError: if there are no layers.
     """
     layers = _layers(units)
-    if not layers:
+    maker = ports.UnitMaker(units, None)
+    found = maker.role(layers)
+    if not found and None not in (units.streams.batch, units.streams.pos):
+        fewer = replace(units, streams=Streams(units.streams.batch, None))
+        if layers := _layers(fewer):
+            return _with_positions(plain(fewer, spec), units.streams.pos)
+    if not found:
         raise InputError(
             "no layers were found: "
             + ("; ".join(elsewhere(units)) or "no module with a matrix turns a stream into another")
@@ -35,13 +43,12 @@ def plain(units: Units, spec: Spec) -> LoopMap:
             "token ids (batch, pos), or bring the tensors into that form."
         )
     head = ports.head_of(units, layers[-1])
-    maker = ports.UnitMaker(units, None)
     doubts = _heads(units, layers)
     parents = {layer.parent for layer in layers}
     after = [c for c in units.trace.root.descendants() if c.start > layers[-1].end]
     tail = [c for c in after if c.parent in parents and c is not head]
     _, norm = ports.split_norm(units, tail, head)
-    prelude = spec.pick("prelude", maker.role(layers), units.trace.counts)
+    prelude = spec.pick("prelude", found, units.trace.counts)
     coda = spec.pick("coda", (), units.trace.counts)
     return LoopMap(
         embed=prelude[0].h,
@@ -78,6 +85,14 @@ def _heads(units: Units, layers: list[Call]) -> tuple[str, ...]:
     )
 
 
+def _with_positions(loop_map: LoopMap, pos: int | None) -> LoopMap:
+    """The map of layers that run over other positions than those of the example."""
+    first, last = loop_map.prelude[0].h.shape[1], loop_map.prelude[-1].h_m.shape[1]
+    n = str(last) if first == last else f"{first} … {last}"
+    note = f"the layers run over {n} positions, the example's first tensor has {pos}"
+    return replace(loop_map, notes=(*loop_map.notes, note))
+
+
 def _layers(units: Units) -> list[Call]:
     """The layers: a list of them and what else stands beside it, or the first there is."""
     layers = chain(units.trace.root, units)
@@ -94,11 +109,12 @@ def _is_layer(call: Call, units: Units) -> bool:
     return units.is_layered(call) and not leaf and not units.is_head(call)
 
 
-def elsewhere(units: Units) -> list[str]:
+def elsewhere(units: Units, seen: Collection[Call] = ()) -> list[str]:
     """What runs again on tensors that are no streams: a loop that cannot be read.
 
     Args:
         units: The traced forward pass.
+        seen: Calls in loops that were found.
 
     Returns:
         A sentence for each such module; empty where there is none.
@@ -111,17 +127,34 @@ def elsewhere(units: Units) -> list[str]:
         if not identity.is_leaf(c.module)
         and identity.weight[c.module]
         and c.inputs
-        and not any(map(units.streams.is_stream, c.inputs))
+        and (not any(map(units.streams.is_stream, c.inputs)) or _turns_away(c, units))
     ]
     count = Counter(units.symbol(c) for c in heavy)
-    again = [c for c in heavy if count[units.symbol(c)] > 1]
+    known = {units.symbol(call) for call in seen}
+    again = [c for c in heavy if count[units.symbol(c)] > 1 and units.symbol(c) not in known]
     outer = {units.symbol(c): c for c in reversed(again) if c.parent not in again}
     return [
-        f"{name} runs {count[name]} times on tensors of shape "
-        f"{tuple(call.inputs[0].tensor.shape)}, which is not (batch, pos, width)"
+        f"{name} runs {count[name]} times on tensors of shape {_shape(call, units)}"
         for name, call in outer.items()
         if count[name] * identity.weight[call.module] >= BLOCK_SHARE * total
     ]
+
+
+def _turns_away(call: Call, units: Units) -> bool:
+    """Whether a call is given a stream only beside a state of other positions."""
+    first, given = call.inputs[0], call.outputs[:1]
+    return any(
+        first.tensor.shape == item.tensor.shape and not units.streams.is_stream(item)
+        for item in given
+        if item.tensor.ndim == 3
+    )
+
+
+def _shape(call: Call, units: Units) -> str:
+    shape = tuple(call.inputs[0].tensor.shape)
+    if len(shape) == 3 and shape[0] == units.streams.batch:
+        return f"{shape}, whose positions are not the {units.streams.pos} of the example"
+    return f"{shape}, which is not (batch, pos, width)"
 
 
 def regroup(loop_map: LoopMap, prelude: int, cores: tuple[int, ...]) -> LoopMap:

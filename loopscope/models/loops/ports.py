@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Loop, Port, Unit
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
-
-LOGITS = ("logits", "prediction_logits", "prediction_scores")
 
 
 class UnitMaker:
@@ -43,6 +41,8 @@ class UnitMaker:
             while (parent := call.parent) is not None and parent.parent is not None:
                 if not self._inside(parent) <= region or not self.units.streamy(parent):
                     break
+                if self._is_around_more(parent, call):
+                    break
                 call = parent
             if self.units.is_layered(call) and not self._narrow(call):
                 layered[call.index] = call
@@ -53,6 +53,20 @@ class UnitMaker:
         if call.index not in self.inner:
             self.inner[call.index] = {id(c) for c in call.descendants()} & self.unit_ids
         return self.inner[call.index]
+
+    def _is_around_more(self, parent: Call, call: Call) -> bool:
+        """Whether what a call is given is no state of those in it: it makes that state itself."""
+        streams = [self.units.streams.entering(c)[:1] for c in (parent, call)]
+        positions = {item.tensor.shape[1] for items in streams for item in items}
+        batch = self.units.streams.batch
+        return (
+            len(positions) > 1
+            or any(  # looks tokens up, beside another stack's states
+                parent.start <= lookup.tick < call.start and lookup.ids[:1] == (batch,)
+                for lookup in self.units.trace.lookups
+                if len(lookup.ids) == 2
+            )
+        )
 
     def _narrow(self, call: Call) -> bool:
         out = self.units.streams.leaving(call)
@@ -131,38 +145,8 @@ def leaving(units: Units, call: Call) -> Port:
     return port(call, "out", stream)
 
 
-def logits_of(trace: Trace) -> CallTensor | None:
-    """The logits in what the model returned.
-
-    Args:
-        trace: The traced forward pass.
-
-    Returns:
-        The floating tensor (batch, ·, ·) that is called logits, has the width of an embedding
-        table, or is what the last matrix gave; else the first. None where there is none.
-    """
-    three = [item for item in trace.root.outputs if item.tensor.ndim == 3]
-    tables = {
-        module.num_embeddings
-        for call in trace.calls
-        if isinstance(module := trace.modules[call.module], nn.Embedding)
-    }
-    last = [c.outputs[0].tensor for c in trace.calls if c.outputs and _is_matrix(trace, c)][-1:]
-    preferences = (
-        [item for item in three if item.where and item.where[-1] in LOGITS],
-        [item for item in three if item.tensor.shape[-1] in tables],
-        [item for item in three if any(equal(item.tensor, x) for x in last)],
-        three,
-    )
-    return next((candidates[0] for candidates in preferences if candidates), None)
-
-
-def _is_matrix(trace: Trace, call: Call) -> bool:
-    return isinstance(trace.modules[call.module], nn.Linear)
-
-
 def head_of(units: Units, last: Call) -> Call | None:
-    """The unembedding: the last unit after the layers that gives the logits' width from another.
+    """The unembedding: the last unit after the layers that gives the logits.
 
     Args:
         units: The traced forward pass.
@@ -171,8 +155,10 @@ def head_of(units: Units, last: Call) -> Call | None:
     Returns:
         The call; None where no unit after the last layer does so.
     """
-    after = (call for call in reversed(units.calls) if call.start > last.end)
-    return next(filter(units.is_head, after), None)
+    after = [*([units.head] if units.head is not None else []), *units.calls]
+    return next(
+        (call for call in reversed(after) if call.start > last.end and units.is_head(call)), None
+    )
 
 
 def split_norm(
@@ -298,7 +284,7 @@ def value_at(trace: Trace, where: Port) -> Tensor:
         making = trace.making
         key = making.follow(item.key, making.count_before(call.start), where.operand)
         assert key is not None
-        return trace.tensors[key].detach()
+        return trace.objects[key].detach()
     tensor = item.tensor
     return tensor if where.columns is None else tensor[..., slice(*where.columns)]
 

@@ -13,7 +13,9 @@ from torch import nn
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.loops.loop_map import Loop, LoopMap, Unit
 
-KEYS = ("prelude", "core", "coda", "embed", "gates", "states", "state", "routers", "loops")
+KEYS = (
+    "prelude", "core", "coda", "embed", "head", "gates", "states", "state", "routers", "loops",
+)  # fmt: skip
 CARRIED = "previous output"
 """As `state.input`: h(t) is the output of the iteration before."""
 
@@ -32,6 +34,7 @@ class Spec:
         prelude, core, coda: Modules of the roles; None or empty where finding decides.
         iterations: The modules of each iteration, where they are listed one by one.
         embed: The module that gives h_emb.
+        head: The module or the parameter that gives the logits.
         states: Name of the state that each call of the core updates, in the order of one iteration
             of the outermost loop.
         input, columns, output: Which module reads the state, which part of its last axis, and
@@ -48,6 +51,7 @@ class Spec:
     iterations: tuple[tuple[str, ...], ...] = ()
     coda: tuple[str, ...] | None = None
     embed: str | None = None
+    head: str | None = None
     states: tuple[str, ...] = ()
     input: str | None = None
     carried: bool = False
@@ -124,6 +128,7 @@ def read_spec(
         iterations=iterations,
         coda=names.modules("coda", values["coda"]) if "coda" in values else None,
         embed=names.module("embed", values.get("embed")),
+        head=_head(values.get("head"), module, names),
         states=_states(values.get("states", []), what),
         input=None if carried else names.module("state.input", state.get("input")),
         carried=carried,
@@ -136,6 +141,14 @@ def read_spec(
         source=source,
         given=dict(values),
     )
+
+
+def _head(value: Any, module: nn.Module, names: "_Names") -> str | None:
+    """The module that a name stands for, or the parameter or buffer of that name."""
+    tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if isinstance(value, str) and value in tensors:
+        return value
+    return names.module("head", value)
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +295,8 @@ def to_toml(loop_map: LoopMap) -> str:
     if main is not None and len(main.named) > 1:
         lines.append(_states_line(main, loop_map))
     lines.append(f"coda = {_list(unit.module for unit in loop_map.coda)}")
+    if loop_map.source == "spec" and (head := loop_map.head or loop_map.head_weight):
+        lines.append(f"head = {_text(head)}")
     gates = [p.module for r in loop_map.routers if r.kind == "gate" for p in r.outputs if p]
     lines.append(f"gates = {_list(gates)}")
     if main is not None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
-from loopscope.models.loops.functions import Function, FunctionLog, Making
+from loopscope.models.loops.functions import Function, FunctionLog, Lookup, Making
 from loopscope.models.loops.loop_map import Step
+from loopscope.models.loops.matrices import weights_in
 
 DEPTH = 3
 """How deep tensors are looked for in nested arguments and results."""
@@ -79,13 +80,16 @@ class Trace:
         root: The call of the model itself.
         calls: Every call, in the order in which they began.
         modules: Canonical name to module.
-        uses: (tick, parameter's name) of every use of a parameter by a torch function.
+        uses: (tick, name) of every use of a parameter, or of a matrix that is none, by a torch
+            function or a module that keeps it packed.
         functions: Every torch function that gave or changed tensors, in order.
-        tensors: Identity to tensor of all that the functions and calls handed on.
+        objects: Identity to tensor of all that the functions and calls handed on.
         origins: Identities of tensors that were there before: parameters, buffers, arguments.
         result: What the model returned.
         random: Whether random numbers were drawn.
         mutates: Whether a tensor was changed in place after it was noted.
+        lookups: The tables in which rows were looked up, in order.
+        tensors: The parameters and matrices in `uses` by name, where they are tensors.
     """
 
     root: Call
@@ -96,8 +100,10 @@ class Trace:
     random: bool
     mutates: bool = False
     functions: list[Function] = field(default_factory=list)
-    tensors: dict[int, Tensor] = field(default_factory=dict)
+    objects: dict[int, Tensor] = field(default_factory=dict)
     origins: frozenset[int] = frozenset()
+    lookups: list[Lookup] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -131,8 +137,21 @@ class _Recorder:
         self.modules = dict(module.named_modules())
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
-        parameters = {id(p): name for name, p in module.named_parameters()}
-        self.functions = FunctionLog(parameters, self.clock)
+        self.tensors: dict[str, Tensor] = dict(module.named_parameters())
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.packed: dict[str, str] = {}
+        first: dict[Any, str] = {}
+        for prefix, part in self.modules.items():
+            for weight in weights_in(part):
+                name = f"{prefix}.{weight.name}".lstrip(".")
+                name = first.setdefault(weight.key, name)  # quantising copies what was shared
+                value = getattr(part, weight.name)
+                if not isinstance(value, Tensor):
+                    self.packed[prefix] = name
+                elif id(value) not in names:
+                    names[id(value)] = name
+                    self.tensors.setdefault(name, value)
+        self.functions = FunctionLog(names, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.numbers: dict[str, int] = {}
@@ -174,6 +193,8 @@ class _Recorder:
             if isinstance(value, Tensor) and not value.is_floating_point()
         ]
         self.watch((args, kwargs))
+        if name in self.packed:
+            self.functions.seen.append((self.clock[0], self.packed[name]))
         if parent is not None:
             call.variables = _variables(self.modules[parent.module])
         if parent is not None:
@@ -257,11 +278,13 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         modules=recorder.modules,
         uses=recorder.functions.seen,
         functions=recorder.functions.functions,
-        tensors=recorder.functions.tensors,
+        objects=recorder.functions.tensors,
         origins=_origins(module, args, kwargs),
         result=result,
         random=not _same(before, _random_state(module)),
         mutates=recorder.mutates(),
+        lookups=recorder.functions.lookups,
+        tensors=recorder.tensors,
     )
 
 

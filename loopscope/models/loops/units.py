@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loopscope.models.loops.identity import Identity, Streams
 from loopscope.models.loops.side_branches import side_branches
@@ -29,7 +29,8 @@ class Units:
         repeated: Symbols of the units that repeat and weigh enough to be a core.
         calls: The units in order; lists and wrappers around a loop are opened, what does not
             repeat is one unit. Side branches are left out.
-        logits_width: Width of the logits.
+        logits_width: Width of the logits, where it is another than the state's.
+        head: The call that gives them, if it is known.
         side: The side branches: calls that no later iteration depends on.
     """
 
@@ -39,6 +40,7 @@ class Units:
     repeated: set[str]
     calls: list[Call]
     logits_width: int | None = None
+    head: Call | None = None
     side: list[Call] = field(default_factory=list)
 
     @classmethod
@@ -49,6 +51,7 @@ class Units:
         streams: Streams,
         core: Collection[str] = (),
         logits_width: int | None = None,
+        head: Call | None = None,
         outside: Collection[str] = (),
     ) -> "Units":
         """Find the units of a whole model.
@@ -58,13 +61,14 @@ class Units:
             identity: Its modules.
             streams: What a stream looks like.
             core: Symbols of the core where a specification gives them.
-            logits_width: Width of the logits.
+            logits_width: Width of the logits, where it is another than the state's.
+            head: The call that gives them, if it is known.
             outside: Names of modules that are no part of the core, as a specification says.
 
         Returns:
             The units.
         """
-        units = cls(trace, identity, streams, set(core), [], logits_width)
+        units = cls(trace, identity, streams, set(core), [], logits_width, head)
         units.repeated = units.repeated or units._repeated([*trace.root.descendants()])
         units.repeated -= {
             identity.symbol[part]
@@ -148,7 +152,7 @@ class Units:
         """
         repeated = self._repeated([*call.descendants()])
         repeated = {s for s in repeated if not self.identity.is_leaf(s)}  # a layer may reuse one
-        inner = Units(self.trace, self.identity, self.streams, repeated, [], self.logits_width)
+        inner = replace(self, repeated=repeated, calls=[], side=[])
         if not inner.repeated:
             return None
         inner.calls = inner.under(call)
@@ -175,7 +179,7 @@ class Units:
         return inner
 
     def is_head(self, call: Call) -> bool:
-        """Whether a call turns another width into that of the logits, and gives nothing of it back.
+        """Whether a call turns another width into that of the logits, or is known to give them.
 
         Args:
             call: The call.
@@ -183,6 +187,8 @@ class Units:
         Returns:
             True where it does, as the unembedding.
         """
+        if self.head is not None and call.module == self.head.module:
+            return True
         width = self.logits_width
         entering = [item.tensor.shape[-1] for item in call.inputs if item.tensor.ndim == 3]
         leaving = [item.tensor.shape[-1] for item in call.outputs if item.tensor.ndim == 3]

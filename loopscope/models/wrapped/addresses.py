@@ -100,6 +100,10 @@ def _main_tensor(call: Call, streams: Streams, side: str) -> CallTensor | None:
     """The tensor that a call's hook shows: its stream, else its first floating tensor."""
     if side == "out":
         return streams.leaving(call) or next(iter(call.outputs), None)
+    shapes = [item.tensor.shape for item in call.outputs[:1] if streams.is_part(item)]
+    alike = [item for item in call.inputs if item.tensor.shape in shapes]
+    if streams.leaving(call) is None and alike:  # a state at other positions, beside a stream
+        return alike[0]
     return next(iter([*streams.entering(call), *call.inputs]), None)
 
 

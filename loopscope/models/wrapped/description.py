@@ -8,7 +8,16 @@ from typing import Any
 from torch import nn
 
 from loopscope.models.hooked import Branch, ParameterCount
-from loopscope.models.loops import Iteration, Loop, LoopMap, Port, Router, Unit
+from loopscope.models.loops import (
+    Iteration,
+    Loop,
+    LoopMap,
+    Port,
+    Router,
+    Unit,
+    Weight,
+    named_weights,
+)
 from loopscope.names import state_names
 
 
@@ -35,35 +44,43 @@ def count_wrapped(module: nn.Module, loop_map: LoopMap, d_vocab: int | None) -> 
         All, those outside token embedding and unembedding, those of routers and gates, and those
         that iterations share.
     """
-    named = dict(module.named_parameters(remove_duplicate=False))
+    named = named_weights(module)
     total = _size(named.values())
-    ends = [p for part in _ends(module, d_vocab, loop_map.head) for p in part]
+    ends = [named[name] for name in _ends(module, d_vocab, loop_map) if name in named]
     routers = {port.module for router in loop_map.routers for port in router.outputs if port}
     routers |= {router.transition.module for router in loop_map.routers if router.transition}
-    parts = dict(module.named_modules(remove_duplicate=False))
     return WrappedCount(
         total=total,
         non_embedding=total - _size(ends),
-        router=_size(p for name in routers if name in parts for p in parts[name].parameters()),
+        router=_size(
+            weight
+            for name, weight in named.items()
+            if any(name.startswith(f"{router}.") for router in routers)
+        ),
         shared=_size(
             named[name] for loop in loop_map.loops for name in loop.shared if name in named
         ),
     )
 
 
-def _ends(module: nn.Module, d_vocab: int | None, head: str | None) -> list[list[nn.Parameter]]:
-    """The weights of the token embedding and of the unembedding (not its bias)."""
-    weights = []
-    for name, part in module.named_modules():
-        is_embedding = isinstance(part, nn.Embedding) and part.num_embeddings == d_vocab
-        weight = getattr(part, "weight", None)
-        if (is_embedding or name == head) and isinstance(weight, nn.Parameter):
-            weights.append([weight])
-    return weights
+def _ends(module: nn.Module, d_vocab: int | None, loop_map: LoopMap) -> list[str]:
+    """Names of the weights of the token embedding and of the unembedding (not its bias)."""
+    tables = {
+        name: part.num_embeddings
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding)
+    }
+    rows = d_vocab
+    if loop_map.vocabulary is not None:  # of a padded one
+        rows = min((n for n in tables.values() if n >= loop_map.vocabulary), default=None)
+    ends = [name for name, n in tables.items() if n == rows]
+    ends += [] if loop_map.head is None else [loop_map.head]
+    weights = [f"{name}.weight".lstrip(".") for name in ends]
+    return weights if loop_map.head_weight is None else [*weights, loop_map.head_weight]
 
 
-def _size(parameters: Any) -> int:
-    return sum({id(p): p.numel() for p in parameters}.values())
+def _size(weights: Iterable[Weight]) -> int:
+    return sum({weight.key: weight.size for weight in weights}.values())
 
 
 SHOWN, PATTERNS = 6, 16
@@ -100,9 +117,7 @@ def describe_wrapped(model: Any) -> dict[str, Any]:
         facts["states"] = ", ".join(["h_emb", *state_names(loop_map.K), "h_out"])
     else:
         facts["states"] = "h_emb, h_out (no loop; --layout groups the layers into virtual blocks)"
-    first = next(model.module.parameters(), None)
-    if first is not None:
-        facts["dtype, device"] = f"{str(first.dtype).removeprefix('torch.')}, {first.device}"
+    facts["dtype, device"] = f"{str(model.cfg.dtype).removeprefix('torch.')}, {model.cfg.device}"
     facts["tokenizer"] = "yes" if model.tokenizer is not None else "none: token ids only"
     if model.provenance.get("untrained"):
         facts["training"] = f"none (untrained twin, seed {model.provenance.get('seed')})"
@@ -122,7 +137,7 @@ def map_tree(module: nn.Module, loop_map: LoopMap) -> Branch:
     Returns:
         The root, whose line is the layout.
     """
-    sizes = {n: p.numel() for n, p in module.named_parameters(remove_duplicate=False)}
+    sizes = {name: weight.size for name, weight in named_weights(module).items()}
     root = Branch(f"{loop_map}  ({_source(loop_map)}, unrolled depth {loop_map.n_layers})")
     root.add(f"h_emb: {_port(loop_map.embed)}")
     _role(root, "prelude", loop_map.prelude)
@@ -133,7 +148,7 @@ def map_tree(module: nn.Module, loop_map: LoopMap) -> Branch:
         _role(root, "between the loops", loop_map.between)
     _role(root, "coda", loop_map.coda)
     root.add(f"h_out: {_port(loop_map.h_out)}")
-    ends = {"final norm": loop_map.norm, "unembedding": loop_map.head}
+    ends = {"final norm": loop_map.norm, "unembedding": loop_map.unembedding}
     for title, name in ends.items():
         if name:
             root.add(f"{title}: {name}")

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 from warnings import warn
 
@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopscope.errors import InputError, unknown_name
-
-Place = tuple[str, str | int]
-"""Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
+from loopscope.models.wrapped.token_places import (
+    TARGETS,
+    Place,
+    copies_of_tokens,
+    is_tokens,
+    place_of_tokens,
+    shifted,
+)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
@@ -39,6 +44,9 @@ class Inputs:
         needed: Its parameters without a default.
         keywords: All its parameters by name.
         takes_more: Whether it has `*args`, and whether it has `**kwargs`.
+        copies: Arguments that each call's own tokens are passed along in: name to (shift, fill).
+            Shift 0 are the tokens, −1 the next ones (after the last comes the first again), 1
+            those before, with `fill` in front.
     """
 
     tokens: Place | None
@@ -49,6 +57,7 @@ class Inputs:
     needed: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     takes_more: tuple[bool, bool] = (True, True)
+    copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def complete(
         self,
@@ -79,6 +88,8 @@ class Inputs:
         elif isinstance(only, tuple) and not hasattr(only, "_fields"):
             args = only
         self._refuse(kwargs)
+        if self.tokens is None and is_tokens(only):
+            self._refuse_tokens()
         if self.tokens is not None and isinstance(only, Tensor):
             args, kwargs = self._around(only, kwargs, counts)
         by_place = self.names[: len(args)]
@@ -89,6 +100,7 @@ class Inputs:
         }
         set_counts = {name: value for name, value in counts.items() if name not in by_place}
         full = {**constant, **set_counts, **kwargs}
+        full = {**self._along(args, full), **full}
         self._check(args, full)
         return args, self._without_cache(full)
 
@@ -108,6 +120,85 @@ class Inputs:
         by_place = self.names[: len(args)]
         more = {name: value for name, value in counts.items() if name not in by_place}
         return args, self._without_cache({**self.kwargs, **more})
+
+    def with_tokens(self, arguments: Arguments, tokens: Tensor, targets: Tensor) -> Arguments:
+        """Arguments with other tokens, which go along wherever tokens do.
+
+        Args:
+            arguments: Positional and keyword arguments that have tokens.
+            tokens: Token ids, (batch, pos).
+            targets: What stands for them where they are to be predicted, (batch, pos).
+
+        Returns:
+            The arguments.
+        """
+        assert self.tokens is not None
+        args, kwargs = list(arguments[0]), dict(arguments[1])
+        others = {
+            name: shifted(targets if name in TARGETS else tokens, *shift)
+            for name, shift in self.copies.items()
+        }
+        for i, name in enumerate(self.names[: len(args)]):
+            args[i] = others.pop(name, args[i])
+        kwargs |= {name: value for name, value in others.items() if name in kwargs}
+        side, place = self.tokens
+        if side == "args":
+            args[int(place)] = tokens
+        else:
+            kwargs[str(place)] = tokens
+        return tuple(args), kwargs
+
+    def _along(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tokens of a call, for further arguments that they are passed along in."""
+        if not self.copies or self.tokens is None:
+            return {}
+        tokens = self.tokens_at_place(args, kwargs)
+        if tokens is None:
+            return {}
+        by_place = self.names[: len(args)]
+        return {
+            name: shifted(tokens, *shift)
+            for name, shift in self.copies.items()
+            if name not in by_place
+        }
+
+    def tokens_at_place(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The token ids where the example has them.
+
+        Args:
+            args: Positional arguments of forward.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Token ids, (batch, pos); None where there are none.
+        """
+        if self.tokens is None:
+            return None
+        side, place = self.tokens
+        by_place = dict(enumerate(args)) if side == "args" else {}
+        value = by_place.get(int(place)) if side == "args" else kwargs.get(str(place))
+        return value if is_tokens(value) else None
+
+    def targeted(self, *, needed: bool = False) -> "Inputs | None":
+        """The same, with the example's tokens as targets too.
+
+        Args:
+            needed: Whether only where forward needs them.
+
+        Returns:
+            The inputs; None where forward takes no targets or the example has them.
+        """
+        names = self.needed if needed else self.keywords
+        given = {*self.names[: len(self.args)], *self.kwargs}
+        takes = [name for name in TARGETS if name in names]
+        if self.tokens is None or not takes or given & set(takes):
+            return None
+        tokens = self.tokens_in(self.args, self.kwargs)
+        return replace(
+            self,
+            kwargs={**self.kwargs, takes[0]: tokens},
+            copies={**self.copies, takes[0]: (0, 0)},
+        )
 
     def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {"use_cache": False, **kwargs} if self.cached == "argument" else kwargs
@@ -168,6 +259,15 @@ class Inputs:
                     "model.to_tokens(text, prepend_bos=True))."
                 )
 
+    def _refuse_tokens(self) -> None:
+        """Raise for token ids given to a model that was wrapped with tensors of floats alone."""
+        tensors = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
+        if tensors and all(v.is_floating_point() for v in tensors):
+            raise InputError(
+                f"the model was wrapped without token ids: its example is {tuple(tensors[0].shape)}"
+                f" of {str(tensors[0].dtype).removeprefix('torch.')}, so give what is like it."
+            )
+
     def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise for arguments that are missing or given twice."""
         if not args and not kwargs:
@@ -188,6 +288,20 @@ class Inputs:
                 f"forward needs {', '.join(missing)} too, {why}: give them by name, as in "
                 f"model(tokens, {missing[0]}=...), or all arguments as a dict."
             )
+
+    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """Arguments with tensors that the example had and a call has not.
+
+        Args:
+            args: Positional arguments of forward.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            Their names, in the example's order.
+        """
+        given = {*self.names[: len(args)], *kwargs}
+        example = {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}
+        return [name for name, v in example.items() if name not in given and _holds_tensor(v)]
 
     def tokens_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The token ids among arguments that `complete` gave.
@@ -238,33 +352,16 @@ class Inputs:
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Where inputs belong: with the first parameter that has values.
+    """Where inputs belong: with the first parameter that has values, or else the first buffer.
 
     Args:
         module: The model.
 
     Returns:
-        The device; the CPU where no parameter has any.
+        The device; the CPU where neither has any.
     """
-    real = (p.device for p in module.parameters() if p.device.type != "meta")
-    return next(real, torch.device("cpu"))
-
-
-def is_tokens(value: Any) -> bool:
-    """Whether a value can be token ids: integers (batch, pos).
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Whether it can.
-    """
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 2
-        and not value.is_floating_point()
-        and value.dtype != torch.bool
-    )
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -298,12 +395,15 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
         cached = "config"
     kinds = {p.kind for p in parameters.values()}
     plain = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names = tuple(p.name for p in plain if p.kind is not p.KEYWORD_ONLY)
+    place = place_of_tokens(args, kwargs, names)
     return Inputs(
-        tokens=_place_of_tokens(args, kwargs),
+        tokens=place,
+        copies={} if place is None else copies_of_tokens(args, kwargs, names, place),
         args=args,
         kwargs=kwargs,
         cached=cached,
-        names=tuple(p.name for p in plain if p.kind is not p.KEYWORD_ONLY),
+        names=names,
         needed=tuple(p.name for p in plain if p.default is p.empty),
         keywords=tuple(p.name for p in plain if p.kind is not p.POSITIONAL_ONLY),
         takes_more=(
@@ -311,14 +411,6 @@ def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
             inspect.Parameter.VAR_KEYWORD in kinds,
         ),
     )
-
-
-def _place_of_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place | None:
-    for i, value in enumerate(args):
-        if is_tokens(value):
-            return ("args", i)
-    names = sorted(kwargs, key=lambda name: name not in ("input_ids", "tokens", "idx"))
-    return next((("kwargs", name) for name in names if is_tokens(kwargs[name])), None)
 
 
 def checked_module(module: Any) -> nn.Module:

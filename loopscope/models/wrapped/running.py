@@ -1,5 +1,6 @@
 """Running: one forward pass of the original, with functions at some of its tensors."""
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from loopscope.models.wrapped.run_context import (
     uncompiled,
     without_checkpointing,
 )
+from loopscope.models.wrapped.shape import WrappedConfig
 from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
 
 SEES_AHEAD = "the model looks at later tokens, so it predicts no next token"
@@ -33,6 +35,7 @@ class Running:
 
     module: nn.Module
     map: LoopMap
+    config: WrappedConfig
     inputs: Inputs
     name: str | None
     seed: int | None
@@ -96,14 +99,40 @@ class Running:
         args, kwargs = arguments
         with eager_attention(self.module, patterns=eager):
             if not taps:
-                return call(*args, **kwargs), []
+                return self._call(call, args, kwargs), []
             with (
                 uncompiled(),
                 without_checkpointing(self.module),
                 tapped(self._originals, taps, self.plan) as missed,
             ):
-                output = call(*args, **kwargs)
+                output = self._call(call, args, kwargs)
             return output, missed
+
+    def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's forward; where it fails for want of what the example had, it says so."""
+        why = self._why_it_may_fail(args, kwargs)
+        if not why:
+            return call(*args, **kwargs)
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, InputError) or _is_in_a_hook(error):
+                raise
+            raise InputError(
+                f"{self.name!r} fails on this input ({type(error).__name__}: {error}). {why}"
+            ) from error
+
+    def _why_it_may_fail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What is wrong with some arguments by what is known of the model; empty where nothing."""
+        if missing := self.inputs.missing(args, kwargs):
+            return (
+                f"The example had {', '.join(missing)} too: what belongs to the example's tokens "
+                "is not passed on, so give all arguments as a dict."
+            )
+        longest, tokens = self.config.n_ctx, self.inputs.tokens_at_place(args, kwargs)
+        if longest is None or tokens is None or tokens.shape[1] <= longest:
+            return ""
+        return f"It takes {longest} tokens, given {tokens.shape[1]}."
 
     def _run_live(
         self,
@@ -170,10 +199,8 @@ class Running:
 
     def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
         if self.map.causal is None or not isinstance(logits, Tensor):
-            raise InputError(
-                "there is no loss: the model gives no logits per token, or none that two runs "
-                "agree on."
-            )
+            why = self.map.why_no_logits or "the model returns no logits for each token"
+            raise InputError(f"there is no loss: {why}.")
         if not self.map.causal:
             raise InputError(f"there is no loss: {SEES_AHEAD}.")
         tokens = self.inputs.tokens_in(args, kwargs)
@@ -210,3 +237,9 @@ class Running:
 
 def _as_it_is(point: Point) -> Point:
     return point
+
+
+def _is_in_a_hook(error: BaseException) -> bool:
+    """Whether an error was raised by a function that a user hooked in."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == tapped.__module__ for frame, _ in frames)

@@ -9,6 +9,7 @@ from torch import nn
 from loopscope.errors import InputError
 from loopscope.models.loops import LoopMap, Trace, regroup
 from loopscope.models.native import Layout
+from loopscope.models.wrapped.inputs import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +64,14 @@ class LensConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the first floating parameter."""
-        types = (p.dtype for p in self._module.parameters() if p.is_floating_point())
-        return next(types, torch.float32)
+        """Type of the first floating parameter, or else buffer."""
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
     @property
     def device(self) -> str:
-        """Where the first parameter that has values lies."""
-        real = (str(p.device) for p in self._module.parameters() if p.device.type != "meta")
-        return next(real, "cpu")
+        """Where the first parameter that has values lies, or else the first buffer."""
+        return str(input_device(self._module))
 
 
 def regrouped(loop_map: LoopMap, layout: str | Layout, name: str) -> LoopMap:
@@ -102,6 +102,26 @@ def regrouped(loop_map: LoopMap, layout: str | Layout, name: str) -> LoopMap:
     return regroup(loop_map, depths.prelude, depths.cores) if depths.cores else loop_map
 
 
+def vocabulary_of(traced: Trace, batch: int | None, pos: int | None) -> int | None:
+    """How many tokens a model knows: as it is configured, or by the table they are looked up in.
+
+    Args:
+        traced: A traced forward pass.
+        batch, pos: Shape of the example's token ids.
+
+    Returns:
+        The number; None where nothing tells it.
+    """
+    rows = getattr(getattr(traced.modules[""], "config", None), "vocab_size", None)
+    if isinstance(rows, int):
+        return rows
+    looked_up = [traced.modules[c.module] for c in traced.calls if (batch, pos) in c.integers]
+    rows = next((m.num_embeddings for m in looked_up if isinstance(m, nn.Embedding)), None)
+    if rows is None:
+        rows = next((table.rows for table in traced.lookups if table.ids == (batch, pos)), None)
+    return rows
+
+
 def config_of(
     module: nn.Module, loop_map: LoopMap, traced: Trace, batch: int | None, pos: int | None
 ) -> WrappedConfig:
@@ -117,10 +137,6 @@ def config_of(
         The configuration.
     """
     config = getattr(module, "config", None)
-    rows = getattr(config, "vocab_size", None)
-    if rows is None:
-        looked_up = [traced.modules[c.module] for c in traced.calls if (batch, pos) in c.integers]
-        rows = next((m.num_embeddings for m in looked_up if isinstance(m, nn.Embedding)), None)
     main = loop_map.main
     state = main.iterations[0].h_m if main else loop_map.h_out
     context = getattr(config, "max_position_embeddings", None)
@@ -130,7 +146,7 @@ def config_of(
         K=loop_map.K,
         n_layers=loop_map.n_layers,
         d_model=state.shape[-1],
-        d_vocab=rows if isinstance(rows, int) else None,
+        d_vocab=loop_map.vocabulary or vocabulary_of(traced, batch, pos),
         n_ctx=context if isinstance(context, int) else None,
         architecture=type(module).__name__,
         bos_token_id=bos if isinstance(bos, int) else None,

@@ -20,8 +20,8 @@ from loopscope.models.loops import (
     Trace,
     example_shape,
     find,
-    logits_of,
     read_spec,
+    rounds_by_batch,
     trace,
     with_mixing,
     with_routers,
@@ -32,7 +32,6 @@ from loopscope.models.wrapped.families import family_spec
 from loopscope.models.wrapped.inputs import (
     Arguments,
     Inputs,
-    Place,
     checked_module,
     example_arguments,
     input_device,
@@ -46,49 +45,98 @@ from loopscope.models.wrapped.run_context import (
     uncompiled,
     without_checkpointing,
 )
-from loopscope.models.wrapped.shape import config_of, regrouped
+from loopscope.models.wrapped.shape import config_of, regrouped, vocabulary_of
 from loopscope.models.wrapped.taps import get, schedule
+from loopscope.models.wrapped.token_places import TARGETS
 from loopscope.models.wrapped.wrapped_model import WrappedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causality:
+    """Whether a token's logits depend on earlier tokens alone.
+
+    Attributes:
+        causal: Whether they do; None where it cannot be told.
+        why_not: Why it cannot; empty where it can.
+        restless: Whether a second run on the same input gave something else.
+        rounds: Whether the range of later tokens moves them, by rounding.
+    """
+
+    causal: bool | None = None
+    why_not: str = ""
+    restless: bool = False
+    rounds: bool = False
+
+
+ROUNDED = 0.1
+"""Part of the change of later logits that rounding may change earlier ones by."""
 
 
 @torch.no_grad()
 def is_causal(
     run: Callable[[Arguments], Any],
     arguments: Arguments,
-    place: Place | None,
+    inputs: Inputs,
     result: Any,
-    where: tuple[Step, ...] | None,
+    where: tuple[Step, ...],
     module: nn.Module,
-) -> tuple[bool | None, bool]:
+) -> Causality:
     """Whether the first half of the logits stays when the second half of the tokens changes.
+
+    Targets that are passed along change in all places, since logits must not depend on them.
 
     Args:
         run: Runs the model on arguments.
         arguments: The example's arguments.
-        place: Where the token ids stand among them.
+        inputs: Where the token ids and targets stand among them.
         result: What the model returned for them.
         where: Where the logits are in it.
         module: The model, for the precision it computes in.
 
     Returns:
-        Whether it is causal (None where it gives no logits per token), and whether a second run on
-        the same input gave something else.
+        What was seen.
     """
-    if where is None or place is None:
-        return None, False
+    if inputs.tokens is None:
+        return Causality(why_not="the model was wrapped without token ids, so it predicts none")
     logits = get(result, where).detach()
-    args, kwargs = arguments
-    tokens = args[int(place[1])] if place[0] == "args" else kwargs[str(place[1])]
+    tokens = inputs.tokens_in(*arguments)
     half = tokens.shape[1] // 2
-    if logits.shape[:2] != tokens.shape or half == 0:
-        return None, False
-    later_changed = get(run(_with(arguments, place, _changed(tokens, half))), where)
+    if logits.shape[:2] != tokens.shape:
+        return Causality(
+            why_not="the model returns no logits for each token: on the example of "
+            f"{tokens.shape[1]} tokens it returns them at {logits.shape[1]} positions"
+            + (_hint(inputs) if logits.shape[1] == 1 else "")
+        )
+    if half == 0:
+        return Causality(
+            why_not="the example has one token, on which it cannot be seen whether the model "
+            "predicts the next; wrap it with a longer example="
+        )
+    changed = inputs.with_tokens(arguments, _changed(tokens, half), _changed(tokens, 0))
+    later_changed = get(run(changed), where)
     if _alike(logits[:, :half], later_changed[:, :half], module):
-        return True, False
+        return Causality(causal=True)
+    if rounds_by_batch(module):
+        moved = (logits - later_changed).abs().amax((0, 2))
+        if moved[:half].max() <= ROUNDED * moved[half:].max():
+            return Causality(causal=True, rounds=True)
     again = get(run(arguments), where)
     if not _alike(logits, again, module):
-        return None, True
-    return False, False
+        return Causality(why_not="two runs on the same input give different logits", restless=True)
+    return Causality(causal=False)
+
+
+def _hint(inputs: Inputs) -> str:
+    """How to ask for the logits of every token, where forward takes targets."""
+    names = [name for name in TARGETS if name in inputs.keywords and name not in inputs.copies]
+    if not names or inputs.tokens is None:
+        return ""
+    place = inputs.tokens[1]
+    first = inputs.names[place] if isinstance(place, int) else place
+    return (
+        f"; if it gives them at all with {names[0]}, wrap it with "
+        f'example={{"{first}": tokens, "{names[0]}": tokens}}'
+    )
 
 
 def _changed(tokens: Tensor, half: int) -> Tensor:
@@ -98,14 +146,6 @@ def _changed(tokens: Tensor, half: int) -> Tensor:
         values = torch.cat([values, torch.where(values == 0, 1, 0)]).sort().values
     later = values[(torch.searchsorted(values, tokens[:, half:].contiguous()) + 1) % len(values)]
     return torch.cat([tokens[:, :half], later], dim=1)
-
-
-def _with(arguments: Arguments, place: Place, tokens: Tensor) -> Arguments:
-    args, kwargs = arguments
-    side, where = place
-    if side == "args":
-        return tuple(tokens if i == where else v for i, v in enumerate(args)), kwargs
-    return args, {**kwargs, str(where): tokens}
 
 
 def _alike(a: Tensor, b: Tensor, module: nn.Module) -> bool:
@@ -243,13 +283,13 @@ class _Look:
 
 
 def _wrap_once(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedModel:
+    inputs = inputs.targeted(needed=True) or inputs
     look = _look(module, inputs, recipe.spec, ())
+    inputs, look = _with_targets(module, inputs, look)
     if recipe.loops is not None:
         look = _look_with_loops(module, inputs, look, recipe.loops)
-    logits = logits_of(look.trace)
-    where = None if logits is None else logits.where
     arguments = inputs.example(as_arguments(look.settings))
-    loop_map = _with_causality(module, inputs, look, arguments, where)
+    loop_map = _with_causality(module, inputs, look, arguments)
     for doubt in loop_map.doubts:
         warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
     if recipe.layout is not None:
@@ -265,7 +305,7 @@ def _wrap_once(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedMode
         tokenizer=recipe.tokenizer,
         provenance=recipe.provenance,
         settings=look.settings,
-        logits_at=where,
+        logits_at=loop_map.logits,
         plan=schedule(look.trace, loop_map),
         recipe=replace(recipe, spec=look.spec),
     )
@@ -281,6 +321,53 @@ def _look(module: nn.Module, inputs: Inputs, spec: Spec, settings: tuple[Setting
     loop_map = replace(loop_map, counts=counts_of(module, loop_map, spec))
     loop_map = with_mixing(traced, with_routers(traced, streams, loop_map, spec))
     return _Look(trace=traced, loop_map=loop_map, settings=settings, spec=spec)
+
+
+def _with_targets(module: nn.Module, inputs: Inputs, look: _Look) -> tuple[Inputs, _Look]:
+    """Another look, with targets, at a model that without them gives the last token's logits only.
+
+    Args:
+        module: The model.
+        inputs: How it is called.
+        look: What it does without targets.
+
+    Returns:
+        How it is called, and the look with targets if then it gives logits for each token.
+    """
+    targeted = inputs.targeted()
+    if targeted is None or not _gives_last_only(look, inputs):
+        return inputs, look
+    (name,) = set(targeted.copies) - set(inputs.copies)
+    try:
+        second = _look(module, targeted, look.spec, look.settings)
+    except InputError:  # other targets than tokens
+        second = look
+    scores = second.loop_map
+    tokens = inputs.tokens_in(inputs.args, inputs.kwargs)
+    where = None if scores.why_no_logits else scores.logits
+    if where is not None and get(second.trace.result, where).shape[:2] == tokens.shape:
+        note = (
+            f"without {name} the model gives the last token's logits only, so every call passes "
+            f"its own tokens along as {name}"
+        )
+        scores = replace(scores, notes=(*scores.notes, note))
+        return targeted, replace(second, loop_map=scores)
+    why = (
+        f"the model returns no logits for each token, only the last one's, and with tokens as "
+        f"{name} none either; if other arguments ask for them, give all in example={{...}}"
+    )
+    return inputs, replace(look, loop_map=replace(look.loop_map, why_no_logits=why))
+
+
+def _gives_last_only(look: _Look, inputs: Inputs) -> bool:
+    """Whether a model returns scores of the vocabulary at one position, or at none."""
+    tokens = inputs.tokens_in(inputs.args, inputs.kwargs)
+    vocabulary = vocabulary_of(look.trace, *tokens.shape)
+    shapes = [tuple(item.tensor.shape) for item in look.trace.root.outputs]
+    batch, pos = tokens.shape
+    if pos == 1 or any(shape[:2] == (batch, pos) and shape[-1] == vocabulary for shape in shapes):
+        return False
+    return any(shape in ((batch, 1, vocabulary), (batch, vocabulary)) for shape in shapes)
 
 
 def _look_with_loops(module: nn.Module, inputs: Inputs, look: _Look, loops: Any) -> _Look:
@@ -303,7 +390,6 @@ def _with_causality(
     inputs: Inputs,
     look: _Look,
     arguments: Arguments,
-    where: tuple[Step, ...] | None,
 ) -> LoopMap:
     """The map with what further forward passes tell: whether the model looks at later tokens.
 
@@ -312,23 +398,28 @@ def _with_causality(
         inputs: How it is called.
         look: The traced forward pass.
         arguments: Its arguments.
-        where: Where the logits are in what it returned.
 
     Returns:
         The map, with a doubt where two runs differ.
     """
     loop_map = look.loop_map
-    if loop_map.head is None:
+    if loop_map.why_no_logits or loop_map.logits is None:
         return loop_map
     run = partial(_run, module, inputs, look.settings)
-    causal, restless = is_causal(run, arguments, inputs.tokens, look.trace.result, where, module)
-    if restless:
+    seen = is_causal(run, arguments, inputs, look.trace.result, loop_map.logits, module)
+    if seen.restless:
         doubt = (
             "two runs on the same input differ: random numbers from a generator of its own, which "
             "no seed here reaches; states of two runs cannot be compared"
         )
         loop_map = replace(loop_map, doubts=(*loop_map.doubts, doubt))
-    return replace(loop_map, causal=causal)
+    if seen.rounds:
+        note = (
+            "activations are rounded by the range of the whole batch (dynamic quantisation): a "
+            "token's states and logits depend a little on later tokens and on the other samples"
+        )
+        loop_map = replace(loop_map, notes=(*loop_map.notes, note))
+    return replace(loop_map, causal=seen.causal, why_no_logits=seen.why_not)
 
 
 def _body(traced: Trace, loop_map: LoopMap) -> tuple[str, ...]:
