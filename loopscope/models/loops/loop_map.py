@@ -257,20 +257,24 @@ class LoopMap:
             return str(_depth(self.prelude) + _depth(self.coda))
         return "+".join([str(_depth(self.prelude)), *parts, str(_depth(self.coda))])
 
-    def _shape(self, loop: Loop) -> str:
+    def _shape(self, loop: Loop, within: str | None = None) -> str:
+        """A loop as `4R3`, of an inner one its run within an iteration of the outer."""
+        run = loop.iterations
+        if within is not None:
+            run = tuple(it for it in run if it.path.rpartition(".")[0] == within)
         inner = [child for child in self.loops if child.parent == loop.name]
-        depths = [_depth(iteration.units) for iteration in loop.iterations]
+        depths = [_depth(iteration.units) for iteration in run]
         if not inner:
-            if loop.mechanic == "none" or len(set(depths)) > 1:
+            if within is None and (loop.mechanic == "none" or len(set(depths)) > 1):
                 return "+".join(map(str, depths))
-            return f"{depths[0]}R{loop.K}"
-        first, rest, shapes = loop.iterations[0], depths[0], []
-        for child in inner:
-            run = [i for i in child.iterations if i.path.rpartition(".")[0] == first.path]
-            rest -= sum(_depth(i.units) for i in run)
-            shapes.append(f"{_depth(run[0].units)}R{len(run)}")
+            return f"{depths[0]}R{len(run)}"
+        first = run[0].path
+        every = [it for child in inner for it in child.iterations]
+        looped = [it for it in every if it.path.rpartition(".")[0] == first]
+        shapes = [self._shape(child, first) for child in inner]
+        rest = depths[0] - sum(_depth(iteration.units) for iteration in looped)
         body = "+".join([*shapes, str(rest)] if rest else shapes)
-        return f"({body})R{loop.K}"
+        return f"({body})R{len(run)}"
 
 
 def _depth(units: tuple[Unit, ...]) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from loopscope.errors import InputError, unknown_name
+from loopscope.errors import EXAMPLE, InputError, unknown_name
 
 Place = tuple[str, str | int]
 """Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
@@ -32,8 +32,8 @@ class Inputs:
 
     Attributes:
         tokens: Where the token ids stand among the arguments; None for a model without tokens.
-        args, kwargs: The example's arguments; those that hold no tensors are passed on in each
-            call.
+        args, kwargs: The example's arguments; those that hold no tensors and were given by name, or
+            that forward needs, are passed on in each call.
         cached: Whether forward takes `use_cache`, or the configuration has it.
         names: Positional parameters of forward, in order.
         needed: Its parameters without a default.
@@ -82,10 +82,12 @@ class Inputs:
         if self.tokens is not None and isinstance(only, Tensor):
             args, kwargs = self._around(only, kwargs, counts)
         by_place = self.names[: len(args)]
+        needed = dict(zip(self.names, self.args, strict=False))
+        needed = {name: value for name, value in needed.items() if name in self.needed}
         constant = {
             name: value
-            for name, value in self.kwargs.items()
-            if name not in by_place and not _holds_tensor(value)
+            for name, value in {**needed, **self.kwargs}.items()
+            if name not in by_place and not holds_tensor(value)
         }
         set_counts = {name: value for name, value in counts.items() if name not in by_place}
         full = {**constant, **set_counts, **kwargs}
@@ -135,7 +137,7 @@ class Inputs:
                 continue
             elif name in counts:
                 value = counts[str(name)]
-            elif _holds_tensor(value):
+            elif holds_tensor(value):
                 if name is None:
                     raise InputError(
                         f"the example has a tensor as argument {i} of forward, which these tokens "
@@ -267,14 +269,21 @@ def is_tokens(value: Any) -> bool:
     )
 
 
-def _holds_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or has one in it."""
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or has one in it.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it is.
+    """
     if isinstance(value, Mapping):
-        return any(map(_holds_tensor, value.values()))
+        return any(map(holds_tensor, value.values()))
     if isinstance(value, tuple | list):
-        return any(map(_holds_tensor, value))
+        return any(map(holds_tensor, value))
     if is_dataclass(value) and not isinstance(value, type):
-        return any(map(_holds_tensor, vars(value).values()))
+        return any(map(holds_tensor, vars(value).values()))
     return isinstance(value, Tensor)
 
 
@@ -424,8 +433,8 @@ def _drawn_tokens(module: nn.Module) -> Tensor:
     )
     if not rows:
         raise InputError(
-            "the model has no embedding table, so no example can be made up; give example=: "
-            "what its forward takes (a tensor, a tuple, or a dict of arguments)."
+            f"the model has no embedding table, so no example can be made up; give {EXAMPLE}: what "
+            "its forward takes, a tensor, a tuple or a dict of arguments."
         )
     drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
     return drawn.to(input_device(module))

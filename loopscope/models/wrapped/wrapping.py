@@ -19,15 +19,14 @@ from loopscope.models.loops import (
     Streams,
     Trace,
     example_shape,
-    find,
     logits_of,
     read_spec,
     trace,
-    with_routers,
 )
 from loopscope.models.native import Layout
 from loopscope.models.wrapped.addresses import addresses
-from loopscope.models.wrapped.families import family_spec
+from loopscope.models.wrapped.count_search import with_needed_counts
+from loopscope.models.wrapped.families import fitting, known_spec
 from loopscope.models.wrapped.inputs import (
     Arguments,
     Inputs,
@@ -38,7 +37,18 @@ from loopscope.models.wrapped.inputs import (
     learn,
     plain_tokenizer,
 )
-from loopscope.models.wrapped.loop_count import Setting, as_arguments, counts_of, settings_for
+from loopscope.models.wrapped.loop_count import (
+    Setting,
+    as_arguments,
+    attempts_for,
+    counts_of,
+    looping,
+    refusal,
+    settings_for,
+    settings_of_one_run,
+    with_effective,
+    without_effect,
+)
 from loopscope.models.wrapped.run_context import (
     buffers_kept,
     controlled,
@@ -161,15 +171,13 @@ def wrap(
             module = module.with_loops(loops)
         return module if layout is None else module.with_layout(layout)
     module = checked_module(module)
-    args, kwargs = example_arguments(module, example, tokenizer)
+    example = example_arguments(module, example, tokenizer)
+    args, kwargs = with_needed_counts(module, example, loops)
     if not (spec is None or isinstance(spec, str | Path | Mapping)):
         raise InputError(
             f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
         )
-    if spec is None:
-        checked_spec = read_spec(family_spec(module), module, source="family")
-    else:
-        checked_spec = read_spec(spec, module)
+    checked_spec = known_spec(module) if spec is None else read_spec(spec, module)
     recipe = Recipe(
         args=args,
         kwargs=kwargs,
@@ -276,25 +284,39 @@ def _look(module: nn.Module, inputs: Inputs, spec: Spec, settings: tuple[Setting
     with torch.enable_grad():  # tracing needs gradients
         traced = _run(module, inputs, settings, arguments, trace)
     streams = Streams(*example_shape(*arguments))
-    loop_map = find(traced, streams, spec)
-    loop_map = replace(loop_map, counts=counts_of(module, loop_map, spec))
-    loop_map = with_routers(traced, streams, loop_map, spec)
+    loop_map = fitting(traced, streams, spec)
+    with looping(module, settings):
+        counts = counts_of(module, loop_map, spec, arguments)
+    loop_map = replace(loop_map, counts=counts)
     return _Look(trace=traced, loop_map=loop_map, settings=settings, spec=spec)
 
 
 def _look_with_loops(module: nn.Module, inputs: Inputs, look: _Look, loops: Any) -> _Look:
     """Another look, with the number of iterations that was asked for.
 
+    What has no effect is followed by the next that may set the number, where the user named none.
+
     Raises:
         InputError: if the model does not allow it, or ran otherwise.
     """
     loop_map, spec = look.loop_map, look.spec
-    settings = settings_for(loop_map, loops)
-    if loop_map.K and len(loop_map.loops) == 1 and settings[0].value == 1:
-        spec = replace(spec, core=_body(look.trace, loop_map))  # what runs once shows no loop
-    second = _look(module, inputs, spec, settings)
-    _check_effect(second.loop_map, settings)
-    return second
+    example = inputs.example({})
+    if loop_map.main is None:
+        attempts = settings_of_one_run(module, spec, example, loops)
+        attempts = attempts or [settings_for(loop_map, loops)]  # which raises
+    else:
+        attempts = attempts_for(module, loop_map, spec, example, loops)
+        if len(loop_map.loops) == 1 and attempts[0][0].value == 1:
+            spec = replace(spec, core=_body(look.trace, loop_map))  # what runs once shows no loop
+    failure = None
+    for settings in attempts:
+        second = _look(module, inputs, spec, settings)
+        wrong = without_effect(loop_map, second.loop_map, settings)
+        if not wrong:
+            return replace(second, loop_map=with_effective(second.loop_map, settings))
+        failure = failure or refusal(module, loop_map, wrong, example)
+    assert failure is not None
+    raise failure
 
 
 def _with_causality(
@@ -353,20 +375,3 @@ def _run(
         without_checkpointing(module),
     ):
         return module(*args, **kwargs) if call is None else call(module, args, kwargs)
-
-
-def _check_effect(loop_map: LoopMap, settings: tuple[Setting, ...]) -> None:
-    """Raise if a number of iterations that was set is not what came out."""
-    for setting in settings:
-        count = setting.count
-        loop = next((loop for loop in loop_map.loops if loop.name == count.loop), None)
-        runs = 1
-        if loop is not None and loop.parent is not None:
-            runs = loop_map.loop(loop.parent).K
-        iterations = (loop.K if loop else 1) / runs
-        if iterations != setting.value and not (loop is None and setting.value == 1):
-            raise InputError(
-                f"{count.kind} {count.name} was set to {setting.value}, and {count.loop} "
-                f"ran {iterations:g} times; it does not set the number of iterations. Name what "
-                "does in a spec: [loops] argument = ..., attribute = ... or config = ..."
-            )
