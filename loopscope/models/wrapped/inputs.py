@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopscope.errors import EXAMPLE, InputError, unknown_name
+from loopscope.text import usable_tokenizer, without_limits
 
 Place = tuple[str, str | int]
 """Where token ids stand: `("args", 0)` or `("kwargs", "input_ids")`."""
@@ -388,7 +389,7 @@ def example_arguments(module: nn.Module, example: Any, tokenizer: Any) -> Argume
     Args:
         module: The model.
         example: What `wrap` was given; None makes token ids up.
-        tokenizer: For an example that is text.
+        tokenizer: For an example that is text; what `tokenizer_for` gave.
 
     Returns:
         Positional and keyword arguments.
@@ -399,10 +400,10 @@ def example_arguments(module: nn.Module, example: Any, tokenizer: Any) -> Argume
     if example is None:
         example = _drawn_tokens(module)
     if isinstance(example, str):
-        plain = plain_tokenizer(tokenizer or getattr(module, "tokenizer", None))
-        if plain is None:
+        if tokenizer is None:
             raise InputError("the example is text, and there is no tokenizer; give token ids.")
-        example = torch.tensor([plain.encode(example, add_special_tokens=False).ids])
+        tokenizer = without_limits(tokenizer)
+        example = torch.tensor([tokenizer.encode(example, add_special_tokens=False).ids])
     if isinstance(example, list) and _is_numbers(example):
         example = _tensor(example).to(input_device(module))
     _refuse_empty(example)
@@ -466,13 +467,31 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def plain_tokenizer(tokenizer: Any) -> Any:
-    """A `tokenizers.Tokenizer`, from itself or from a fast tokenizer of transformers.
+def tokenizer_for(module: nn.Module, tokenizer: Any) -> Any:
+    """The tokenizer for a model: the one given, or else its attribute `tokenizer`.
 
     Args:
-        tokenizer: Either, or anything else.
+        module: The model.
+        tokenizer: What `wrap` was given.
 
     Returns:
-        The plain one; what is neither, as it is.
+        A tokenizer as models use it; None where there is none. An attribute that is none gives a
+        warning, unless it is a layer.
+
+    Raises:
+        InputError: if what was given is no tokenizer.
     """
-    return getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if tokenizer is not None:
+        return usable_tokenizer(tokenizer)
+    held = getattr(module, "tokenizer", None)
+    if isinstance(held, nn.Module):
+        return None
+    try:
+        return usable_tokenizer(held)
+    except InputError as error:
+        warn(
+            f"{type(module).__name__}.tokenizer cannot be used, so the model takes token ids only: "
+            f"{error}",
+            stacklevel=4,
+        )
+    return None

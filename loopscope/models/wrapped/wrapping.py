@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from warnings import warn
 
 import torch
@@ -35,7 +35,7 @@ from loopscope.models.wrapped.inputs import (
     example_arguments,
     input_device,
     learn,
-    plain_tokenizer,
+    tokenizer_for,
 )
 from loopscope.models.wrapped.loop_count import (
     Setting,
@@ -148,7 +148,8 @@ def wrap(
 
     Args:
         module: A torch module: a Hugging Face model, a TransformerBridge, one's own. A native model
-            is returned as it is.
+            is returned as it is; one that is wrapped already is wrapped again where something else
+            is asked for.
         example: What its forward is given: token ids (batch, pos), a tuple of positional arguments,
             or a dict of keyword arguments; what is no tensor is passed on in every later call.
             Random token ids when not given.
@@ -156,7 +157,10 @@ def wrap(
         layout: Groups the layers of a plain stack into virtual blocks, such as `4+8+8+4`.
         loops: Number of iterations, where the model allows it; by loop name for several.
         name: Name in tables and figures; the class when not given.
-        tokenizer: A `tokenizers.Tokenizer` or a fast tokenizer of transformers, for text input.
+        tokenizer: For text input: a `tokenizers.Tokenizer`, a tokenizer of transformers, a tiktoken
+            `Encoding`, a sentencepiece processor, an object with `encode` and `decode`, or a
+            function from a text to its ids. Special tokens are never added unless asked for. The
+            module's attribute `tokenizer` when not given.
         provenance: Where the weights come from.
 
     Returns:
@@ -167,17 +171,13 @@ def wrap(
             the specification or the layout, or its number of iterations cannot be set.
     """
     if isinstance(module, NamedHooks):
-        if loops is not None:
-            module = module.with_loops(loops)
-        return module if layout is None else module.with_layout(layout)
+        given = {"example": example, "spec": spec, "tokenizer": tokenizer}
+        return _again(module, given, name=name, layout=layout, loops=loops)
     module = checked_module(module)
+    tokenizer = tokenizer_for(module, tokenizer)
     example = example_arguments(module, example, tokenizer)
     args, kwargs = with_needed_counts(module, example, loops)
-    if not (spec is None or isinstance(spec, str | Path | Mapping)):
-        raise InputError(
-            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
-        )
-    checked_spec = known_spec(module) if spec is None else read_spec(spec, module)
+    checked_spec = known_spec(module) if spec is None else _checked_spec(spec, module)
     recipe = Recipe(
         args=args,
         kwargs=kwargs,
@@ -185,10 +185,49 @@ def wrap(
         layout=layout,
         loops=loops,
         name=name or type(module).__name__,
-        tokenizer=plain_tokenizer(tokenizer or getattr(module, "tokenizer", None)),
+        tokenizer=tokenizer,
         provenance=provenance or {},
     )
     return recipe.build(module)
+
+
+def _checked_spec(spec: Any, module: nn.Module) -> Spec:
+    """A user's specification, read."""
+    if not isinstance(spec, str | Path | Mapping):
+        raise InputError(
+            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
+        )
+    return read_spec(spec, module)
+
+
+def _again(model: Any, given: dict[str, Any], *, name: Any, layout: Any, loops: Any) -> Any:
+    """A model that is wrapped already, or a native one, with what else is asked for."""
+    given = {key: value for key, value in given.items() if value is not None}
+    if isinstance(model, WrappedModel):
+        changes: dict[str, Any] = {"layout": layout, "loops": loops, "name": name}
+        if "tokenizer" in given:
+            changes["tokenizer"] = tokenizer_for(model.module, given["tokenizer"])
+        if "spec" in given:
+            changes["spec"] = _checked_spec(given["spec"], model.module)
+        if "example" in given:
+            text = changes.get("tokenizer", model.tokenizer)
+            example = example_arguments(model.module, given["example"], text)
+            example = with_needed_counts(model.module, example, loops)
+            changes["args"], changes["kwargs"] = example
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if changes.keys() - {"name", "tokenizer"}:
+            return model.recipe.build(model.module, **changes)
+        model.recipe = replace(cast(Recipe, model.recipe), **changes)
+    else:
+        if "spec" in given:
+            raise InputError("a native model takes no spec: its loop is known; leave it out.")
+        model = model if loops is None else model.with_loops(loops)
+        model = model if layout is None else model.with_layout(layout)
+    if name is not None:
+        model.name = name
+    if "tokenizer" in given:
+        model.tokenizer = given["tokenizer"]
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +248,7 @@ class Recipe:
 
         Args:
             module: The module, or a copy of it.
-            **changes: What shall be otherwise: `loops`, `layout`.
+            **changes: What shall be otherwise: `loops`, `layout` and other fields.
 
         Returns:
             The wrapped model.
