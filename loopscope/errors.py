@@ -5,6 +5,11 @@ from difflib import get_close_matches
 from operator import index
 from typing import Any
 
+EXAMPLE = (
+    "example= (on the command line --example FILE, or a factory that returns (model, example))"
+)
+"""How an example is given, for messages that ask for one."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what would be."""

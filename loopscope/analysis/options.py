@@ -137,6 +137,7 @@ class Settings(Options):
             loop keep theirs.
         loops: Iterations to run, as in `load`; native models without a loop stay as they are.
         spec: How the foreign models among the targets loop, as in `load`.
+        example: What the forward of the foreign models among the targets is given, as in `load`.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads the foreign models among the targets over devices, as in `load`.
         data: Text or tokens to measure on; the shipped held-out samples when not given.
@@ -169,6 +170,13 @@ class Settings(Options):
         None,
         "--spec",
         "How a foreign model loops (TOML; see inspect --write-spec).",
+        typed=Path | None,
+    )
+    example: Any = option(
+        None,
+        "--example",
+        "What a foreign model's forward is given, to find its loop: .npy (an array) or .pt (a "
+        "tensor, a tuple or a dict). A factory may return (model, example) instead.",
         typed=Path | None,
     )
     trust_remote_code: bool = option(

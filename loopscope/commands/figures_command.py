@@ -36,7 +36,10 @@ def figures(
     """
     if from_tables is not None or paper_extra:
         unused = {
-            **{f"--{name}": settings[name] for name in ("layout", "data", "loops", "spec")},
+            **{
+                f"--{name}": settings[name]
+                for name in ("layout", "data", "loops", "spec", "example")
+            },
             "--paper-extra": from_tables and paper_extra,
         }
         if flags := [

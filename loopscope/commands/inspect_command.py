@@ -12,7 +12,11 @@ from loopscope.commands.results import fail
 from loopscope.commands.signatures import Json, with_settings
 
 
-@with_settings(["layout", "loops", "spec", "trust_remote_code", "device", "device_map", "dtype"])
+@with_settings(
+    [
+        "layout", "loops", "spec", "example", "trust_remote_code", "device", "device_map", "dtype",
+    ]
+)  # fmt: skip
 def inspect(
     model: Annotated[str, typer.Argument(help="As MODEL of figures.")],
     hooks: Annotated[bool, typer.Option("--hooks", help="List every hook name.")] = False,

@@ -9,7 +9,7 @@ from loopscope.commands.results import fail
 from loopscope.commands.signatures import Json, with_settings
 
 
-@with_settings(["spec", "trust_remote_code"])
+@with_settings(["loops", "spec", "example", "trust_remote_code"])
 def params(
     model: Annotated[str | None, typer.Argument(help="A model; otherwise give a layout.")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="e.g. 4+8R2+4.")] = None,

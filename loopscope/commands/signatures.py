@@ -17,7 +17,8 @@ Models = Annotated[
         metavar="[MODEL]...",
         help="Zoo names (vanilla, base, residual, anchor, anchor_emb, mesh), checkpoint folders, "
         "folders saved by Hugging Face, ids org/name (with @init the untrained twin of any of "
-        "them), and your own module:factory or file.py:factory.",
+        "them), and your own module:factory or file.py:factory, which returns a model or (model, "
+        "example).",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for figures, tables, provenance.")]

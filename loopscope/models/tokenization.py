@@ -7,20 +7,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopscope.errors import InputError
+from loopscope.text import usable_tokenizer, without_limits
 
 
 class TextMixin:
-    """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer.
+    """`to_tokens`, `to_string` and relatives for a model with an optional tokenizer."""
 
-    Attributes:
-        tokenizer: A `tokenizers.Tokenizer`, or None.
-    """
-
-    tokenizer: Any
     config: Any
     name: str | None
     embed: Any
     W_U: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """A `tokenizers.Tokenizer`, any other behind the same methods, or None."""
+        return self.__dict__.get("_text_tokenizer")
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        """Takes what `wrap` takes; anything else is refused."""
+        self.__dict__["_text_tokenizer"] = usable_tokenizer(tokenizer)
 
     @property
     def input_device(self) -> torch.device:
@@ -33,7 +39,7 @@ class TextMixin:
                 f"{self.name!r} has no tokenizer (no tokenizer.json beside its weights), so it "
                 "takes token ids only; pass an integer tensor (batch, pos)."
             )
-        return self.tokenizer
+        return without_limits(self.tokenizer)
 
     def to_tokens(
         self, input: str | list[str], prepend_bos: bool | None = False, **_: Any

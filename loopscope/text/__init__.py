@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from loopscope.text.corpus import check_file as check_file
     from loopscope.text.corpus import load_corpus as load_corpus
     from loopscope.text.corpus import train_tokenizer as train_tokenizer
+    from loopscope.text.foreign_tokenizers import ForeignTokenizer as ForeignTokenizer
+    from loopscope.text.foreign_tokenizers import tokenizer_stamp as tokenizer_stamp
+    from loopscope.text.foreign_tokenizers import usable_tokenizer as usable_tokenizer
+    from loopscope.text.foreign_tokenizers import without_limits as without_limits
     from loopscope.text.windows import Samples as Samples
     from loopscope.text.windows import load_samples as load_samples
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from loopscope.errors import InputError, whole_number
 from loopscope.names import MIN_TOKENS
 from loopscope.text.corpus import SUFFIXES, Document, check_file, read_documents
+from loopscope.text.foreign_tokenizers import usable_tokenizer, without_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def load_samples(
     provenance says both numbers).
 
     Args:
-        model: A model with a tokenizer, or a `tokenizers.Tokenizer`.
+        model: A model with a tokenizer, or a tokenizer, as `wrap` takes it.
         data: `.txt` (one document), `.jsonl` or `.parquet` (column `text`; a column `document`
             tells which document a row is a piece of, without it each is one), integer `.npy`
             (samples × tokens: the first rows, cut to `tokens` columns); None for the shipped
@@ -200,22 +202,24 @@ def _read_ids(path: Path, samples: int, tokens: int) -> np.ndarray:
 def _tokenizer_of(model: Any) -> Any:
     if isinstance(model, str | Path):
         raise InputError(f"give a model or a tokenizer, not a name: load_samples(load({model!r})).")
-    tokenizer = model if hasattr(model, "encode") else getattr(model, "tokenizer", None)
+    tokenizer = usable_tokenizer(model) if _is_tokenizer(model) else None
+    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is None:
         raise InputError(
             f"{getattr(model, 'name', 'the model')} has no tokenizer, so it cannot read text; "
             "give token ids as an integer .npy file (samples × tokens)."
         )
-    if getattr(tokenizer, "truncation", None) or getattr(tokenizer, "padding", None):
-        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer
+    return without_limits(usable_tokenizer(tokenizer))
+
+
+def _is_tokenizer(model: Any) -> bool:
+    """Whether a tokenizer was given, or a function that is one, instead of a model."""
+    return hasattr(model, "encode") or isinstance(model, FunctionType)
 
 
 def _vocabulary_of(model: Any) -> int | None:
-    if hasattr(model, "get_vocab_size"):
-        return int(model.get_vocab_size())
+    if _is_tokenizer(model):
+        return usable_tokenizer(model).get_vocab_size()
     return getattr(getattr(model, "config", None), "d_vocab", None)
 
 

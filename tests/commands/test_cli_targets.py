@@ -54,6 +54,16 @@ def mine():
 
 def fails():
     raise RuntimeError("two\\nlines")
+
+
+class Asked(Looped):
+    def forward(self, ids, n_loops):
+        self.K = n_loops
+        return super().forward(ids)
+
+
+def pair():
+    return Asked(), (torch.arange(12).view(2, 6), 4)
 """
 
 
@@ -246,3 +256,29 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, words, message):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and message in lines[0], err
     assert "Traceback" not in err
+
+
+def test_every_command_takes_an_example_as_its_message_says(run, here, tmp_path):
+    code, _, err = run("inspect", "my_looped.py:Asked")
+    assert code == 2 and "forward needs n_loops too" in err
+    assert "--loops 4" in err and "--example FILE" in err and "returns (model, example)" in err
+    file = tmp_path / "example.pt"
+    torch.save((torch.arange(12).view(2, 6), 4), file)
+    for words in (
+        ["my_looped.py:pair"],
+        ["my_looped.py:Asked", "--loops", 4],
+        ["my_looped.py:Asked", "--example", file],
+    ):
+        code, told, err = run("inspect", *words)
+        assert code == 0 and "1+2R4+1" in told and "n_loops" in told, err
+        assert run("params", *words)[0] == 0
+    for command in ("figures", "compare"):
+        out = tmp_path / command
+        words = ["my_looped.py:Asked", "--example", file, "--out", out, *SMALL]
+        code, told, err = run(command, *words, draw=False)
+        assert code == 0, err
+        assert pd.read_parquet(out / "tables" / "update.parquet")["t"].max() >= 3
+    code, _, err = run("inspect", "my_looped.py:mine", "--example", tmp_path / "none.npy")
+    assert code == 2 and "is no file" in err
+    code, _, err = run("inspect", "mesh", "--example", file)
+    assert code == 2 and "takes no example" in err

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.standins import injected, per_loop, repeated, tied, traps
+from tests.standins import counted, injected, per_loop, repeated, tied, traps
 
 
 def numbered(name: str, first: int, last: int) -> tuple[str, ...]:
@@ -81,6 +81,7 @@ def stack(name: str, prelude: int, core: int, steps: int, coda: int, **more) -> 
 
 
 LOW, HIGH = numbered("model.L_module.layers", 0, 2), numbered("model.H_module.layers", 0, 1)
+SEGMENT = ("start", *(*("L_level",) * 3, "H_level") * 2)
 INNER = ("cycle.first", "cycle.body", "cycle.body", "cycle.last")
 
 CASES = [
@@ -148,6 +149,16 @@ CASES = [
         prelude=("before",),
         cores=(same(INNER, 3, name=None), same(("cycle.body",), 6, name=None, parent=0)),
         coda=("after",),
+    ),
+    Case(
+        name="segments",
+        make=counted.Segments,
+        layout="0+((1R3+1)R2+1)R2+0",
+        cores=(
+            same(SEGMENT, 2, name="start"),
+            same((*("L_level",) * 3, "H_level"), 4, name="H", parent=0),
+            same(("L_level",), 12, name="L", parent=1),
+        ),
     ),
     Case(
         name="interleaved",

@@ -14,6 +14,7 @@ import torch
 from loopscope.models import Hooked
 from loopscope.models.loops import is_packed
 from loopscope.models.opening import locate, zoo_folder
+from loopscope.text import tokenizer_stamp
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".csv")
 
@@ -69,7 +70,7 @@ def stamp_of_model(model: Hooked) -> dict[str, Any]:
         digest.update(code)
     facts = [model.config.to_dict(), model.structure()]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(b"" if model.tokenizer is None else model.tokenizer.to_str().encode())
+    digest.update(tokenizer_stamp(model.tokenizer))
     digest.update(str(model.seed).encode())
     return {"sha256": digest.hexdigest()}
 
@@ -148,6 +149,40 @@ def stamp_of_spec(spec: Any) -> Any:
     return _of_file(Path(spec))
 
 
+def stamp_of_example(example: Any) -> str | None:
+    """Tell examples apart.
+
+    Args:
+        example: As in `load`: arguments of forward, a file, or None.
+
+    Returns:
+        A hash of them, or of the file.
+    """
+    if example is None:
+        return None
+    if isinstance(example, Path):
+        return _of_file(example)
+    digest = hashlib.sha256()
+    _add(digest, example)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Add the tensors, numbers and names in a value to a hash."""
+    if isinstance(value, Mapping):
+        value = [item for pair in value.items() for item in pair]
+    if isinstance(value, list | tuple):
+        digest.update(f"{type(value).__name__} {len(value)};".encode())
+        for part in value:
+            _add(digest, part)
+    elif isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(f"{value!r};".encode())
+
+
 def _of_file(path: Path) -> str:
     try:
         with path.expanduser().open("rb") as file:
@@ -156,4 +191,6 @@ def _of_file(path: Path) -> str:
         return f"{path} cannot be read"  # whoever reads it says so
 
 
-__all__ = ["stamp_of_data", "stamp_of_model", "stamp_of_spec", "stamp_of_target"]
+__all__ = [
+    "stamp_of_data", "stamp_of_example", "stamp_of_model", "stamp_of_spec", "stamp_of_target",
+]  # fmt: skip

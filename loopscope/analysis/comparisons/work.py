@@ -19,6 +19,7 @@ from loopscope.analysis.comparisons.result import (
 )
 from loopscope.analysis.comparisons.stamps import (
     stamp_of_data,
+    stamp_of_example,
     stamp_of_model,
     stamp_of_spec,
     stamp_of_target,
@@ -37,6 +38,8 @@ from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
 from loopscope.text import SUFFIXES, Samples, check_file, load_samples
 
+FOREIGN = ("spec", "example", "device_map")
+"""Settings that only foreign models take, when they are loaded."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others to finish their shards."""
 
@@ -127,7 +130,8 @@ def compare(
         write: Called with the comparison and `out` instead of writing all that.
         **settings: What to measure and how, as `Settings` describes it: `measures`, `data`,
             `samples`, `tokens`, `seed`, `batch_size`, `device`, `dtype`, `layout`, `loops`,
-            `more_loops`, `spec`, `trust_remote_code`, `device_map`, and the options of `measure`.
+            `more_loops`, `spec`, `example`, `trust_remote_code`, `device_map`, and the options of
+            `measure`.
 
     Returns:
         The tables, models in the order given, and each model's samples. A target that cannot be
@@ -208,7 +212,7 @@ def _check_applies(plan: Plan, settings: Settings) -> None:
             "device and dtype apply to models that are loaded here, and one is given in memory; "
             "convert it with model.to(...) and leave both out."
         )
-    foreign = {"spec": settings.spec, "device_map": settings.device_map}
+    foreign = {name: getattr(settings, name) for name in FOREIGN}
     unused = [name for name, value in foreign.items() if value is not None]
     if unused and not any(checkpoint.foreign for checkpoint in checkpoints):
         raise InputError(
@@ -414,7 +418,7 @@ class Work:
         settings, checkpoint = self.settings, self.plan.checkpoints[number]
         loops = None if checkpoint.plain else settings.loops
         if checkpoint.named:
-            foreign = {"spec": settings.spec, "device_map": settings.device_map}
+            foreign = {name: getattr(settings, name) for name in FOREIGN}
             model = load(
                 checkpoint.target, device=settings.device, dtype=settings.dtype,
                 seed=settings.seed, name=checkpoint.model, loops=loops,
@@ -448,6 +452,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     stamps = {
         "data": stamp_of_data(settings.data),
         "spec": stamp_of_spec(settings.spec),
+        "example": stamp_of_example(settings.example),
         "device": (settings.device or "cpu").partition(":")[0],
     }
     names = [entry.name for entry in fields(settings) if entry.name != "trust_remote_code"]

@@ -312,7 +312,7 @@ class LoopMap:
         depths = [_depth(iteration.units) for iteration in run]
         inner = [child for child in self.loops if child.parent == loop.name]
         if not inner:
-            if loop.mechanic == "none" or len(set(depths)) > 1:
+            if not within and (loop.mechanic == "none" or len(set(depths)) > 1):
                 return "+".join(map(str, depths))
             return f"{depths[0]}R{len(run)}"
         path, rest, shapes = run[0].path, depths[0], []

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
 
-from loopscope.errors import InputError
+from loopscope.errors import EXAMPLE, InputError
 from loopscope.models.loops import ports
 from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.loop_map import Iteration, Loop, LoopMap, Unit
@@ -39,8 +39,8 @@ def plain(units: Units, spec: Spec) -> LoopMap:
         raise InputError(
             "no layers were found: "
             + ("; ".join(elsewhere(units)) or "no module with a matrix turns a stream into another")
-            + ". Layers turn (batch, pos, width) into (batch, pos, width); give an example= of "
-            "token ids (batch, pos), or bring the tensors into that form."
+            + ". Layers turn (batch, pos, width) into (batch, pos, width); give token ids (batch, "
+            f"pos) as an {EXAMPLE}, or bring the tensors into that form."
         )
     head = ports.head_of(units, layers[-1])
     doubts = _heads(units, layers)

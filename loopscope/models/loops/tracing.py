@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from loopscope.errors import InputError
+from loopscope.errors import EXAMPLE, InputError
 from loopscope.models.loops.functions import Function, FunctionLog, Lookup, Making
 from loopscope.models.loops.loop_map import Step
 from loopscope.models.loops.matrices import weights_in
@@ -263,8 +263,8 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         except Exception as error:
             raise InputError(
                 f"the model's forward pass fails on the example{recorder.place()}: "
-                f"{type(error).__name__}: {error}. Give an example= that the model can run (the "
-                "arguments of its forward, as a tensor, a tuple or a dict)."
+                f"{type(error).__name__}: {error}. Give an {EXAMPLE} that the model can run: the "
+                "arguments of its forward, as a tensor, a tuple or a dict."
             ) from error
     calls = recorder.calls
     if not calls or calls[0].module != "":

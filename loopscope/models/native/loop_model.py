@@ -25,6 +25,7 @@ from loopscope.models.native.transformer_lens_api import LensMixin
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory, Transition
 from loopscope.names import MAIN_LOOP, block_name, state_names, twin_name
+from loopscope.text import tokenizer_stamp
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
@@ -544,8 +545,7 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
 
     def twin_key(self) -> Hashable:
         """Configuration and tokenizer: what decides an untrained twin."""
-        text = b"" if self.tokenizer is None else self.tokenizer.to_str(pretty=False).encode()
-        return self.config, sha256(text).hexdigest()
+        return self.config, sha256(tokenizer_stamp(self.tokenizer)).hexdigest()
 
     def why_no_loss(self) -> str:
         """Nothing: a native model predicts next tokens."""

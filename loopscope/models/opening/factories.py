@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import nn
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.opening.targets import OpenedModel
-from loopscope.models.wrapped import plain_tokenizer
 
 _siblings: dict[str, Path] = {}
 """Modules imported from the folder of a `file.py`; those of another folder take their place."""
@@ -50,26 +48,29 @@ def open_factory(place: str) -> OpenedModel:
     """Import, and call the factory with no arguments.
 
     Args:
-        place: `package.module:factory` or `file.py:factory`. A class is called likewise; a ready
-            `torch.nn.Module` is taken as it is.
+        place: `package.module:factory` or `file.py:factory`. A class is called likewise; what
+            stands there ready is taken as it is. It gives a `torch.nn.Module`, a model of `wrap`
+            or `load`, or a tuple of the module and an example of what its forward takes.
 
     Returns:
-        The module in evaluation mode, and its attribute `tokenizer` if it is one.
+        The module in evaluation mode, and the example if there is one.
 
     Raises:
         InputError: if there is no such file or name, the user's code raises, or the result is no
             module.
     """
     check_factory(place)
-    module = _call_factory(place)
+    made = _call_factory(place)
+    pair = isinstance(made, tuple) and len(made) == 2
+    module, example = made if pair else (made, None)
     if not isinstance(module, nn.Module):
         raise InputError(
-            f"{place} gave {type(module).__name__}, but the model must be a torch.nn.Module; "
-            "return the module itself."
+            f"{place} gave {_described(made)}, but the model must be a torch.nn.Module; return the "
+            "module itself, a model of ls.wrap, or (module, example)."
         )
     return OpenedModel(
         module=module.eval(),
-        tokenizer=_tokenizer(module, place),
+        example=example,
         provenance={"source": place, "class": type(module).__qualname__},
     )
 
@@ -82,7 +83,7 @@ def _call_factory(place: str) -> Any:
         with _named_failure(f"importing {where}", file):
             home = _import_file(file) if file else importlib.import_module(where)
         factory = _attribute(home, name, place)
-        if isinstance(factory, nn.Module):
+        if isinstance(factory, nn.Module | tuple):
             return factory
         _check_callable(factory, place)
         with _named_failure(f"{name}() of {where}", file):
@@ -159,7 +160,7 @@ def _check_callable(factory: Any, place: str) -> None:
     if not callable(factory):
         raise InputError(
             f"{place} is a {type(factory).__name__}; it must be a function without arguments that "
-            "returns a torch.nn.Module, or such a module."
+            "returns a torch.nn.Module or (module, example), or such a module."
         )
     try:
         inspect.signature(factory).bind()
@@ -172,28 +173,8 @@ def _check_callable(factory: Any, place: str) -> None:
         pass  # built-in callables have no signature
 
 
-def _tokenizer(module: nn.Module, place: str) -> Any:
-    attribute = getattr(module, "tokenizer", None)
-    tokenizer = fast_tokenizer(attribute)
-    if attribute is not None and tokenizer is None:
-        warnings.warn(
-            f"{place}: its tokenizer is a {type(attribute).__name__}; only tokenizers.Tokenizer "
-            "and fast tokenizers of transformers can be used, so the model takes token ids only.",
-            stacklevel=2,
-        )
-    return tokenizer
-
-
-def fast_tokenizer(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` that something is or holds.
-
-    Args:
-        tokenizer: Anything, such as a fast tokenizer of transformers.
-
-    Returns:
-        The tokenizer, or None where there is none.
-    """
-    from tokenizers import Tokenizer
-
-    inner = plain_tokenizer(tokenizer)
-    return inner if isinstance(inner, Tokenizer) else None
+def _described(made: Any) -> str:
+    """What a factory gave, in words."""
+    if isinstance(made, tuple):
+        return f"a tuple ({', '.join(type(part).__name__ for part in made)})"
+    return type(made).__name__

@@ -1,6 +1,7 @@
 """`load`: a zoo name, a folder, a Hugging Face id or the user's own Python gives a model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 
 from loopscope.devices import check_seed, parse_device, parse_dtype
 from loopscope.errors import InputError
-from loopscope.models.hooks import NamedHooks
 from loopscope.models.native import (
     Layout,
     LoopConfig,
@@ -21,6 +21,7 @@ from loopscope.models.native import (
     read_json,
     read_tokenizer,
 )
+from loopscope.models.opening.examples import read_example
 from loopscope.models.opening.targets import (
     OpenedModel,
     Target,
@@ -40,6 +41,7 @@ def load(
     name: str | None = None,
     loops: int | Mapping[str, int] | None = None,
     spec: str | Path | Mapping[str, Any] | None = None,
+    example: Any = None,
     trust_remote_code: bool = False,
     device_map: Any = None,
 ) -> Any:
@@ -48,7 +50,8 @@ def load(
     Args:
         target: A zoo name (`mesh`); a checkpoint folder (loopscope's own, or any model saved by
             Hugging Face); a Hugging Face id (`org/name`; the local cache first); or
-            `package.module:factory` and `file.py:factory`, called without arguments. With `@init`
+            `package.module:factory` and `file.py:factory`, called without arguments, which give a
+            module, `(module, example)`, or a model of `wrap` or `load`. With `@init`
             the untrained twin of the same configuration. A name without a slash means the zoo
             first; write `./mesh` for a folder.
         layout: Groups the layers of a model without a loop into virtual blocks, such as `4+8+8+4`.
@@ -59,6 +62,8 @@ def load(
         loops: Iterations to run, or iterations by loop name, where the model allows it.
         spec: How a foreign model loops, where it is not found rightly: a TOML file or its content
             as a dict. A file `loopscope.toml` in the checkpoint's folder is used by itself.
+        example: What a foreign model's forward is given, as in `wrap`; a `Path` to a `.npy` file
+            (an array) or a `.pt` file (a tensor, tuple or dict). It comes before a factory's.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads a Hugging Face checkpoint over devices (`auto`), instead of device.
 
@@ -77,7 +82,7 @@ def load(
     located = locate(target, trust_remote_code=trust_remote_code)
     label = name or located.label
     if located.kind == "native":
-        _refuse(located.place, spec=spec, device_map=device_map)
+        _refuse(located.place, spec=spec, example=example, device_map=device_map)
         model = _load_native(located, label, float_type or torch.float32, seed)
         if loops is not None:
             model = model.with_loops(loops)
@@ -99,6 +104,8 @@ def load(
         )
         if torch_device is not None:
             opened.module.to(torch_device)
+    if example is not None:
+        opened = replace(opened, example=read_example(example))
     return _wrap_opened(opened, label, spec=spec, layout=layout, loops=loops)
 
 
@@ -162,14 +169,9 @@ def _wrap_opened(opened: OpenedModel, label: str, *, spec: Any, layout: Any, loo
     """The opened module as a model that is measured like any other."""
     from loopscope.models.wrapped import wrap
 
-    module: Any = opened.module
-    if isinstance(module, NamedHooks):
-        _refuse("a factory that gives a loopscope model", spec=spec)
-        module = wrap(module, loops=loops, layout=layout)
-        module.name = label
-        return module
     return wrap(
-        module,
+        opened.module,
+        opened.example,
         spec=opened.spec if spec is None else spec,
         layout=None if layout is None else str(layout),
         loops=loops,

@@ -13,9 +13,9 @@ from torch import nn
 
 from loopscope.errors import InputError
 from loopscope.models.native import read_json, read_tokenizer, weight_files
-from loopscope.models.opening.factories import fast_tokenizer
 from loopscope.models.opening.remote_code import fill_buffers, named_failures, repaired
 from loopscope.models.opening.targets import OpenedModel
+from loopscope.text import usable_tokenizer
 
 SPEC_FILE = "loopscope.toml"
 _AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel")
@@ -101,7 +101,7 @@ def open_pretrained(
         untrained: Seed of fresh weights instead of the saved ones.
 
     Returns:
-        The module in evaluation mode, and its tokenizer if it has a fast one.
+        The module in evaluation mode, and its tokenizer if it has one.
 
     Raises:
         InputError: for whatever is missing, damaged or not trusted.
@@ -273,8 +273,10 @@ def _tokenizer(folder: Path, remote: bool) -> Any:
 
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=remote
+            return usable_tokenizer(
+                AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=remote
+                )
             )
     except Exception as error:  # whatever a damaged file makes of it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -283,7 +285,6 @@ def _tokenizer(folder: Path, remote: bool) -> Any:
             stacklevel=2,
         )
         return None
-    return fast_tokenizer(tokenizer)
 
 
 @contextmanager

@@ -45,12 +45,14 @@ class OpenedModel:
 
     Attributes:
         module: The torch module, in evaluation mode.
-        tokenizer: A `tokenizers.Tokenizer`, or None.
+        example: What its forward is given, where a factory says so.
+        tokenizer: A tokenizer, or None.
         provenance: Where the weights came from, as JSON values.
         spec: The file `loopscope.toml` beside the weights, if there is one.
     """
 
     module: Any
+    example: Any = None
     tokenizer: Any = None
     provenance: dict[str, Any] = field(default_factory=dict)
     spec: Path | None = None

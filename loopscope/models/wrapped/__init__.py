@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
-    from loopscope.models.wrapped.inputs import plain_tokenizer as plain_tokenizer
     from loopscope.models.wrapped.run_context import buffers_kept as buffers_kept
     from loopscope.models.wrapped.wrapped_model import WrappedModel as WrappedModel
     from loopscope.models.wrapped.wrapping import wrap as wrap

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from loopscope.errors import InputError, unknown_name
+from loopscope.errors import EXAMPLE, InputError, unknown_name
 from loopscope.models.wrapped.token_places import (
     TARGETS,
     Place,
@@ -20,6 +20,7 @@ from loopscope.models.wrapped.token_places import (
     place_of_tokens,
     shifted,
 )
+from loopscope.text import usable_tokenizer, without_limits
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
@@ -37,8 +38,8 @@ class Inputs:
 
     Attributes:
         tokens: Where the token ids stand among the arguments; None for a model without tokens.
-        args, kwargs: The example's arguments; those that hold no tensors are passed on in each
-            call.
+        args, kwargs: The example's arguments; those that hold no tensors and were given by name, or
+            that forward needs, are passed on in each call.
         cached: Whether forward takes `use_cache`, or the configuration has it.
         names: Positional parameters of forward, in order.
         needed: Its parameters without a default.
@@ -93,10 +94,12 @@ class Inputs:
         if self.tokens is not None and isinstance(only, Tensor):
             args, kwargs = self._around(only, kwargs, counts)
         by_place = self.names[: len(args)]
+        needed = dict(zip(self.names, self.args, strict=False))
+        needed = {name: value for name, value in needed.items() if name in self.needed}
         constant = {
             name: value
-            for name, value in self.kwargs.items()
-            if name not in by_place and not _holds_tensor(value)
+            for name, value in {**needed, **self.kwargs}.items()
+            if name not in by_place and not holds_tensor(value)
         }
         set_counts = {name: value for name, value in counts.items() if name not in by_place}
         full = {**constant, **set_counts, **kwargs}
@@ -226,7 +229,7 @@ class Inputs:
                 continue
             elif name in counts:
                 value = counts[str(name)]
-            elif _holds_tensor(value):
+            elif holds_tensor(value):
                 if name is None:
                     raise InputError(
                         f"the example has a tensor as argument {i} of forward, which these tokens "
@@ -364,14 +367,21 @@ def input_device(module: nn.Module) -> torch.device:
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
 
-def _holds_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or has one in it."""
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or has one in it.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it is.
+    """
     if isinstance(value, Mapping):
-        return any(map(_holds_tensor, value.values()))
+        return any(map(holds_tensor, value.values()))
     if isinstance(value, tuple | list):
-        return any(map(_holds_tensor, value))
+        return any(map(holds_tensor, value))
     if is_dataclass(value) and not isinstance(value, type):
-        return any(map(_holds_tensor, vars(value).values()))
+        return any(map(holds_tensor, vars(value).values()))
     return isinstance(value, Tensor)
 
 
@@ -471,7 +481,7 @@ def example_arguments(module: nn.Module, example: Any, tokenizer: Any) -> Argume
     Args:
         module: The model.
         example: What `wrap` was given; None makes token ids up.
-        tokenizer: For an example that is text.
+        tokenizer: For an example that is text; what `tokenizer_for` gave.
 
     Returns:
         Positional and keyword arguments.
@@ -482,10 +492,10 @@ def example_arguments(module: nn.Module, example: Any, tokenizer: Any) -> Argume
     if example is None:
         example = _drawn_tokens(module)
     if isinstance(example, str):
-        plain = plain_tokenizer(tokenizer or getattr(module, "tokenizer", None))
-        if plain is None:
+        if tokenizer is None:
             raise InputError("the example is text, and there is no tokenizer; give token ids.")
-        example = torch.tensor([plain.encode(example, add_special_tokens=False).ids])
+        tokenizer = without_limits(tokenizer)
+        example = torch.tensor([tokenizer.encode(example, add_special_tokens=False).ids])
     if isinstance(example, list) and _is_numbers(example):
         example = _tensor(example).to(input_device(module))
     _refuse_empty(example)
@@ -516,8 +526,8 @@ def _drawn_tokens(module: nn.Module) -> Tensor:
     )
     if not rows:
         raise InputError(
-            "the model has no embedding table, so no example can be made up; give example=: "
-            "what its forward takes (a tensor, a tuple, or a dict of arguments)."
+            f"the model has no embedding table, so no example can be made up; give {EXAMPLE}: what "
+            "its forward takes, a tensor, a tuple or a dict of arguments."
         )
     drawn = torch.randint(rows, (2, 8), generator=torch.Generator().manual_seed(0))
     return drawn.to(input_device(module))
@@ -549,13 +559,31 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def plain_tokenizer(tokenizer: Any) -> Any:
-    """A `tokenizers.Tokenizer`, from itself or from a fast tokenizer of transformers.
+def tokenizer_for(module: nn.Module, tokenizer: Any) -> Any:
+    """The tokenizer for a model: the one given, or else its attribute `tokenizer`.
 
     Args:
-        tokenizer: Either, or anything else.
+        module: The model.
+        tokenizer: What `wrap` was given.
 
     Returns:
-        The plain one; what is neither, as it is.
+        A tokenizer as models use it; None where there is none. An attribute that is none gives a
+        warning, unless it is a layer.
+
+    Raises:
+        InputError: if what was given is no tokenizer.
     """
-    return getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if tokenizer is not None:
+        return usable_tokenizer(tokenizer)
+    held = getattr(module, "tokenizer", None)
+    if isinstance(held, nn.Module):
+        return None
+    try:
+        return usable_tokenizer(held)
+    except InputError as error:
+        warn(
+            f"{type(module).__name__}.tokenizer cannot be used, so the model takes token ids only: "
+            f"{error}",
+            stacklevel=4,
+        )
+    return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from warnings import warn
 
 import torch
@@ -19,16 +19,15 @@ from loopscope.models.loops import (
     Streams,
     Trace,
     example_shape,
-    find,
     read_spec,
     rounds_by_batch,
     trace,
     with_mixing,
-    with_routers,
 )
 from loopscope.models.native import Layout
 from loopscope.models.wrapped.addresses import addresses
-from loopscope.models.wrapped.families import family_spec
+from loopscope.models.wrapped.count_search import with_needed_counts
+from loopscope.models.wrapped.families import fitting, known_spec
 from loopscope.models.wrapped.inputs import (
     Arguments,
     Inputs,
@@ -36,9 +35,20 @@ from loopscope.models.wrapped.inputs import (
     example_arguments,
     input_device,
     learn,
-    plain_tokenizer,
+    tokenizer_for,
 )
-from loopscope.models.wrapped.loop_count import Setting, as_arguments, counts_of, settings_for
+from loopscope.models.wrapped.loop_count import (
+    Setting,
+    as_arguments,
+    attempts_for,
+    counts_of,
+    looping,
+    refusal,
+    settings_for,
+    settings_of_one_run,
+    with_effective,
+    without_effect,
+)
 from loopscope.models.wrapped.run_context import (
     buffers_kept,
     controlled,
@@ -179,7 +189,8 @@ def wrap(
 
     Args:
         module: A torch module: a Hugging Face model, a TransformerBridge, one's own. A native model
-            is returned as it is.
+            is returned as it is; one that is wrapped already is wrapped again where something else
+            is asked for.
         example: What its forward is given: token ids (batch, pos), a tuple of positional arguments,
             or a dict of keyword arguments; what is no tensor is passed on in every later call.
             Random token ids when not given.
@@ -187,7 +198,10 @@ def wrap(
         layout: Groups the layers of a plain stack into virtual blocks, such as `4+8+8+4`.
         loops: Number of iterations, where the model allows it; by loop name for several.
         name: Name in tables and figures; the class when not given.
-        tokenizer: A `tokenizers.Tokenizer` or a fast tokenizer of transformers, for text input.
+        tokenizer: For text input: a `tokenizers.Tokenizer`, a tokenizer of transformers, a tiktoken
+            `Encoding`, a sentencepiece processor, an object with `encode` and `decode`, or a
+            function from a text to its ids. Special tokens are never added unless asked for. The
+            module's attribute `tokenizer` when not given.
         provenance: Where the weights come from.
 
     Returns:
@@ -198,19 +212,13 @@ def wrap(
             the specification or the layout, or its number of iterations cannot be set.
     """
     if isinstance(module, NamedHooks):
-        if loops is not None:
-            module = module.with_loops(loops)
-        return module if layout is None else module.with_layout(layout)
+        given = {"example": example, "spec": spec, "tokenizer": tokenizer}
+        return _again(module, given, name=name, layout=layout, loops=loops)
     module = checked_module(module)
-    args, kwargs = example_arguments(module, example, tokenizer)
-    if not (spec is None or isinstance(spec, str | Path | Mapping)):
-        raise InputError(
-            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
-        )
-    if spec is None:
-        checked_spec = read_spec(family_spec(module), module, source="family")
-    else:
-        checked_spec = read_spec(spec, module)
+    tokenizer = tokenizer_for(module, tokenizer)
+    example = example_arguments(module, example, tokenizer)
+    args, kwargs = with_needed_counts(module, example, loops)
+    checked_spec = known_spec(module) if spec is None else _checked_spec(spec, module)
     recipe = Recipe(
         args=args,
         kwargs=kwargs,
@@ -218,10 +226,49 @@ def wrap(
         layout=layout,
         loops=loops,
         name=name or type(module).__name__,
-        tokenizer=plain_tokenizer(tokenizer or getattr(module, "tokenizer", None)),
+        tokenizer=tokenizer,
         provenance=provenance or {},
     )
     return recipe.build(module)
+
+
+def _checked_spec(spec: Any, module: nn.Module) -> Spec:
+    """A user's specification, read."""
+    if not isinstance(spec, str | Path | Mapping):
+        raise InputError(
+            f"spec must be a TOML file or a dict, given {type(spec).__name__} {spec!r}."
+        )
+    return read_spec(spec, module)
+
+
+def _again(model: Any, given: dict[str, Any], *, name: Any, layout: Any, loops: Any) -> Any:
+    """A model that is wrapped already, or a native one, with what else is asked for."""
+    given = {key: value for key, value in given.items() if value is not None}
+    if isinstance(model, WrappedModel):
+        changes: dict[str, Any] = {"layout": layout, "loops": loops, "name": name}
+        if "tokenizer" in given:
+            changes["tokenizer"] = tokenizer_for(model.module, given["tokenizer"])
+        if "spec" in given:
+            changes["spec"] = _checked_spec(given["spec"], model.module)
+        if "example" in given:
+            text = changes.get("tokenizer", model.tokenizer)
+            example = example_arguments(model.module, given["example"], text)
+            example = with_needed_counts(model.module, example, loops)
+            changes["args"], changes["kwargs"] = example
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if changes.keys() - {"name", "tokenizer"}:
+            return model.recipe.build(model.module, **changes)
+        model.recipe = replace(cast(Recipe, model.recipe), **changes)
+    else:
+        if "spec" in given:
+            raise InputError("a native model takes no spec: its loop is known; leave it out.")
+        model = model if loops is None else model.with_loops(loops)
+        model = model if layout is None else model.with_layout(layout)
+    if name is not None:
+        model.name = name
+    if "tokenizer" in given:
+        model.tokenizer = given["tokenizer"]
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +289,7 @@ class Recipe:
 
         Args:
             module: The module, or a copy of it.
-            **changes: What shall be otherwise: `loops`, `layout`.
+            **changes: What shall be otherwise: `loops`, `layout` and other fields.
 
         Returns:
             The wrapped model.
@@ -317,9 +364,10 @@ def _look(module: nn.Module, inputs: Inputs, spec: Spec, settings: tuple[Setting
     with torch.enable_grad():  # tracing needs gradients
         traced = _run(module, inputs, settings, arguments, trace)
     streams = Streams(*example_shape(*arguments))
-    loop_map = find(traced, streams, spec)
-    loop_map = replace(loop_map, counts=counts_of(module, loop_map, spec))
-    loop_map = with_mixing(traced, with_routers(traced, streams, loop_map, spec))
+    loop_map = with_mixing(traced, fitting(traced, streams, spec))
+    with looping(module, settings):
+        counts = counts_of(module, loop_map, spec, arguments)
+    loop_map = replace(loop_map, counts=counts)
     return _Look(trace=traced, loop_map=loop_map, settings=settings, spec=spec)
 
 
@@ -373,16 +421,29 @@ def _gives_last_only(look: _Look, inputs: Inputs) -> bool:
 def _look_with_loops(module: nn.Module, inputs: Inputs, look: _Look, loops: Any) -> _Look:
     """Another look, with the number of iterations that was asked for.
 
+    What has no effect is followed by the next that may set the number, where the user named none.
+
     Raises:
         InputError: if the model does not allow it, or ran otherwise.
     """
     loop_map, spec = look.loop_map, look.spec
-    settings = settings_for(loop_map, loops)
-    if loop_map.K and len(loop_map.loops) == 1 and settings[0].value == 1:
-        spec = replace(spec, core=_body(look.trace, loop_map))  # what runs once shows no loop
-    second = _look(module, inputs, spec, settings)
-    _check_effect(second.loop_map, settings)
-    return second
+    example = inputs.example({})
+    if loop_map.main is None:
+        attempts = settings_of_one_run(module, spec, example, loops)
+        attempts = attempts or [settings_for(loop_map, loops)]  # which raises
+    else:
+        attempts = attempts_for(module, loop_map, spec, example, loops)
+        if len(loop_map.loops) == 1 and attempts[0][0].value == 1:
+            spec = replace(spec, core=_body(look.trace, loop_map))  # what runs once shows no loop
+    failure = None
+    for settings in attempts:
+        second = _look(module, inputs, spec, settings)
+        wrong = without_effect(loop_map, second.loop_map, settings)
+        if not wrong:
+            return replace(second, loop_map=with_effective(second.loop_map, settings))
+        failure = failure or refusal(module, loop_map, wrong, example)
+    assert failure is not None
+    raise failure
 
 
 def _with_causality(
@@ -445,20 +506,3 @@ def _run(
         without_checkpointing(module),
     ):
         return module(*args, **kwargs) if call is None else call(module, args, kwargs)
-
-
-def _check_effect(loop_map: LoopMap, settings: tuple[Setting, ...]) -> None:
-    """Raise if a number of iterations that was set is not what came out."""
-    for setting in settings:
-        count = setting.count
-        loop = next((loop for loop in loop_map.loops if loop.name == count.loop), None)
-        runs = 1
-        if loop is not None and loop.parent is not None:
-            runs = loop_map.loop(loop.parent).K
-        iterations = (loop.K if loop else 1) / runs
-        if iterations != setting.value and not (loop is None and setting.value == 1):
-            raise InputError(
-                f"{count.kind} {count.name} was set to {setting.value}, and {count.loop} "
-                f"ran {iterations:g} times; it does not set the number of iterations. Name what "
-                "does in a spec: [loops] argument = ..., attribute = ... or config = ..."
-            )

@@ -3,6 +3,7 @@
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -158,7 +159,100 @@ def test_a_factory_may_give_a_loopscope_model(mine):
     wrapped = load("ours.py:wrapped", loops=5)
     assert wrapped.config.K == 5 and wrapped.name == "wrapped"
     with pytest.raises(InputError, match="takes no spec"):
-        load("ours.py:wrapped", spec={"core": ["core.0"]})
+        load("ours.py:native", spec={"core": ["core.0"]})
+
+
+def test_options_apply_to_a_wrapped_model_that_a_factory_gives(mine, tokens):
+    (mine / "ours.py").write_text(
+        "import loopscope as ls\n"
+        "from my_model import make\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "def wrapped(): return ls.wrap(make(), name='inner')\n"
+        "def stack(): return ls.wrap(LlamaForCausalLM(LlamaConfig(\n"
+        "    vocab_size=61, hidden_size=16, intermediate_size=24, num_attention_heads=2,\n"
+        "    num_hidden_layers=4)))\n"
+    )
+    by_spec = load("ours.py:wrapped", spec={"state": {"output": "core.0.inner"}})
+    assert (by_spec.map.source, by_spec.name) == ("spec", "wrapped")
+    assert by_spec.map.main.iterations[0].h_m.module == "core.0.inner"
+    again = load("ours.py:wrapped", example=tokens[:1, :5], loops=2)
+    assert again.map.K == 2 and again.map.embed.shape == (2, 5, 16)
+    assert load("ours.py:wrapped").with_loops(4).name == "wrapped"
+    assert str(load("ours.py:stack", layout="1+1+1+1").map) == "1+1+1+1"
+    with pytest.raises(InputError, match="unknown module"):
+        load("ours.py:wrapped", spec={"core": ["nowhere"]})
+
+
+EXAMPLES = """
+import torch
+from torch import nn
+from my_model import Looped
+
+
+class Asked(Looped):
+    def forward(self, ids, n_loops):
+        self.K = n_loops
+        return super().forward(ids)
+
+
+class Floats(Asked):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3, 16)
+
+
+ids = torch.arange(10).view(2, 5)
+x = torch.linspace(-1, 1, 24).view(2, 4, 3)
+def alone(): return Asked()
+def pair(): return Asked(), (ids, 4)
+def named(): return Asked(), {"ids": ids, "n_loops": 5}
+def floats(): return Floats()
+ready = (Asked(), (ids, 6))
+def three(): return Asked(), ids, 4
+def turned(): return ids, Asked()
+"""
+
+
+def test_a_factory_may_return_an_example_with_its_module(mine, tokens):
+    (mine / "asked.py").write_text(EXAMPLES)
+    for name, K in (("pair", 4), ("named", 5), ("ready", 6)):
+        model = load(f"asked.py:{name}")
+        assert model.map.K == K and model.name == name
+        assert torch.equal(model(tokens), model.module(tokens, K))
+    assert load("asked.py:pair", loops=2).map.K == 2
+    assert load("asked.py:pair", example=(tokens, 3)).map.K == 3  # the call's own comes first
+    assert load("asked.py:alone", loops=3).map.K == 3
+    with pytest.raises(InputError, match=r"n_loops too.*factory that returns \(model, example\)"):
+        load("asked.py:alone")
+    with pytest.raises(InputError, match=r"gave a tuple \(Asked, Tensor, int\).*\(module, example"):
+        load("asked.py:three")
+    with pytest.raises(InputError, match=r"gave a tuple \(Tensor, Asked\)"):
+        load("asked.py:turned")
+
+
+def test_an_example_is_read_from_a_file(mine):
+    (mine / "asked.py").write_text(EXAMPLES)
+    x = np.linspace(-1, 1, 24).reshape(2, 4, 3)
+    np.save(mine / "ids.npy", np.arange(10, dtype=np.uint16).reshape(2, 5))
+    np.save(mine / "x.npy", x)
+    torch.save((torch.arange(10).view(2, 5), 4), mine / "pair.pt")
+    torch.save({"ids": torch.arange(10).view(2, 5), "n_loops": 5}, mine / "named.pt")
+    torch.save(nn.Linear(2, 2), mine / "pickle.pt")
+    (mine / "bad.npy").write_text("no array")
+    (mine / "ids.csv").write_text("1,2")
+    assert load("my_model.py:make", example=mine / "ids.npy").map.embed.shape == (2, 5, 16)
+    assert load("asked.py:alone", example=mine / "pair.pt").map.K == 4
+    assert load("asked.py:alone", example=mine / "named.pt").map.K == 5
+    floats = load("asked.py:floats", example=mine / "x.npy", loops=3)
+    assert floats.map.K == 3 and floats.map.main.after.shape == (2, 4, 16)
+    for file, said in (
+        ("pickle.pt", "cannot be read"), ("bad.npy", "cannot be read"),
+        ("ids.csv", "of another kind"), ("none.npy", "is no file"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            load("my_model.py:make", example=mine / file)
+    with pytest.raises(InputError, match="takes no example"):
+        load("mesh", example=mine / "ids.npy")
 
 
 @pytest.mark.parametrize(
