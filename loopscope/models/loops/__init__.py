@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from loopscope.models.loops.loop_map import LoopCount as LoopCount
     from loopscope.models.loops.loop_map import LoopMap as LoopMap
     from loopscope.models.loops.loop_map import Port as Port
+    from loopscope.models.loops.loop_map import Producer as Producer
     from loopscope.models.loops.loop_map import Router as Router
     from loopscope.models.loops.loop_map import Step as Step
     from loopscope.models.loops.loop_map import Unit as Unit
+    from loopscope.models.loops.mesh_cycle import MeshCycle as MeshCycle
+    from loopscope.models.loops.mesh_cycle import routers_of_memory as routers_of_memory
     from loopscope.models.loops.plain_stack import regroup as regroup
     from loopscope.models.loops.ports import logits_of as logits_of
     from loopscope.models.loops.ports import port as port
+    from loopscope.models.loops.ports import with_producers as with_producers
+    from loopscope.models.loops.producers import made_by as made_by
     from loopscope.models.loops.router_search import weights as weights
     from loopscope.models.loops.router_search import with_routers as with_routers
     from loopscope.models.loops.spec import Spec as Spec

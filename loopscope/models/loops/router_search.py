@@ -4,14 +4,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
 from loopscope.models.loops.identity import Streams
-from loopscope.models.loops.loop_map import Loop, LoopMap, Router
+from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router
+from loopscope.models.loops.mesh_cycle import (
+    TOLERANCE,
+    MeshCycle,
+    routers_of_memory,
+    writable_sources,
+)
 from loopscope.models.loops.ports import port, value_at
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
@@ -38,7 +44,8 @@ def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) 
         spec: What the user says.
 
     Returns:
-        The map, with `mesh_cycle` where the states of the example follow from the routers.
+        The map, with `mesh_cycle` where the states of the example follow from the routers, and a
+        note where they do not.
 
     Raises:
         InputError: if a router or gate that is named is not called in the loop.
@@ -58,8 +65,7 @@ def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) 
                 f"{key} of the specification names {', '.join(names)}, which no iteration calls "
                 "with one output per token."
             )
-    loop_map = replace(loop_map, routers=tuple(routers))
-    return replace(loop_map, mesh_cycle=_is_mesh(trace, loop_map))
+    return _with_cycle(trace, replace(loop_map, routers=tuple(routers)))
 
 
 def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
@@ -83,9 +89,16 @@ def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
             outputs=tuple(port(call, "out", out) for call, out in outputs),
             activation=_activation(trace, outputs, "softmax"),
             transition=port(before[-1][0], "out", before[-1][1]) if before else None,
+            query=_query(before[-1][0], before[-1][1]) if before else None,
         )
         routers.append(router)
     return routers if len(routers) == 2 else []  # one without the other is no memory
+
+
+def _query(call: Call, out: CallTensor) -> Port | None:
+    """The tensor that a router looks at: the first argument with its positions."""
+    fits = (x for x in call.inputs if x.tensor.shape[:-1] == out.tensor.shape[:-1])
+    return next((port(call, "in", item) for item in fits), None)
 
 
 def _is_router(trace: Trace, call: Call, out: CallTensor, looks: re.Pattern[str]) -> bool:
@@ -178,32 +191,55 @@ def weights(router: Router, output: Tensor) -> Tensor:
     return x.sigmoid() if router.activation == "sigmoid" else x
 
 
-def _is_mesh(trace: Trace, loop_map: LoopMap) -> bool:
-    """Whether the example's states follow from its routers by MeSH Eqs. 2-5."""
-    main = loop_map.main
-    pair: dict[Any, Router] = {r.kind: r for r in loop_map.routers if main and r.loop == main.name}
-    if main is None or not {"write", "read"} <= pair.keys() or not loop_map.prelude:
-        return False
-    if pair["write"].transition is None or pair["read"].transition is None:
-        return False
+def _with_cycle(trace: Trace, loop_map: LoopMap) -> LoopMap:
+    """The map with what the memory slots follow from, or with a note why they are withheld."""
+    pair, main = routers_of_memory(loop_map), loop_map.main
+    if pair is None or main is None:
+        return loop_map
+    if any(router.transition is None for router in pair):
+        why = "no call of them before the loop is one of MeSH's transitional cycle"
+        return _without_slots(loop_map, why)
+    best: tuple[float, int] | None = None
+    for written in writable_sources(loop_map):
+        cycle = _cycle(trace, main, pair, loop_map.embed, written)
+        if not cycle.fits():
+            continue
+        off, tolerance = cycle.departure(), cycle.tolerance()
+        if off[0] <= tolerance:
+            notes = loop_map.notes
+            if tolerance > TOLERANCE:
+                notes = (
+                    *notes,
+                    f"in this precision MeSH's cycle was held against the states to {tolerance:.1g}"
+                    " of their largest element only; one that differs by less would not be told "
+                    "from it",
+                )
+            return replace(loop_map, mesh_cycle=True, written=written, notes=notes)
+        best = off if best is None else min(best, off)
+    if best is None:
+        return _without_slots(loop_map, "their outputs do not have the states' positions")
+    off_by = f"h({best[1]}) is off by {best[0]:.2g} of its largest element"
+    return _without_slots(
+        loop_map, f"the states do not follow from them by MeSH Eqs. 2-5 ({off_by})"
+    )
 
-    def weight(kind: str, t: int) -> Tensor:
-        where = pair[kind].transition if t < 0 else pair[kind].outputs[t]
-        assert where is not None
-        return weights(pair[kind], value_at(trace, where)).double()
 
-    h_emb = value_at(trace, loop_map.embed).double()
-    outputs = [value_at(trace, loop_map.prelude[-1].h_m)]
-    outputs += [value_at(trace, it.h_m) for it in main.iterations]
-    states = [*(value_at(trace, it.h) for it in main.iterations), value_at(trace, main.after)]
-    slots = weight("write", -1).shape[-1]
-    if any(x.shape != h_emb.shape for x in (*outputs, *states)):
-        return False
-    memory = h_emb.new_zeros(*h_emb.shape, slots)
-    memory[..., 0] = h_emb
-    for t, (output, state) in enumerate(zip(outputs, states, strict=True), start=-1):
-        memory = memory + output.double()[..., None] * weight("write", t)[..., None, :]
-        reading = (memory * weight("read", t)[..., None, :]).sum(-1)
-        if (reading - state).abs().max() > 1e-2 * reading.abs().max():
-            return False
-    return True
+def _without_slots(loop_map: LoopMap, why: str) -> LoopMap:
+    note = f"write and read routers were found, but {why}; memory slots and α are withheld"
+    return replace(loop_map, notes=(*loop_map.notes, note))
+
+
+def _cycle(
+    trace: Trace, main: Loop, pair: tuple[Router, Router], embed: Port, written: Port
+) -> MeshCycle:
+    """The tensors of the example that the cycle is made of."""
+    write, read = (
+        [weights(r, value_at(trace, p)) for p in (r.transition, *r.outputs) if p] for r in pair
+    )
+    return MeshCycle(
+        h_emb=value_at(trace, embed),
+        values=[value_at(trace, p) for p in (written, *(it.h_m for it in main.iterations))],
+        w_write=write,
+        w_read=read,
+        states=[value_at(trace, p) for p in (*(it.h for it in main.iterations), main.after)],
+    )

@@ -1,7 +1,8 @@
 """Trace: every module call of one forward pass, with its tensors, in order."""
 
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from loopscope.errors import InputError
 from loopscope.models.loops.loop_map import Step
+from loopscope.models.loops.producers import Made, Makers
 
 DEPTH = 3
 """How deep tensors are looked for in nested arguments and results."""
@@ -21,11 +23,15 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class CallTensor:
-    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to."""
+    """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to.
+
+    `origin` refers to the model's own tensor, of which `tensor` is a copy, as long as it exists.
+    """
 
     where: tuple[Step, ...]
     tensor: Tensor
     node: Any = None
+    origin: Callable[[], Tensor | None] = lambda: None
 
 
 @dataclass(eq=False)
@@ -75,6 +81,7 @@ class Trace:
         result: What the model returned.
         random: Whether random numbers were drawn.
         mutates: Whether a tensor was changed in place after it was noted.
+        makers: (index of a call, place among its arguments) to what made the tensor there.
     """
 
     root: Call
@@ -84,6 +91,7 @@ class Trace:
     result: Any
     random: bool
     mutates: bool = False
+    makers: dict[tuple[int, tuple[Step, ...]], Made] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -99,9 +107,9 @@ class Trace:
 class _Uses(TorchFunctionMode):
     """Notes which parameters torch functions are given, and when."""
 
-    def __init__(self, names: dict[int, str], clock: list[int]) -> None:
+    def __init__(self, names: dict[int, str], clock: list[int], makers: Makers) -> None:
         super().__init__()
-        self.names, self.clock = names, clock
+        self.names, self.clock, self.makers = names, clock, makers
         self.seen: list[tuple[int, str]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,7 +119,9 @@ class _Uses(TorchFunctionMode):
                 for part in parts:
                     if isinstance(part, nn.Parameter) and id(part) in self.names:
                         self.seen.append((self.clock[0], self.names[id(part)]))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.makers.function(func, args, kwargs, result)
+        return result
 
 
 class _Recorder:
@@ -126,9 +136,10 @@ class _Recorder:
         self.names = {id(part): name for name, part in self.modules.items()}
         self.clock = [0]
         parameters = {id(p): name for name, p in module.named_parameters()}
-        self.uses = _Uses(parameters, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
+        self.makers = Makers(self.stack)
+        self.uses = _Uses(parameters, self.clock, self.makers)
         self.numbers: dict[str, int] = {}
         self.versions: list[tuple[Tensor, int]] = []
 
@@ -172,6 +183,7 @@ class _Recorder:
             parent.children.append(call)
         self.calls.append(call)
         self.stack.append(call)
+        self.makers.begin(call)
 
     def finish(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Note that the innermost call ends (a forward hook).
@@ -187,6 +199,7 @@ class _Recorder:
         call.end = self.clock[0]
         call.outputs = list(_tensors(result, ()))
         self.watch(result)
+        self.makers.finish(call)
 
     def watch(self, value: Any) -> None:
         """Keep the versions of the tensors in a value, to see whether they change in place.
@@ -248,6 +261,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         result=result,
         random=not _same(before, _random_state(module)),
         mutates=recorder.mutates(),
+        makers=recorder.makers.entering,
     )
 
 
@@ -255,7 +269,7 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield CallTensor(where, value.detach().clone(), value.grad_fn)
+            yield CallTensor(where, value.detach().clone(), value.grad_fn, weakref.ref(value))
     elif depth == 0:
         return
     elif isinstance(value, Mapping):

@@ -82,6 +82,8 @@ class LoopModel(TextMixin, LensMixin, NamedHooks):
         for t in range(config.K):
             for i in range(layout.cores[t]):
                 self._alias_prefix(f"loop.{t}.layer.{i}", f"blocks.{layout.core_start(t) + i}")
+            self.aliases[f"loop.{t}.hook_state"] = f"loop.{t}.hook_in"
+            self.mod_dict[f"loop.{t}.hook_state"] = self.mod_dict[f"loop.{t}.hook_in"]
 
     def _unrolled(self) -> Iterator[Block]:
         """Blocks in the order in which they run."""

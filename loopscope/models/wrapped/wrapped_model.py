@@ -16,7 +16,7 @@ from loopscope.models.loops import Loop, LoopMap, Step, to_toml
 from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
-from loopscope.models.wrapped.addresses import PATTERN, Addresses
+from loopscope.models.wrapped.addresses import PATTERN, STATE, Addresses
 from loopscope.models.wrapped.description import (
     WrappedCount,
     address_listing,
@@ -126,8 +126,8 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     def _name(self, names: Addresses) -> None:
         """Make a HookPoint for each address."""
         self.hook_dict, self.aliases = {}, names.aliases
-        self.ports, self.cut = names.ports, names.cut
-        for name in names.ports:
+        self.names, self.ports, self.cut = names, names.ports, names.cut
+        for name in names.names():
             point = Point()
             point.name = name
             self.hook_dict[name] = point
@@ -175,9 +175,10 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         return super().canonical(self.resolve(name))
 
     def select(self, names_filter: Any) -> set[str]:
-        """Canonical names that a filter means; None means all but the attention patterns.
+        """Canonical names that a filter means; None means all but patterns and `hook_state`.
 
-        A pattern makes the attention run step by step, so it takes being asked for.
+        A pattern makes the attention run step by step, and `hook_state` looks at every torch
+        function, so they take being asked for.
 
         Args:
             names_filter: None, a name, names, or a predicate.
@@ -190,7 +191,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             InputError: if nothing is selected.
         """
         if names_filter is None:
-            return {name for name in self.hook_dict if not name.endswith(PATTERN)}
+            return {name for name in self.hook_dict if not name.endswith((PATTERN, STATE))}
         return super().select(names_filter)
 
     @property
@@ -203,6 +204,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         return list(self._live.values())
 
     def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
+        name = self._with_gradients(name) if dir == "bwd" else name
         self._touch(name, dir)
         super()._enable_hook(name, hook, dir)
 
@@ -215,8 +217,23 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             *args: As in TransformerLens; the first is the direction, `fwd` or `bwd`.
             **kwargs: Likewise.
         """
-        self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
+        dir = kwargs.get("dir", args[0] if args else "fwd")
+        name = self._with_gradients(name) if dir == "bwd" else name
+        self._touch(name, dir)
         super().add_hook(name, hook, *args, **kwargs)
+
+    def _with_gradients(self, name: Any) -> Any:
+        """The points of a filter that have gradients; those named are refused if they have none."""
+        chosen = self.select(name)
+        without = chosen & self.names.no_tensor()
+        if not without:
+            return name
+        if not callable(name):
+            raise InputError(
+                f"{min(without)} is computed from what the model's modules give, so no gradient "
+                "arrives there; take it at the modules' hook_out."
+            )
+        return lambda point: point in chosen - without
 
     def _touch(self, name: Any, dir: str) -> None:
         chosen = self.select(name)
@@ -241,7 +258,10 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         """
         if isinstance(names_filter, str):
             names_filter = [names_filter]
-        return super().get_caching_hooks(names_filter, *args, **kwargs)
+        cache, fwd, bwd = super().get_caching_hooks(names_filter, *args, **kwargs)
+        if names_filter is None or callable(names_filter):
+            bwd = [(name, hook) for name, hook in bwd if name not in self.names.no_tensor()]
+        return cache, fwd, bwd
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
         """Refused: a wrapped model runs to its end.
@@ -354,7 +374,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
 
         Args:
             tokens: Token ids (batch, pos), text, or what its forward takes.
-            memory: Not needed: there is no buffer to keep.
+            memory: Keep the memory slots of a MeSH port.
             logits: Keep the logits too.
 
         Returns:
@@ -382,7 +402,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
                 f"{self.name!r} returns no logits for each token on this input; leave logits=True "
                 "out, or wrap it with an example= whose arguments ask for them."
             )
-        return trajectory_of(self.map, tensors, tokens=ids, logits=scores)
+        return trajectory_of(self.map, tensors, tokens=ids, logits=scores, memory=memory)
 
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
         """The trajectory on the tokens of another; the model is run anew.

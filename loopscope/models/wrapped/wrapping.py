@@ -23,6 +23,7 @@ from loopscope.models.loops import (
     logits_of,
     read_spec,
     trace,
+    with_producers,
     with_routers,
 )
 from loopscope.models.native import Layout
@@ -253,6 +254,7 @@ def _wrap_once(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedMode
         warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
     if recipe.layout is not None:
         loop_map = regrouped(loop_map, recipe.layout, recipe.name)
+    loop_map = with_producers(look.trace, loop_map)
     batch, pos = example_shape(*arguments)
     return WrappedModel(
         module,
