@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from loopscope.models.loops.ports import port as port
     from loopscope.models.loops.ports import with_producers as with_producers
     from loopscope.models.loops.producers import made_by as made_by
-    from loopscope.models.loops.router_search import weights as weights
+    from loopscope.models.loops.router_outputs import probabilities as probabilities
+    from loopscope.models.loops.router_outputs import weights as weights
     from loopscope.models.loops.router_search import with_routers as with_routers
     from loopscope.models.loops.spec import Spec as Spec
     from loopscope.models.loops.spec import read_spec as read_spec

@@ -1,7 +1,7 @@
 """MeSH's cycle: memory slots from what is written, and whether states are what is read of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -44,11 +44,13 @@ class MeshCycle:
 
     def first_sample(self) -> "MeshCycle":
         """The same of the first sample alone."""
-        parts = {
-            key: [x[:1] for x in value] if isinstance(value, Sequence) else value[:1]
-            for key, value in vars(self).items()
-        }
-        return replace(self, **parts)
+        return MeshCycle(
+            h_emb=self.h_emb[:1],
+            values=[x[:1] for x in self.values],
+            w_write=[w[:1] for w in self.w_write],
+            w_read=[w[:1] for w in self.w_read],
+            states=[x[:1] for x in self.states],
+        )
 
     def memories(self) -> Iterator[Float[Tensor, "batch slot pos d_model"]]:
         """The buffer after each write: m_0 = h_emb, m_b += value · w_b (MeSH Eqs. 2 and 5).

@@ -318,14 +318,12 @@ def with_producers(trace: Trace, loop_map: LoopMap) -> LoopMap:
     Returns:
         The map; iterations whose state nobody saw being made are as they were.
     """
-    loops = [
-        replace(
-            loop,
-            iterations=tuple(replace(it, producer=_producer(trace, it.h)) for it in loop.iterations),
-        )
-        for loop in loop_map.loops
-    ]
-    return replace(loop_map, loops=tuple(loops))
+
+    def known(loop: Loop) -> Loop:
+        made = (replace(it, producer=_producer(trace, it.h)) for it in loop.iterations)
+        return replace(loop, iterations=tuple(made))
+
+    return replace(loop_map, loops=tuple(map(known, loop_map.loops)))
 
 
 def _producer(trace: Trace, h: Port) -> Producer | None:

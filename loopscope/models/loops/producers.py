@@ -1,7 +1,7 @@
 """Producers: which module's call, or which torch function between calls, made a state."""
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -116,7 +116,8 @@ class Makers:
         start = 0
         for part in parts:
             end = start + part.shape[-1]
-            columns.append(((start, end), self.look_up(part)))
+            made = self.look_up(part)
+            columns.append(((start, end), made and replace(made)))
             start = end
         return columns
 
@@ -130,7 +131,7 @@ class Makers:
             tensor = item.origin()
             made = None if tensor is None else self.look_up(tensor)
             if made is not None:
-                self.entering[call.index, item.where] = made
+                self.entering[call.index, item.where] = replace(made)  # as far as it came by now
         self._restart(call, "in")
 
     def finish(self, call: Any) -> None:

@@ -1,15 +1,13 @@
-"""Routers and gates: modules whose output says what is written, read, or whether to go on."""
+"""Routers: modules whose output says what is written to a memory and read from it."""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loopscope.errors import InputError
+from loopscope.models.loops.gate_search import NUMBERS, GateSearch
 from loopscope.models.loops.identity import Streams
 from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router
 from loopscope.models.loops.mesh_cycle import (
@@ -19,6 +17,7 @@ from loopscope.models.loops.mesh_cycle import (
     writable_sources,
 )
 from loopscope.models.loops.ports import port, value_at
+from loopscope.models.loops.router_outputs import activation, by_iteration, weights
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 
@@ -27,15 +26,13 @@ _KINDS: dict[Literal["write", "read"], re.Pattern[str]] = {
     "write": re.compile("write", re.I),
     "read": re.compile(r"(?<![a-z])read", re.I),
 }
-_NUMBERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) -> LoopMap:
     """A map with its routers and gates.
 
     Found are bare matrices from the stream to a few slots whose name says `write` or `read`, one in
-    each iteration, and matrices from the stream to one number per token in each iteration; what a
-    specification names comes first.
+    each iteration, and gates (`GateSearch`); what a specification names comes first.
 
     Args:
         trace: The traced forward pass.
@@ -51,9 +48,13 @@ def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) 
         InputError: if a router or gate that is named is not called in the loop.
     """
     routers: list[Router] = []
+    notes, doubts = list(loop_map.notes), list(loop_map.doubts)
     for loop in loop_map.loops:
         routers += _memory_routers(trace, loop, spec)
-        routers += _gates(trace, streams, loop, loop_map, spec)
+        gates = GateSearch(trace, streams, loop, loop_map, spec)
+        routers += gates.routers()
+        notes += gates.notes
+        doubts += gates.doubts
     for key, names in (
         ("routers.write", spec.write),
         ("routers.read", spec.read),
@@ -63,9 +64,12 @@ def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) 
         if names and not used & set(names):
             raise InputError(
                 f"{key} of the specification names {', '.join(names)}, which no iteration calls "
-                "with one output per token."
+                f"with {NUMBERS if key == 'gates' else 'one output per token'}."
             )
-    return _with_cycle(trace, replace(loop_map, routers=tuple(routers)))
+    loop_map = replace(
+        loop_map, routers=tuple(routers), notes=tuple(notes), doubts=tuple(dict.fromkeys(doubts))
+    )
+    return _with_cycle(trace, loop_map)
 
 
 def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
@@ -78,7 +82,7 @@ def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
             for out in call.outputs[:1]
             if (call.module in named if named else _is_router(trace, call, out, looks))
         ]
-        outputs = [output for output in _by_iteration(fits, loop) if output is not None]
+        outputs = [output for output in by_iteration(fits, loop) if output is not None]
         if len(outputs) < loop.K:
             continue
         before = [output for output in fits if output[0].index < loop.iterations[0].span[0]]
@@ -87,7 +91,7 @@ def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:
             name=kind,
             loop=loop.name,
             outputs=tuple(port(call, "out", out) for call, out in outputs),
-            activation=_activation(trace, outputs, "softmax"),
+            activation=activation(trace, outputs, "softmax"),
             transition=port(before[-1][0], "out", before[-1][1]) if before else None,
             query=_query(before[-1][0], before[-1][1]) if before else None,
         )
@@ -109,86 +113,6 @@ def _is_router(trace: Trace, call: Call, out: CallTensor, looks: re.Pattern[str]
         and out.tensor.ndim == 3
         and 2 <= module.out_features <= min(MOST_SLOTS, module.in_features - 1)
     )
-
-
-def _gates(
-    trace: Trace, streams: Streams, loop: Loop, loop_map: LoopMap, spec: Spec
-) -> Iterator[Router]:
-    for name, fits in _gate_outputs(trace, streams, loop, loop_map, spec).items():
-        outputs = _by_iteration(fits, loop)
-        called = [output for output in outputs if output is not None]
-        if len(called) < max(1, len(outputs) - 1):  # the last may go without
-            continue
-        last = next(p for p in reversed(name.split(".")) if p != "*")
-        yield Router(
-            kind="gate",
-            name=last,
-            loop=loop.name,
-            outputs=tuple(None if x is None else port(x[0], "out", x[1]) for x in outputs),
-            activation=_activation(trace, called, "sigmoid"),
-        )
-
-
-def _gate_outputs(
-    trace: Trace, streams: Streams, loop: Loop, loop_map: LoopMap, spec: Spec
-) -> dict[str, list[tuple[Call, CallTensor]]]:
-    """Calls outside of inner loops that give one number per token, by name without numbers."""
-    groups: dict[str, list[tuple[Call, CallTensor]]] = defaultdict(list)
-    inner = [child for child in loop_map.loops if child.parent == loop.name]
-    spans = [iteration.span for child in inner for iteration in child.iterations]
-    shapes = ((streams.batch, streams.pos, 1), (streams.batch, streams.pos))
-    for call in trace.calls:
-        if spec.gates and call.module not in spec.gates:
-            continue
-        if any(a <= call.index < b for a, b in spans):
-            continue
-        alone = not call.children and streams.entering(call)
-        for out in call.outputs[:1]:
-            if tuple(out.tensor.shape) in shapes and (alone or spec.gates):
-                groups[_NUMBERS.sub("*", call.module)].append((call, out))
-    return groups
-
-
-def _by_iteration(
-    fits: list[tuple[Call, CallTensor]], loop: Loop
-) -> list[tuple[Call, CallTensor] | None]:
-    """The first that fits in each iteration."""
-    outputs = []
-    for iteration in loop.iterations:
-        a, b = iteration.span
-        outputs.append(next((output for output in fits if a <= output[0].index < b), None))
-    return outputs
-
-
-def _activation(
-    trace: Trace, calls: list[tuple[Call, CallTensor]], usual: Literal["softmax", "sigmoid"]
-) -> Literal["softmax", "sigmoid", "none"]:
-    """What turns outputs into weights: nothing where a module that is no bare matrix did it."""
-    if all(isinstance(trace.modules[c.module], nn.Linear) for c, _ in calls):
-        return usual
-    values = [out.tensor.float() for _, out in calls]
-    inside = all(bool((v >= 0).all() and (v <= 1).all()) for v in values)
-    if usual == "softmax":
-        inside = inside and all(bool((v.sum(-1) - 1).abs().max() < 1e-2) for v in values)
-    return "none" if inside else usual
-
-
-def weights(router: Router, output: Tensor) -> Tensor:
-    """A router's output as weights: over slots (batch, pos, slot), or a probability (batch, pos).
-
-    Args:
-        router: The router.
-        output: What its module gave.
-
-    Returns:
-        The weights, in float32 where the output is narrower.
-    """
-    x = output if output.dtype == torch.float64 else output.float()
-    if router.kind == "gate":
-        x = x.squeeze(-1) if x.ndim == 3 else x
-    if router.activation == "softmax":
-        return x.softmax(-1)
-    return x.sigmoid() if router.activation == "sigmoid" else x
 
 
 def _with_cycle(trace: Trace, loop_map: LoopMap) -> LoopMap:

@@ -3,9 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformer_lens.hook_points import HookPoint
 
+from loopscope.errors import InputError
 from loopscope.models.loops import (
     Call,
     CallTensor,
@@ -52,6 +54,27 @@ class Addresses:
     def no_tensor(self) -> set[str]:
         """Names without a tensor that gradients flow through as in a native model."""
         return {*self.slots, *self.weights}
+
+    def with_gradients(self, names_filter: Any, chosen: set[str]) -> Any:
+        """A filter for backward hooks.
+
+        Args:
+            names_filter: A name, or a predicate.
+            chosen: The canonical names that it means.
+
+        Returns:
+            The filter; a predicate without the names that have no gradient.
+
+        Raises:
+            InputError: if a name has none.
+        """
+        without = chosen & self.no_tensor()
+        if without and not callable(names_filter):
+            raise InputError(
+                f"{min(without)} is computed from what the model's modules give, so no gradient "
+                "arrives there; take it at the modules' hook_out."
+            )
+        return (lambda name: name in chosen - without) if without else names_filter
 
 
 def addresses(trace: Trace, streams: Streams, loop_map: LoopMap) -> Addresses:
@@ -104,8 +127,7 @@ def _name_memory(names: Addresses, loop_map: LoopMap) -> None:
         cycles: dict[str, Port | None] = {"transition": router.transition} if main else {}
         iterations = loop_map.loop(router.loop).iterations
         cycles |= {
-            f"loop.{it.path}": where
-            for it, where in zip(iterations, router.outputs, strict=True)
+            f"loop.{it.path}": where for it, where in zip(iterations, router.outputs, strict=True)
         }
         for cycle, where in cycles.items():
             name = f"{cycle}.{router.kind}.hook_weights"

@@ -101,29 +101,29 @@ def mesh_slots(
     assert pair is not None and loop is not None
     steps = range(-1, loop.K)
     states = [("h", loop.name, t) for t in range(loop.K)] + [("after", loop.name)]
-    write, read = (
-        [weights(r, tensors[r.kind, loop.name, r.name, t]) for t in steps] for r in pair
-    )
+    write, read = ([weights(r, tensors[r.kind, loop.name, r.name, t]) for t in steps] for r in pair)
     cycle = MeshCycle(
         h_emb=tensors["embed",],
         values=[tensors["written",], *(tensors["h_m", loop.name, t] for t in range(loop.K))],
         w_write=write,
         w_read=read,
-        states=[tensors.get((*key, SEEN), tensors.get(key)) for key in states],  # type: ignore[misc]
+        states=[tensors[seen if (seen := (*key, SEEN)) in tensors else key] for key in states],
     )
     if not cycle.fits():
-        return _withheld("tensors of other shapes take part in it")
+        _warn_withheld("tensors of other shapes take part in it")
+        return None
     if not keep:
         cycle = cycle.first_sample()
     slots = list(cycle.memories()) if keep else None
     off, t = cycle.departure(slots)
     if off > cycle.tolerance():
-        return _withheld(f"h({t}) is off by {off:.2g} of its largest element")
+        _warn_withheld(f"h({t}) is off by {off:.2g} of its largest element")
+        return None
     dtype = tensors["h_m", loop.name, 0].dtype
     return tuple(memory.to(dtype) for memory in slots or ())
 
 
-def _withheld(why: str) -> None:
+def _warn_withheld(why: str) -> None:
     warn(
         f"on this input the states do not follow from the routers by MeSH Eqs. 2-5 ({why}), though "
         "they did on the example; memory slots and α are withheld.",

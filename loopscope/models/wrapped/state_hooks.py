@@ -37,7 +37,7 @@ class StateHooks(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.states, self.points = states, points
-        self.made: dict[str, Tensor] = {}
+        self.made: dict[Producer, Tensor] = {}
         self.before: dict[str, Tensor] = {}
         self.awaited: _Awaited = {}
         self.count = 0
@@ -60,9 +60,10 @@ class StateHooks(TorchFunctionMode):
 
     def _show(self, name: str) -> Callable[[Tensor], Tensor]:
         def show(state: Tensor) -> Tensor:
+            producer = self.states[name][1]  # that of an outer and an inner iteration, perhaps
             self.before[name] = state
-            self.made[name] = self.points[name](state)
-            return self.made[name]
+            self.made[producer] = self.points[name](state)
+            return self.made[producer]
 
         return show
 
@@ -96,7 +97,7 @@ class StateHooks(TorchFunctionMode):
 
     def _check(self, name: str) -> Callable[[Tensor], None]:
         def check(entering: Tensor) -> None:
-            made = self.made.pop(name, None)
+            made = self.made.get(self.states[name][1])
             if made is None or changed(entering, made):
                 raise self._elsewhere(name)
 

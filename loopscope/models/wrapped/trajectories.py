@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from warnings import warn
 
 from torch import Tensor
 
-from loopscope.models.loops import Loop, LoopMap, Port, Router, weights
+from loopscope.models.loops import Loop, LoopMap, Port, Router, probabilities, weights
 from loopscope.models.trajectory import Trajectory, Transition
 from loopscope.models.wrapped.memory_slots import Key, mesh_slots
 from loopscope.names import block_name
@@ -127,7 +128,7 @@ def _trajectory(
         loop=loop.name,
         path=tuple(iteration.path for iteration in loop.iterations),
         gates={
-            router.name: _weights(router, loop, tensors)
+            router.name: _probabilities(router, loop, tensors)
             for router in loop_map.routers
             if router.loop == loop.name and router.kind == "gate"
         },
@@ -142,6 +143,20 @@ def _weights(router: Router | None, loop: Loop, tensors: Mapping[Key, Tensor]) -
         return None
     keys = [(router.kind, loop.name, router.name, t) for t in range(loop.K)]
     return tuple(weights(router, tensors[key]) if key in tensors else None for key in keys)
+
+
+def _probabilities(router: Router, loop: Loop, tensors: Mapping[Key, Tensor]) -> Any:
+    """A gate's probabilities at each iteration, None where there are none for each sample."""
+    batch = tensors["embed",].shape[0]
+    keys = [("gate", loop.name, router.name, t) for t in range(loop.K)]
+    values = [probabilities(router, tensors[k], batch) if k in tensors else None for k in keys]
+    if any(p is None and k in tensors for p, k in zip(values, keys, strict=True)):
+        warn(
+            f"gate {router.name} does not give equally many numbers for each sample on this input; "
+            "they are left out.",
+            stacklevel=6,
+        )
+    return tuple(values)
 
 
 def _transition(

@@ -177,8 +177,8 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     def select(self, names_filter: Any) -> set[str]:
         """Canonical names that a filter means; None means all but patterns and `hook_state`.
 
-        A pattern makes the attention run step by step, and `hook_state` looks at every torch
-        function, so they take being asked for.
+        A pattern makes the attention run step by step, so it takes being asked for; `hook_state`
+        takes its name, as in native models.
 
         Args:
             names_filter: None, a name, names, or a predicate.
@@ -192,6 +192,9 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         """
         if names_filter is None:
             return {name for name in self.hook_dict if not name.endswith((PATTERN, STATE))}
+        if callable(names_filter):
+            asked = names_filter
+            return super().select(lambda name: not name.endswith(STATE) and asked(name))
         return super().select(names_filter)
 
     @property
@@ -204,9 +207,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         return list(self._live.values())
 
     def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
-        name = self._with_gradients(name) if dir == "bwd" else name
-        self._touch(name, dir)
-        super()._enable_hook(name, hook, dir)
+        super()._enable_hook(self._touch(name, dir), hook, dir)
 
     def add_hook(self, name: Any, hook: Callable, *args: Any, **kwargs: Any) -> None:
         """Add a hook that stays until `reset_hooks()`.
@@ -217,26 +218,14 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             *args: As in TransformerLens; the first is the direction, `fwd` or `bwd`.
             **kwargs: Likewise.
         """
-        dir = kwargs.get("dir", args[0] if args else "fwd")
-        name = self._with_gradients(name) if dir == "bwd" else name
-        self._touch(name, dir)
+        name = self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
         super().add_hook(name, hook, *args, **kwargs)
 
-    def _with_gradients(self, name: Any) -> Any:
-        """The points of a filter that have gradients; those named are refused if they have none."""
+    def _touch(self, name: Any, dir: str) -> Any:
+        """Note the points of a filter as used; gives the filter, for `bwd` of what has gradients."""
         chosen = self.select(name)
-        without = chosen & self.names.no_tensor()
-        if not without:
-            return name
-        if not callable(name):
-            raise InputError(
-                f"{min(without)} is computed from what the model's modules give, so no gradient "
-                "arrives there; take it at the modules' hook_out."
-            )
-        return lambda point: point in chosen - without
-
-    def _touch(self, name: Any, dir: str) -> None:
-        chosen = self.select(name)
+        if dir == "bwd":
+            name = self.names.with_gradients(name, chosen)
         self._live |= {address: self.hook_dict[address] for address in sorted(chosen)}
         if dir == "bwd" and (cut := sorted(chosen & self.cut)):
             warn(
@@ -244,6 +233,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
                 "(torch.no_grad in its forward), so a backward hook there never fires.",
                 stacklevel=4,
             )
+        return name
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's caching hooks, for the points a filter means.
@@ -260,7 +250,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             names_filter = [names_filter]
         cache, fwd, bwd = super().get_caching_hooks(names_filter, *args, **kwargs)
         if names_filter is None or callable(names_filter):
-            bwd = [(name, hook) for name, hook in bwd if name not in self.names.no_tensor()]
+            bwd = [pair for pair in bwd if pair[0] not in self.names.no_tensor()]
         return cache, fwd, bwd
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
