@@ -27,11 +27,11 @@ class MeshCycle:
         states: What is read: h(0) … h(K).
     """
 
-    h_emb: Float[Tensor, "batch pos d_model"]
-    values: Sequence[Float[Tensor, "batch pos d_model"]]
-    w_write: Sequence[Float[Tensor, "batch pos slot"]]
-    w_read: Sequence[Float[Tensor, "batch pos slot"]]
-    states: Sequence[Float[Tensor, "batch pos d_model"]]
+    h_emb: Tensor  # shapes are what `fits` is there to check
+    values: Sequence[Tensor]
+    w_write: Sequence[Tensor]
+    w_read: Sequence[Tensor]
+    states: Sequence[Tensor]
 
     def fits(self) -> bool:
         """Whether all tensors have the shapes of one cycle."""

@@ -235,6 +235,8 @@ def _before_the_loop(units: Units, first: Port) -> Port:
     state = value_at(units.trace, first)
     earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
     streams = [(c, item) for c in earlier if (item := units.streams.leaving(c)) is not None]
+    wide = [(c, item) for c, item in streams if item.tensor.shape[-1] == state.shape[-1]]
+    streams = wide or streams  # rather than what routers give
     tables = [item.tensor for c in earlier for item in c.outputs[:1] if c.integers]
     explained = any(equal(item.tensor, state) for _, item in streams) or _is_sum(state, tables)
     return first if explained or not streams else leaving(units, streams[-1][0])

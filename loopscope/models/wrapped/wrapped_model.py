@@ -222,7 +222,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         super().add_hook(name, hook, *args, **kwargs)
 
     def _touch(self, name: Any, dir: str) -> Any:
-        """Note the points of a filter as used; gives the filter, for `bwd` of what has gradients."""
+        """Note the points of a filter as used; gives the filter, for `bwd` without others."""
         chosen = self.select(name)
         if dir == "bwd":
             name = self.names.with_gradients(name, chosen)
