@@ -87,7 +87,9 @@ class Port(nn.Module):
             parts = zip(memory, write.unbind(-1), strict=True)
             memory = [m * decay + value * w[..., None] for m, w in parts]
             self.kept.append(torch.stack(memory, 1).detach())
-            return memory, sum(m * w[..., None] for m, w in zip(memory, read.unbind(-1), strict=True))
+            return memory, sum(
+                m * w[..., None] for m, w in zip(memory, read.unbind(-1), strict=True)
+            )
         memory = memory * decay + torch.einsum("bpd,bps->bspd", value, write)
         self.kept.append(memory.detach())
         if self.buffer == "einsum":
@@ -147,9 +149,7 @@ def llama_port(K=3, slots=3, *, seed=0, **more):
     body = llama.model
     layers = [Llama(layer, body.rotary_emb) for layer in body.layers]
     parts = layers[:1], layers[1:3], layers[3:]
-    made = Port(
-        body.embed_tokens, *parts, body.norm, llama.lm_head, routers(K, slots, D), **more
-    )
+    made = Port(body.embed_tokens, *parts, body.norm, llama.lm_head, routers(K, slots, D), **more)
     return noisy(made, seed)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from loopscope.errors import InputError
 from loopscope.models.loops.gate_search import NUMBERS, GateSearch
 from loopscope.models.loops.identity import Streams
-from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router
+from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Router, Unit
 from loopscope.models.loops.mesh_cycle import (
     TOLERANCE,
     MeshCycle,
@@ -69,7 +69,28 @@ def with_routers(trace: Trace, streams: Streams, loop_map: LoopMap, spec: Spec) 
     loop_map = replace(
         loop_map, routers=tuple(routers), notes=tuple(notes), doubts=tuple(dict.fromkeys(doubts))
     )
-    return _with_cycle(trace, loop_map)
+    return _with_cycle(trace, _without_layers(loop_map))
+
+
+def _without_layers(loop_map: LoopMap) -> LoopMap:
+    """The map with routers of several parts no longer among the layers."""
+    memory = [r for r in loop_map.routers if r.kind != "gate"]
+    names = {p.module for r in memory for p in (r.transition, *r.outputs) if p}
+
+    def layers(units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        return tuple(unit for unit in units if unit.module not in names)
+
+    loops = [
+        replace(loop, iterations=tuple(replace(i, units=layers(i.units)) for i in loop.iterations))
+        for loop in loop_map.loops
+    ]
+    return replace(
+        loop_map,
+        prelude=layers(loop_map.prelude),
+        loops=tuple(loops),
+        between=layers(loop_map.between),
+        coda=layers(loop_map.coda),
+    )
 
 
 def _memory_routers(trace: Trace, loop: Loop, spec: Spec) -> list[Router]:

@@ -1,4 +1,4 @@
-"""Memory slots and router weights of MeSH ports, held against their own buffers and native models."""
+"""Memory slots and router weights of MeSH ports, against their own buffers and native models."""
 
 import warnings
 
@@ -30,9 +30,7 @@ def pair(query="prelude", slots=5, **more):
 @pytest.mark.parametrize("buffer", ["stack", "list", "einsum"])
 @pytest.mark.parametrize("query", ["prelude", "embedding"])
 @pytest.mark.parametrize(("make", "K", "slots"), [(block_port, 2, 5), (llama_port, 4, 2)])
-def test_slots_of_a_port_are_its_own_buffer_after_each_write(
-    make, K, slots, query, buffer, tokens
-):
+def test_slots_of_a_port_are_its_own_buffer_after_each_write(make, K, slots, query, buffer, tokens):
     module = make(K, slots, query=query, buffer=buffer)
     model = ls.wrap(module, tokens[:1, :5])
     traj = ls.capture(model, tokens)
@@ -57,6 +55,7 @@ def test_a_port_without_a_prelude_writes_its_embeddings(tokens):
 @pytest.mark.parametrize("query", ["prelude", "embedding"])
 def test_a_port_shows_what_the_native_model_shows_under_the_same_names(query, softmax, tokens):
     native, model = pair(query, softmax=softmax)
+    assert str(model.map) == str(native.config.layout)
     a, b = ls.capture(native, tokens), ls.capture(model, tokens)
     for field in ("memory", "w_write", "w_read", "h", "h_m"):
         values = zip(getattr(b, field), getattr(a, field), strict=True)
@@ -69,9 +68,6 @@ def test_a_port_shows_what_the_native_model_shows_under_the_same_names(query, so
     _, wanted = native.run_with_cache(tokens, names_filter=names)
     _, cache = model.run_with_cache(tokens, names_filter=names)
     assert all(close(cache[name], wanted[name]) for name in names)
-    assert {f"{name}_grad" for name in names}.isdisjoint(
-        model.run_with_cache(tokens, incl_bwd=False)[1]
-    )
 
 
 def shift(w, hook):
