@@ -65,6 +65,10 @@ class Makers:
         self.event: Port | None = None
         self.count = 0
 
+    def pause(self) -> None:
+        """Note nothing until the call that begins or ends now is noted."""
+        self.event = None
+
     def function(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note what a torch function gave.
 
@@ -74,8 +78,7 @@ class Makers:
             kwargs: Its keyword arguments.
             result: What it returned.
         """
-        tensors = made_by(result)
-        if not tensors or self.event is None:
+        if self.event is None or not (tensors := made_by(result)):
             return
         self.count += 1
         for item, tensor in tensors:
@@ -130,8 +133,8 @@ class Makers:
         for item in call.inputs:
             tensor = item.origin()
             made = None if tensor is None else self.look_up(tensor)
-            if made is not None:
-                self.entering[call.index, item.where] = replace(made)  # as far as it came by now
+            if made is not None:  # as far as it came by now
+                self.entering[call.index, item.where] = replace(made)
         self._restart(call, "in")
 
     def finish(self, call: Any) -> None:

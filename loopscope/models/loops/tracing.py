@@ -163,6 +163,7 @@ class _Recorder:
             kwargs: Its keyword arguments.
         """
         self.clock[0] += 1
+        self.makers.pause()
         name = self.names[id(module)]
         number = self.numbers.get(name, 0)
         self.numbers[name] = number + 1
@@ -195,6 +196,7 @@ class _Recorder:
             result: What it returned.
         """
         self.clock[0] += 1
+        self.makers.pause()
         call = self.stack.pop()
         call.end = self.clock[0]
         call.outputs = list(_tensors(result, ()))

@@ -57,7 +57,9 @@ class WrappedModel(Running, TextMixin, NamedHooks):
 
     It is called, hooked and cached as a native model: `model(tokens)` gives logits,
     `run_with_cache` and `run_with_hooks` take addresses that carry the iteration. Nothing of the
-    original is changed; its modules carry hooks only while a run with hooks lasts.
+    original is changed; its modules carry hooks only while a run with hooks lasts. A patch of
+    `loop.{t}.hook_in` is one of what the core is given; `loop.{t}.hook_state` is h(t) for all that
+    reads it, as in native models.
 
     Attributes:
         module: The original.
