@@ -46,6 +46,11 @@ class GateRows:
     texts: tuple[str, ...]
 
     @property
+    def elsewhere(self) -> list[str]:
+        """Gates that have other positions than the tokens that are shown."""
+        return [gate.name for gate in self.gates if self.texts and gate.tokens is None]
+
+    @property
     def height(self) -> float:
         """Rows of the map, those for names among them."""
         names = _NAME * len(self.gates) if len(self.gates) > 1 else 0.0
@@ -97,6 +102,8 @@ def _by_token(shown: pd.DataFrame | None, gate: str, t: pd.Series) -> np.ndarray
     if shown is None or shown.empty:
         return None
     rows = shown[shown["target"].eq(gate)]
+    if rows.empty:  # its positions are not those of the tokens
+        return None
     return rows.pivot(index="t", columns="pos", values="value").reindex(t).to_numpy(np.float64)
 
 
@@ -114,7 +121,7 @@ def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
     offset = 0.0
     for gate in rows.gates:
         if several:
-            ax.text(0, offset + _NAME - 0.2, _short(gate.name), fontsize=SMALL, va="bottom")
+            ax.text(0, offset + _NAME - 0.2, short(gate.name), fontsize=SMALL, va="bottom")
             offset += _NAME
         _draw_gate(ax, gate, norm, top=offset, lines=0.25 if rows.height <= 40 else 0.0)
         labels += gate.steps
@@ -126,7 +133,7 @@ def draw_gates(ax: Axes, rows: GateRows, norm: Normalize) -> None:
     if not any(np.isfinite(gate.mean).any() for gate in rows.gates):
         say_unsound(ax, sum(gate.flagged for gate in rows.gates))
     name_tokens(ax, rows.texts, left=_TOKENS)
-    what = "gates:" if several else f"gate {_short(rows.gates[0].name)}:"
+    what = "gates:" if several else f"gate {short(rows.gates[0].name)}:"
     shown = " mean probability, entropy H, token by token"
     ax.set_title(what + (shown if rows.texts else "\nmean probability, entropy H"), loc="left")
 
@@ -149,5 +156,13 @@ def _draw_gate(ax: Axes, gate: Gate, norm: Normalize, *, top: float, lines: floa
         heat_map(ax, tokens, norm, top=top, left=_TOKENS, lines=lines)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A gate's name with its beginning left out where it is long.
+
+    Args:
+        name: The name.
+
+    Returns:
+        At most 60 characters.
+    """
     return printable(name if len(name) <= _LETTERS else "…" + name[1 - _LETTERS :])

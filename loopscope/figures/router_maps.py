@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 
 from loopscope.analysis.tables import Tables, aggregate
 from loopscope.errors import InputError
-from loopscope.figures.gate_maps import GateRows, draw_gates, gate_rows
+from loopscope.figures.gate_maps import GateRows, draw_gates, gate_rows, short
 from loopscope.figures.names import source_label, state_label, step_label
 from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import Panel, choose_one, need, say_unsound
@@ -126,7 +126,11 @@ def _token_sentence(maps: list[Map], rows: list[TokenRow], gates: GateRows | Non
     what = " and ".join(["weights"] * bool(rows) + ["probabilities"] * (gates is not None))
     steps = max(len(m.values) for m in maps[:2])
     left_out = ", at some of the steps" if rows and len(rows[0].steps) < steps else ""
-    return f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token{left_out}."
+    sentence = f"{'Bottom' if rows else 'Right'}: first sample, {what} token by token{left_out}."
+    if gates is not None and gates.elsewhere:
+        names = ", ".join(short(name) for name in gates.elsewhere)
+        sentence += f" On positions of their own, hence not by token: {names}."
+    return sentence
 
 
 def router_map(stats: pd.DataFrame, kind: str) -> Map:

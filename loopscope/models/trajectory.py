@@ -49,8 +49,8 @@ class Trajectory:
         tokens: The tokens, (batch, token); a position each, but in loops over something else.
         loop: Name of the loop.
         path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
-        gates: Each gate's probability (an exit gate, a token router) at each iteration, None where
-            it was not evaluated.
+        gates: Each gate's probability (an exit gate, a token router) at each iteration, (batch,
+            positions), which may be others than the state's; None where it was not evaluated.
         mesh_cycle: Whether the states follow from memory and routers by MeSH Eqs. 2-5, so that α
             (Eq. 7) is exact.
         others: The model's further loops, each as a trajectory of the same forward pass.
@@ -71,7 +71,7 @@ class Trajectory:
     tokens: Int[Tensor, "batch token"] | None = None
     loop: str = MAIN_LOOP
     path: tuple[str, ...] = ()
-    gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)
+    gates: Mapping[str, tuple[Float[Tensor, "batch _"] | None, ...]] = field(default_factory=dict)
     mesh_cycle: bool = True
     others: Mapping[str, "Trajectory"] = field(default_factory=dict)
     named: Mapping[str, "Trajectory"] = field(default_factory=dict)

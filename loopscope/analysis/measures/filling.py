@@ -172,7 +172,7 @@ class MeasureRows:
     Attributes:
         by_sample: Whether `add_sample` is to be called.
         spectral: Whether it wants the singular values of the states.
-        note: Why its table has no rows; empty where it has.
+        note: Why its table has no rows, or lacks some; empty where all is there.
     """
 
     by_sample: ClassVar[bool] = False

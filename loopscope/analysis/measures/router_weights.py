@@ -179,13 +179,16 @@ class RoutingKeys:
         """
         cycles = _cycles(trajectory)
         self._fill_routers(rows, samples, cycles, drop)
-        if self.alpha:
+        if self.alpha and not trajectory.mesh_cycle:  # of a port that is MeSH on other input only
+            start = len(self.cycles)
+            rows.flag[samples, start : start + len(self.alpha)] = Flag.NONFINITE
+        elif self.alpha:
             self._fill_alpha(rows, samples, cycles, drop)
         self._fill_gates(rows, samples, trajectory, drop)
 
     def _fill_routers(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
         column = 0
-        for w in (w for steps in cycles.values() for w in steps.values()):
+        for w in _all(cycles):
             mean, entropy = router_statistics(w[:, drop:])
             slots = slice(column, column := column + w.shape[-1])
             rows.values["mean"][samples, slots] = mean.value
@@ -208,10 +211,27 @@ class RoutingKeys:
             if p is None:
                 rows.flag[samples, column] = Flag.NONFINITE
                 continue
-            mean, entropy = gate_statistics(p[:, drop:])
+            drops = p.shape[1] == trajectory.h[0].shape[1]  # else no positions of tokens
+            mean, entropy = gate_statistics(p[:, drop:] if drops else p)
             rows.values["mean"][samples, column] = mean.value
             rows.values["entropy"][samples, column] = entropy.value
             rows.flag[samples, column] = np.maximum(mean.flag, entropy.flag)
+
+    def elsewhere(self, loop: Trajectory, pos: int) -> list[str]:
+        """Name the routers and gates whose positions are not those of the tokens.
+
+        Args:
+            loop: One loop of the first batch.
+            pos: Number of tokens of a sample.
+
+        Returns:
+            What they are, with their positions.
+        """
+        sizes = {kind: next(iter(w.values())).shape[1] for kind, w in _cycles(loop).items() if w}
+        for _, t, name in self.gates:
+            if (p := loop.gates[name][t]) is not None:
+                sizes[name] = p.shape[1]
+        return [f"{name} ({size})" for name, size in sizes.items() if size != pos]
 
     def token_rows(self, loop: Trajectory, words: Sequence[str]) -> Rows | None:
         """List the weights of routers and gates in the first sample, token by token.
@@ -221,15 +241,18 @@ class RoutingKeys:
             words: The first sample's tokens as strings.
 
         Returns:
-            The rows of the table `tokens`; None without routers and gates.
+            The rows of the table `tokens`, without what has other positions; None where nothing
+            is left.
         """
-        targets = [*self.cycles, *self.gates]
-        if not targets:
-            return None
-        weights = [w[0] for steps in _cycles(loop).values() for w in steps.values()]
+        weights = [w[0, :, b] for w in _all(_cycles(loop)) for b in range(w.shape[-1])]
         gates = [loop.gates[name][t] for _, t, name in self.gates]
-        weights += [p[0, :, None] for p in gates if p is not None]
-        values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
+        weights += [p[0] for p in gates if p is not None]
+        pairs = zip([*self.cycles, *self.gates], weights, strict=True)
+        by_token = [(target, w) for target, w in pairs if len(w) == len(words)]
+        if not by_token:
+            return None
+        targets = [target for target, _ in by_token]
+        values = [w.float().cpu().numpy() for _, w in by_token]
         keys = columns(
             ("kind", "t", "target", "pos"),
             [(*target, pos) for target in targets for pos in range(len(words))],
@@ -252,10 +275,32 @@ class RoutingRows(LoopRows):
         super().__init__(setup)
         if not self.rows:
             self.note = f"routing: {setup.model.why_no_routing}, so its table has no rows"
+        else:
+            self.note = "; ".join(self._remarks(setup))
         self.tokens: dict[str, Rows] = {}
         for name, loop in loops.items() if setup.words is not None else ():
             if (rows := self.routes[name].token_rows(loop, setup.words or ())) is not None:
                 self.tokens[name] = rows
+
+    def _remarks(self, setup: Setup) -> list[str]:
+        """What is missing beside the rows that there are."""
+        loops = setup.first.loops
+        remarks = [
+            f"routing: the states of {name} do not follow from its routers by MeSH Eqs. 2-5, so "
+            "there is no α"
+            for name, loop in loops.items()
+            if self.routes[name].cycles and not self.routes[name].alpha and name in self.rows
+        ]
+        words = len(setup.words or ())
+        elsewhere = [
+            x for name, loop in loops.items() for x in self.routes[name].elsewhere(loop, words)
+        ]
+        if words and elsewhere:
+            remarks.append(
+                f"routing: {', '.join(elsewhere)} have positions of their own, not the {words} of "
+                "the tokens, so they are not listed token by token"
+            )
+        return remarks
 
     def keys(self, loop: Trajectory, setup: Setup) -> list[tuple[Any, ...]]:
         return list(self.routes[loop.loop].all)
@@ -278,6 +323,10 @@ def _cycles(trajectory: Trajectory) -> Cycles:
             # a router may be left out of some iterations
             cycles[kind] = first | {t: w for t, w in enumerate(steps) if w is not None}
     return cycles
+
+
+def _all(cycles: Cycles) -> list[Tensor]:
+    return [w for steps in cycles.values() for w in steps.values()]
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:

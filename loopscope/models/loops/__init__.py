@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loopscope.models.loops.loop_map import LoopMap as LoopMap
     from loopscope.models.loops.loop_map import NamedState as NamedState
     from loopscope.models.loops.loop_map import Port as Port
+    from loopscope.models.loops.loop_map import Producer as Producer
     from loopscope.models.loops.loop_map import Router as Router
     from loopscope.models.loops.loop_map import Step as Step
     from loopscope.models.loops.loop_map import Unit as Unit
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
     from loopscope.models.loops.matrices import is_packed as is_packed
     from loopscope.models.loops.matrices import named_weights as named_weights
     from loopscope.models.loops.matrices import rounds_by_batch as rounds_by_batch
+    from loopscope.models.loops.mesh_cycle import MeshCycle as MeshCycle
+    from loopscope.models.loops.mesh_cycle import routers_of_memory as routers_of_memory
     from loopscope.models.loops.mixing import with_mixing as with_mixing
     from loopscope.models.loops.plain_stack import regroup as regroup
     from loopscope.models.loops.ports import port as port
-    from loopscope.models.loops.router_search import weights as weights
+    from loopscope.models.loops.ports import with_producers as with_producers
+    from loopscope.models.loops.producers import made_by as made_by
+    from loopscope.models.loops.router_outputs import probabilities as probabilities
+    from loopscope.models.loops.router_outputs import weights as weights
     from loopscope.models.loops.router_search import with_routers as with_routers
     from loopscope.models.loops.spec import Spec as Spec
     from loopscope.models.loops.spec import read_spec as read_spec

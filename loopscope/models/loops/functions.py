@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from loopscope.models.loops.producers import Makers
+
 DEEPEST, MOST_WAYS = 8, 64
 """How many functions a tensor is followed back through, and how many ways at once."""
 
@@ -65,9 +67,9 @@ class FunctionLog(TorchFunctionMode):
     Noted are look-ups in tables too. Every tensor noted is kept: no identity is given twice.
     """
 
-    def __init__(self, names: dict[int, str], clock: list[int]) -> None:
+    def __init__(self, names: dict[int, str], clock: list[int], makers: Makers) -> None:
         super().__init__()
-        self.names, self.clock = names, clock
+        self.names, self.clock, self.makers = names, clock, makers
         self.seen: list[tuple[int, str]] = []
         self.lookups: list[Lookup] = []
         self.functions: list[Function] = []
@@ -75,6 +77,7 @@ class FunctionLog(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, arguments, results, result = _called(func, args, kwargs or {})
+        self.makers.function(func, args, kwargs, result)
         # .shape, .dtype, … use no values
         if name != "__get__" or any(getattr(func, "__self__", None) is view for view in _VIEWS):
             for part in arguments:

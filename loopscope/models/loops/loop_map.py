@@ -33,6 +33,21 @@ class Port:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Producer:
+    """What makes a tensor: a call of a module, or a torch function between two calls.
+
+    Attributes:
+        port: What the call gives; of a function, the beginning or end of a call that it follows.
+        function: Which torch function after that, from 1; 0 where the call gives the tensor.
+        item: Which of the function's results; None where it has a single one.
+    """
+
+    port: Port
+    function: int = 0
+    item: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unit:
     """One call that a role consists of.
 
@@ -70,6 +85,7 @@ class Iteration:
         span: The calls it consists of, light ones too: first and last + 1 in the order of calls.
         grad: Whether gradients flow through all of it.
         own: Names of parameters that only this iteration uses.
+        producer: What makes the state that enters it; None where that cannot be told.
     """
 
     path: str
@@ -79,6 +95,7 @@ class Iteration:
     span: tuple[int, int] = (0, 0)
     grad: bool = True
     own: tuple[str, ...] = ()
+    producer: Producer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +159,7 @@ class Router:
         activation: What turns its output into weights: `softmax`, `sigmoid`, or `none` where the
             module does so itself.
         transition: Its output before the first iteration, if it has one there.
+        query: What it looks at there.
     """
 
     kind: Literal["write", "read", "gate"]
@@ -150,6 +168,7 @@ class Router:
     outputs: tuple[Port | None, ...]
     activation: Literal["softmax", "sigmoid", "none"]
     transition: Port | None = None
+    query: Port | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +208,7 @@ class LoopMap:
             told whether it is causal; empty where it is.
         routers: Routers and gates.
         mesh_cycle: Whether the states follow from the routers by MeSH Eqs. 2-5, on the example.
+        written: What the transitional cycle writes, where they do: the prelude's output.
         counts: How the number of iterations is set, for each loop where that is known.
         random: Whether a forward pass draws random numbers (an initial state, noise).
         mutates: Whether it changes states in place, so that keeping one takes a copy.
@@ -214,6 +234,7 @@ class LoopMap:
     why_no_logits: str = ""
     routers: tuple[Router, ...] = ()
     mesh_cycle: bool = False
+    written: Port | None = None
     counts: tuple[LoopCount, ...] = ()
     random: bool = False
     mutates: bool = False

@@ -1,13 +1,14 @@
 """Ports: where the states of a traced loop enter and leave its modules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loopscope.errors import InputError
-from loopscope.models.loops.loop_map import Loop, Port, Unit
+from loopscope.models.loops.loop_map import Loop, LoopMap, Port, Producer, Unit
 from loopscope.models.loops.spec import Spec
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
@@ -220,6 +221,8 @@ def _before_the_loop(units: Units, first: Port) -> Port:
     state = value_at(units.trace, first)
     earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
     streams = [(c, item) for c in earlier if (item := units.streams.leaving(c)) is not None]
+    wide = [(c, item) for c, item in streams if item.tensor.shape[-1] == state.shape[-1]]
+    streams = wide or streams  # rather than what routers give
     tables = [item.tensor for c in earlier for item in c.outputs[:1] if c.integers]
     explained = any(equal(item.tensor, state) for _, item in streams)
     explained = explained or (state.ndim == 3 and _is_sum(state, tables))
@@ -300,3 +303,32 @@ def equal(a: Tensor, b: Tensor) -> bool:
         True where shapes, devices and values agree.
     """
     return a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
+
+
+def with_producers(trace: Trace, loop_map: LoopMap) -> LoopMap:
+    """A map that knows what makes the state of each iteration.
+
+    Args:
+        trace: The traced forward pass.
+        loop_map: Its map.
+
+    Returns:
+        The map; iterations whose state nobody saw being made are as they were.
+    """
+
+    def known(loop: Loop) -> Loop:
+        made = (replace(it, producer=_producer(trace, it.h)) for it in loop.iterations)
+        return replace(loop, iterations=tuple(made))
+
+    return replace(loop_map, loops=tuple(map(known, loop_map.loops)))
+
+
+def _producer(trace: Trace, h: Port) -> Producer | None:
+    """What makes a state; None where it is a part of a wider tensor, or nobody saw."""
+    if h.side == "out":
+        return Producer(port=h) if h.columns is None else None
+    call = trace.numbered[h.module, h.call]
+    made = trace.makers.get((call.index, h.where))
+    if made is not None and h.columns is not None:
+        made = next((part for columns, part in made.parts if columns == h.columns), None)
+    return None if made is None else made.producer

@@ -1,8 +1,9 @@
 """Trace: every module call of one forward pass, with its tensors, in order."""
 
 import sys
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from loopscope.errors import EXAMPLE, InputError
 from loopscope.models.loops.functions import Function, FunctionLog, Lookup, Making
 from loopscope.models.loops.loop_map import Step
 from loopscope.models.loops.matrices import weights_in
+from loopscope.models.loops.producers import Made, Makers
 
 DEPTH = 3
 """How deep tensors are looked for in nested arguments and results."""
@@ -26,13 +28,15 @@ DEPTH = 3
 class CallTensor:
     """A tensor in a call's arguments or result, how to get to it, and what gradient flows on to.
 
-    `key` is the identity of the object that the model itself handed on; `tensor` is a copy of it.
+    `key` is the identity of the object that the model itself handed on, to which `origin` refers as
+    long as it exists; `tensor` is a copy of it.
     """
 
     where: tuple[Step, ...]
     tensor: Tensor
     node: Any = None
     key: int = 0
+    origin: Callable[[], Tensor | None] = lambda: None
 
 
 @dataclass(eq=False)
@@ -90,6 +94,7 @@ class Trace:
         mutates: Whether a tensor was changed in place after it was noted.
         lookups: The tables in which rows were looked up, in order.
         tensors: The parameters and matrices in `uses` by name, where they are tensors.
+        makers: (index of a call, place among its arguments) to what made the tensor there.
     """
 
     root: Call
@@ -104,6 +109,7 @@ class Trace:
     origins: frozenset[int] = frozenset()
     lookups: list[Lookup] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    makers: dict[tuple[int, tuple[Step, ...]], Made] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -151,9 +157,10 @@ class _Recorder:
                 elif id(value) not in names:
                     names[id(value)] = name
                     self.tensors.setdefault(name, value)
-        self.functions = FunctionLog(names, self.clock)
         self.calls: list[Call] = []
         self.stack: list[Call] = []
+        self.makers = Makers(self.stack)
+        self.functions = FunctionLog(names, self.clock, self.makers)
         self.numbers: dict[str, int] = {}
         self.versions: list[tuple[Tensor, int]] = []
 
@@ -177,6 +184,7 @@ class _Recorder:
             kwargs: Its keyword arguments.
         """
         self.clock[0] += 1
+        self.makers.pause()
         name = self.names[id(module)]
         number = self.numbers.get(name, 0)
         self.numbers[name] = number + 1
@@ -201,6 +209,7 @@ class _Recorder:
             parent.children.append(call)
         self.calls.append(call)
         self.stack.append(call)
+        self.makers.begin(call)
 
     def finish(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Note that the innermost call ends (a forward hook).
@@ -212,10 +221,12 @@ class _Recorder:
             result: What it returned.
         """
         self.clock[0] += 1
+        self.makers.pause()
         call = self.stack.pop()
         call.end = self.clock[0]
         call.outputs = list(_tensors(result, ()))
         self.watch(result)
+        self.makers.finish(call)
 
     def watch(self, value: Any) -> None:
         """Keep the versions of the tensors in a value, to see whether they change in place.
@@ -285,6 +296,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         mutates=recorder.mutates(),
         lookups=recorder.functions.lookups,
         tensors=recorder.tensors,
+        makers=recorder.makers.entering,
     )
 
 
@@ -292,7 +304,9 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
     """Floating tensors in a value, in order."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield CallTensor(where, value.detach().clone(), value.grad_fn, id(value))
+            yield CallTensor(
+                where, value.detach().clone(), value.grad_fn, id(value), weakref.ref(value)
+            )
     elif depth == 0:
         return
     elif isinstance(value, Mapping):

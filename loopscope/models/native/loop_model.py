@@ -34,8 +34,11 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
     """A vanilla, recursive or MeSH transformer whose every iteration is addressable by name.
 
     Weights live once (`prelude`, `core`, `coda`); HookPoints are unrolled: `blocks.{v}.…` over the
-    virtual depth v, `loop.{t}.…` over the iterations t. `cfg` is a TransformerLens configuration
-    with the unrolled depth as `n_layers`; `config` is the full `LoopConfig`.
+    virtual depth v, `loop.{t}.…` over the iterations t. A patch of `loop.{t}.hook_in`, also named
+    `hook_state`, reaches all that reads h(t) (core, routers, supplements), one of the first layer's
+    `hook_resid_pre` the core alone; in wrapped models `hook_in` is the core's alone too. `cfg` is a
+    TransformerLens configuration with the unrolled depth as `n_layers`; `config` is the full
+    `LoopConfig`.
 
     Args:
         config: Widths, layout and variant.
@@ -84,6 +87,8 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
         for t in range(config.K):
             for i in range(layout.cores[t]):
                 self._alias_prefix(f"loop.{t}.layer.{i}", f"blocks.{layout.core_start(t) + i}")
+            self.aliases[f"loop.{t}.hook_state"] = f"loop.{t}.hook_in"
+            self.mod_dict[f"loop.{t}.hook_state"] = self.mod_dict[f"loop.{t}.hook_in"]
 
     def _unrolled(self) -> Iterator[Block]:
         """Blocks in the order in which they run."""

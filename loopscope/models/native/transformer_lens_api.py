@@ -133,7 +133,12 @@ class LensMixin:
             pairs = self.hook_patterns().items()
             lines += [f"  {name:<36}{f'× {n}' if n > 1 else ''}" for name, n in pairs]
         if self.aliases:
-            lines.append("  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…")
+            lines += [
+                "  loop.{t}.layer.{l}.… are aliases of blocks.{v}.…, loop.{t}.hook_state of "
+                "loop.{t}.hook_in:",
+                "  h(t) for all that reads it (core, routers, residual); for the core alone: "
+                "hook_resid_pre of its first layer",
+            ]
         return lines
 
     @property

@@ -3,12 +3,27 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformer_lens.hook_points import HookPoint
 
-from loopscope.models.loops import Call, CallTensor, LoopMap, Port, Streams, Trace, Unit, port
+from loopscope.errors import InputError
+from loopscope.models.loops import (
+    Call,
+    CallTensor,
+    Iteration,
+    LoopMap,
+    Port,
+    Producer,
+    Router,
+    Streams,
+    Trace,
+    Unit,
+    port,
+)
 
 PATTERN = ".hook_pattern"
+STATE = ".hook_state"
 
 
 @dataclass
@@ -19,11 +34,47 @@ class Addresses:
         ports: Canonical name to the tensor it means, in the order in which they arise.
         aliases: Further names.
         cut: Canonical names of what runs where gradients are switched off.
+        weights: Names among `ports` whose tensor is shown as a router's weights.
+        slots: Names of MeSH's memory slots, which are no tensor of the model's, to read: iteration,
+            -1 for the transitional cycle.
+        states: Names of states for all that reads them, to where they enter and what makes them.
     """
 
     ports: dict[str, Port] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    weights: dict[str, Router] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    states: dict[str, tuple[Port, Producer]] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """All canonical names: states, slots and weights before the tensors of modules."""
+        return list(dict.fromkeys([*self.states, *self.slots, *self.weights, *self.ports]))
+
+    def no_tensor(self) -> set[str]:
+        """Names without a tensor that gradients flow through as in a native model."""
+        return {*self.slots, *self.weights}
+
+    def with_gradients(self, names_filter: Any, chosen: set[str]) -> Any:
+        """A filter for backward hooks.
+
+        Args:
+            names_filter: A name, or a predicate.
+            chosen: The canonical names that it means.
+
+        Returns:
+            The filter; a predicate without the names that have no gradient.
+
+        Raises:
+            InputError: if a name has none.
+        """
+        without = chosen & self.no_tensor()
+        if without and not callable(names_filter):
+            raise InputError(
+                f"{min(without)} is computed from what the model's modules give, so no gradient "
+                "arrives there; take it at the modules' hook_out."
+            )
+        return (lambda name: name in chosen - without) if without else names_filter
 
 
 def addresses(trace: Trace, streams: Streams, loop_map: LoopMap) -> Addresses:
@@ -39,7 +90,10 @@ def addresses(trace: Trace, streams: Streams, loop_map: LoopMap) -> Addresses:
         second call of a module in one place is `{module}:1`. Attentions of transformers have
         `.hook_pattern` too (batch, head, query, key), to read. `hook_embed`, `loop.{path}.hook_in`,
         `loop.{path}.hook_out`, `coda.hook_in`, `hook_h_out` are the states of the main loop, and
-        `loop.{name}.after.hook_in` what leaves another.
+        `loop.{name}.after.hook_in` what leaves another. `loop.{path}.hook_in` is what the core is
+        given, `loop.{path}.hook_state` the same state for all that reads it. Routers of a memory
+        have `loop.{path}.write.hook_weights` and `.read.hook_weights`, slots that follow from them
+        `loop.{path}.hook_memory`, and both `transition.…`.
     """
     names = Addresses()
     places = _places(trace, loop_map)
@@ -56,7 +110,46 @@ def addresses(trace: Trace, streams: Streams, loop_map: LoopMap) -> Addresses:
             names.ports[f"{place}.hook_pattern"] = whole
     _name_states(names, loop_map, by_port)
     _name_layers(names, loop_map, places)
+    _name_memory(names, loop_map)
+    for loop in loop_map.loops:
+        for iteration in loop.iterations:
+            _name_state(names, iteration)
     return names
+
+
+def _name_memory(names: Addresses, loop_map: LoopMap) -> None:
+    """Router weights and, where they follow from them, memory slots."""
+    taken = {*names.ports, *names.aliases}  # modules of those names win
+    for router in loop_map.routers:
+        if router.kind == "gate":
+            continue
+        main = router.loop == loop_map.loops[0].name
+        cycles: dict[str, Port | None] = {"transition": router.transition} if main else {}
+        iterations = loop_map.loop(router.loop).iterations
+        cycles |= {
+            f"loop.{it.path}": where for it, where in zip(iterations, router.outputs, strict=True)
+        }
+        for cycle, where in cycles.items():
+            name = f"{cycle}.{router.kind}.hook_weights"
+            if where is not None and name not in taken:
+                names.ports[name], names.weights[name] = where, router
+    if loop_map.mesh_cycle and loop_map.main is not None:
+        places = ["transition", *(f"loop.{it.path}" for it in loop_map.main.iterations)]
+        for t, cycle in enumerate(places, start=-1):
+            if f"{cycle}.hook_memory" not in taken:
+                names.slots[f"{cycle}.hook_memory"] = t
+
+
+def _name_state(names: Addresses, iteration: Iteration) -> None:
+    """The state of an iteration for all that reads it, where what makes it is known."""
+    name = f"loop.{iteration.path}{STATE}"
+    entering = f"loop.{iteration.path}.hook_in"
+    if iteration.producer is None or name in names.ports or name in names.aliases:
+        return
+    if iteration.h.side == "out":  # what a module gives: all that reads it is given the same
+        names.aliases[name] = names.aliases.get(entering, entering)
+    else:
+        names.states[name] = (iteration.h, iteration.producer)
 
 
 def _places(trace: Trace, loop_map: LoopMap) -> dict[int, str]:

@@ -83,6 +83,9 @@ def _size(weights: Iterable[Weight]) -> int:
     return sum({weight.key: weight.size for weight in weights}.values())
 
 
+READERS = "all that reads it (routers, residual, injections too)"
+"""Whom a patch of `hook_state` reaches."""
+
 SHOWN, PATTERNS = 6, 16
 """Lines of one kind, and patterns of addresses, that are shown before the rest is counted."""
 
@@ -178,7 +181,7 @@ def address_patterns(loop_map: LoopMap, names: Iterable[str]) -> dict[str, int]:
         # the longest path: H0.L2 and not H0
         ends = [n for n in range(2, len(parts)) if ".".join(parts[1:n]) in paths]
         if parts[0] == "loop" and ends:
-            path = re.sub(r"\d+", "{t}", ".".join(parts[1 : ends[-1]]))
+            path = _pattern(".".join(parts[1 : ends[-1]]))
             name = ".".join(["loop", path, *parts[ends[-1] :]])
         groups[name] = groups.get(name, 0) + 1
     return groups
@@ -211,6 +214,7 @@ def address_listing(
         if len(patterns) > PATTERNS:
             lines.append(f"  … and {len(patterns) - PATTERNS} more")
     also = ["loop.{t}.layer.{l}.…"] if loop_map.loops else []
+    lines += [f"  {_reach(loop)}" for loop in loop_map.loops[:1]]
     return [*lines, f"  {' and '.join([*also, 'blocks.{v}.hook_resid_pre|post'])} are aliases"]
 
 
@@ -268,6 +272,7 @@ def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) 
     if loop.mixing:
         branch.add(f"h(t+1) = {loop.mixing}")
     branch.add(f"h(K): {_port(loop.after)}")
+    branch.add(_reach(loop), _no_state(loop))
     for state in loop.named if len(loop.named) > 1 else ():
         main = ", the main one" if state is loop.named[0] else ""
         lines = [f"before an iteration: {_port(state.h[0])}", f"after it: {_port(state.h_m[0])}"]
@@ -286,6 +291,28 @@ def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) 
             branch.add(f"number of iterations: {_COUNTS[count.kind]} {count.name} (loops=n)")
     for nested in inner:
         _loop(branch, nested, loop_map, sizes)
+
+
+def _reach(loop: Loop) -> str:
+    """Whom a patch of a state reaches."""
+    path = f"loop.{_pattern(loop.iterations[0].path)}"
+    return f"{path}.hook_in: h(t) for the core alone; {path}.hook_state: for {READERS}"
+
+
+def _no_state(loop: Loop) -> list[str]:
+    """In which iterations the state cannot be replaced where it is made."""
+    without = [it for it in loop.iterations if it.producer is None]
+    if not without:
+        return []
+    which = "any iteration" if len(without) == loop.K else f"iteration {_paths(without)}"
+    return [
+        f"no hook_state in {which}: h(t) is a part of a wider tensor there, or made by code that "
+        "cannot be seen"
+    ]
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\d+", "{t}", path)
 
 
 def _parameters(branch: Branch, loop: Loop, sizes: dict[str, int]) -> None:

@@ -62,8 +62,8 @@ class Generating(GenerationMixin, NamedHooks):
         arguments = self._completed(*arguments, constants=generating)
         seeding = self._seeding(arguments) if generating else (None, None, None)
 
-        def run(given: Arguments, taps: Any, *, eager: bool) -> Any:
-            return self._run_tapped(forward, given, taps, eager=eager)
+        def run(given: Arguments, taps: Any, **how: Any) -> Any:
+            return self._run_tapped(forward, given, taps, **how)
 
         with (
             looping(self.module, self.settings),

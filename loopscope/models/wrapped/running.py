@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from warnings import warn
 
@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.hooks import Point
 from loopscope.models.loops import LoopMap, Port, Step, example_shape
-from loopscope.models.wrapped.addresses import PATTERN
+from loopscope.models.wrapped.addresses import PATTERN, Addresses
 from loopscope.models.wrapped.direct_calls import same_shape, used
 from loopscope.models.wrapped.inputs import Arguments, Inputs
 from loopscope.models.wrapped.loop_count import Setting, as_arguments
+from loopscope.models.wrapped.memory_slots import (
+    Key,
+    check_ports,
+    look_at_slots,
+    look_at_weights,
+    made_states,
+    mesh_slots,
+    slot_ports,
+)
 from loopscope.models.wrapped.run_context import (
     controlled,
     eager_attention,
@@ -25,6 +34,7 @@ from loopscope.models.wrapped.run_context import (
     without_checkpointing,
 )
 from loopscope.models.wrapped.shape import WrappedConfig
+from loopscope.models.wrapped.state_hooks import StateHooks
 from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
 
 SEES_AHEAD = "the model looks at later tokens, so it predicts no next token"
@@ -43,6 +53,7 @@ class Running:
     logits_at: tuple[Step, ...] | None
     plan: Schedule
     ports: dict[str, Port]
+    names: Addresses
     _live: dict[str, Point]
     _originals: dict[str, nn.Module]
     _as_tokens: Callable[..., Tensor]
@@ -74,7 +85,12 @@ class Running:
             ) from error
 
     def run(
-        self, arguments: Arguments, taps: list[Tap], *, eager: bool = False
+        self,
+        arguments: Arguments,
+        taps: list[Tap],
+        *,
+        eager: bool = False,
+        during: AbstractContextManager[Any] | None = None,
     ) -> tuple[Any, list[int]]:
         """One forward pass of the original with functions at some of its tensors.
 
@@ -82,6 +98,7 @@ class Running:
             arguments: Its arguments, from `prepare`.
             taps: Tensors and what to do with them.
             eager: Compute attention step by step, so that its pattern exists.
+            during: A further context of the forward pass.
 
         Returns:
             What the original returns, and the numbers of the taps that were not reached.
@@ -90,10 +107,16 @@ class Running:
             InputError: for more or fewer iterations than on the example, or a run within a hook.
         """
         with self._controlled(arguments):
-            return self._run_tapped(self.module, arguments, taps, eager=eager)
+            return self._run_tapped(self.module, arguments, taps, eager=eager, during=during)
 
     def _run_tapped(
-        self, call: Callable[..., Any], arguments: Arguments, taps: list[Tap], *, eager: bool
+        self,
+        call: Callable[..., Any],
+        arguments: Arguments,
+        taps: list[Tap],
+        *,
+        eager: bool,
+        during: AbstractContextManager[Any] | None = None,
     ) -> tuple[Any, list[int]]:
         """What the original, or its forward, returns with functions at some of its tensors."""
         args, kwargs = arguments
@@ -104,6 +127,7 @@ class Running:
                 uncompiled(),
                 without_checkpointing(self.module),
                 tapped(self._originals, taps, self.plan) as missed,
+                during or nullcontext(),
             ):
                 output = self._call(call, args, kwargs)
             return output, missed
@@ -138,15 +162,17 @@ class Running:
         self,
         arguments: Arguments,
         more: Mapping[Any, Tap],
+        kept: dict[Key, Tensor] | None = None,
         *,
         step: bool = False,
         run: Callable[..., tuple[Any, list[int]]] | None = None,
     ) -> tuple[Any, set[Any]]:
-        """A forward pass with the hooks that it has, then further taps; what was not reached.
+        """A forward pass with the hooks that it has, then further taps.
 
         Args:
             arguments: Arguments of the original's forward.
             more: Further taps by any keys.
+            kept: Takes the states of a MeSH port as they were before hooks, if there are hooks.
             step: Whether it may be a step of a generation, where hooks must keep a tensor's shape.
             run: What makes the pass, if not `run`.
 
@@ -154,22 +180,75 @@ class Running:
             What the original returned, and the names and keys that it did not reach.
         """
         points = {name: point for name, point in self._live.items() if used(point)}
-        kept = same_shape if step else _as_it_is
-        taps: list[Tap] = [
-            (self.ports[name], only_read(point) if name.endswith(PATTERN) else kept(point))
+        states = StateHooks(
+            {name: self.names.states[name] for name in points if name in self.names.states}, points
+        )
+        slots = {name: t for name, t in self.names.slots.items() if name in points}
+        checked = self.map.mesh_cycle and bool(points) and (bool(slots) or kept is not None)
+        kept = {} if kept is None else kept
+        first = self._keeping(kept, check_ports(self.map)) if checked else {}
+        behind = self._keeping(kept, slot_ports(self.map)) if slots else {}
+        taps = {
+            name: self._tap(name, point, step=step)
             for name, point in points.items()
-        ]
+            if name in self.ports
+        }
+        every: list[Tap] = [*states.first(), *first.values()]
+        offset = len(every)
+        every += [*taps.values(), *more.values(), *behind.values(), *states.last()]
         eager = any(name.endswith(PATTERN) for name in points)
-        output, missed = (run or self.run)(arguments, [*taps, *more.values()], eager=eager)
-        names = [*points, *more]
-        if unseen := [names[n] for n in missed if n < len(points)]:
+        output, missed = (run or self.run)(
+            arguments, every, eager=eager, during=states if states.states else None
+        )
+        if checked:
+            kept |= made_states(self.map, states.before)
+        if slots:
+            self._show_slots(slots, kept, complete=kept.keys() >= {*first, *behind})
+        names = [*taps, *more]
+        unreached = {names[n - offset] for n in missed if offset <= n < offset + len(names)}
+        unseen = [name for name in taps if name in unreached]
+        unseen += [name for n, name in enumerate(states.states) if n in missed]
+        if unseen:
             rest = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
             warn(
                 f"{self.name!r} did not call what {', '.join(unseen[:3])}{rest} belong to in that "
                 "iteration on this input, so their hooks saw nothing.",
                 stacklevel=4,
             )
-        return output, {names[n] for n in missed}
+        return output, unreached
+
+    def _tap(self, name: str, point: Point, *, step: bool) -> Tap:
+        """What shows the tensor of an address to its hooks."""
+        if name.endswith(PATTERN):
+            return self.ports[name], only_read(point)
+        if name in self.names.weights:
+            router, verified = self.names.weights[name], self.map.mesh_cycle
+            return self.ports[name], look_at_weights(point, router, verified=verified)
+        return self.ports[name], same_shape(point) if step else point
+
+    def _keeping(self, kept: dict[Key, Tensor], ports: Mapping[Key, Port]) -> dict[Key, Tap]:
+        """Taps that keep tensors, gradients and all."""
+
+        def keep(key: Key) -> Callable[[Tensor], None]:
+            copied = self.map.mutates
+            return lambda x: kept.__setitem__(key, x.clone() if copied else x)
+
+        return {key: (port, keep(key)) for key, port in ports.items()}
+
+    def _show_slots(
+        self, slots: Mapping[str, int], kept: Mapping[Key, Tensor], *, complete: bool
+    ) -> None:
+        """Show memory slots to their hooks, once the model has run."""
+        memories = mesh_slots(self.map, kept) if complete else None
+        if memories is None:
+            warn(
+                f"{', '.join(slots)}: there are no memory slots on this input, so their hooks saw "
+                "nothing.",
+                stacklevel=5,
+            )
+            return
+        for name, t in slots.items():
+            look_at_slots(self._live[name], memories[t + 1])
 
     @contextmanager
     def _controlled(self, arguments: Arguments) -> Iterator[None]:
@@ -230,13 +309,9 @@ class Running:
             return lambda tensor: kept.__setitem__(key, tensor.detach())
 
         output, _ = self._run_live(
-            arguments, {key: (port, keep(key)) for key, port in ports.items()}
+            arguments, {key: (port, keep(key)) for key, port in ports.items()}, kept
         )
         return output, kept
-
-
-def _as_it_is(point: Point) -> Point:
-    return point
 
 
 def _is_in_a_hook(error: BaseException) -> bool:

@@ -16,6 +16,17 @@ Key = tuple[int, int]
 """Stretch between two beginnings of iterations, and which call of the module within it."""
 
 
+class Signal:
+    """In place of a tap's function: called when the call begins or ends, and given no tensor.
+
+    Args:
+        function: What to call.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Where the calls of a forward pass stand.
@@ -160,7 +171,7 @@ def _after(trace: Trace, loop: Loop, looped: set[str]) -> Call | None:
     return call if call.index >= loop.iterations[-1].span[1] else None
 
 
-Tap = tuple[Port, Callable[[Tensor], Any]]
+Tap = tuple[Port, Callable[[Tensor], Any] | Signal]
 """A tensor and what to do with it: None, or the same tensor, leaves it as it is."""
 
 
@@ -300,9 +311,12 @@ def _behind(
 
 
 def _read_operand(
-    holder: Any, port: Port, function: Callable[[Tensor], Any], recent: RecentFunctions
+    holder: Any, port: Port, function: Callable[[Tensor], Any] | Signal, recent: RecentFunctions
 ) -> None:
     """Show a function what one of a call's arguments was made of."""
+    if isinstance(function, Signal):
+        function.function()
+        return
     whole = get(holder, port.where)
     part = recent.operand(whole, port.operand) if isinstance(whole, Tensor) else None
     if part is None:
@@ -319,8 +333,11 @@ def _read_operand(
         )
 
 
-def _apply(holder: Any, port: Port, function: Callable[[Tensor], Any]) -> Any:
+def _apply(holder: Any, port: Port, function: Callable[[Tensor], Any] | Signal) -> Any:
     """The holder with a function's answer for one of its tensors; None for no change."""
+    if isinstance(function, Signal):
+        function.function()
+        return None
     whole = get(holder, port.where)
     if not isinstance(whole, Tensor):
         raise InputError(

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from warnings import warn
 
 from torch import Tensor
 
-from loopscope.models.loops import Loop, LoopMap, Port, Router, weights
+from loopscope.models.loops import Loop, LoopMap, Port, Router, probabilities, weights
 from loopscope.models.trajectory import Trajectory, Transition
+from loopscope.models.wrapped.memory_slots import Key, mesh_slots
 from loopscope.names import block_name
-
-Key = tuple[Any, ...]
-"""What a tensor is: `("h", loop, t)`, `("after", loop)`, `("write", loop, router, t)` …"""
 
 
 def state_ports(loop_map: LoopMap) -> dict[Key, Port]:
@@ -41,11 +40,20 @@ def state_ports(loop_map: LoopMap) -> dict[Key, Port]:
         for t, where in enumerate((router.transition, *router.outputs), start=-1):
             if where is not None:
                 ports[router.kind, router.loop, router.name, t] = where
+        if router.kind == "write" and router.query is not None:
+            ports["query", router.loop] = router.query
+    if loop_map.written is not None:
+        ports["written",] = loop_map.written
     return ports
 
 
 def trajectory_of(
-    loop_map: LoopMap, tensors: Mapping[Key, Tensor], *, tokens: Any, logits: Any
+    loop_map: LoopMap,
+    tensors: Mapping[Key, Tensor],
+    *,
+    tokens: Any,
+    logits: Any,
+    memory: bool = True,
 ) -> Trajectory:
     """Put the tensors of one forward pass together.
 
@@ -54,9 +62,11 @@ def trajectory_of(
         tensors: What there is of `state_ports`; a gate may be missing.
         tokens: The tokens, (batch, token), or None.
         logits: The logits, or None.
+        memory: Keep MeSH's slots after each write.
 
     Returns:
-        The trajectory of the main loop, those of further loops in `others`.
+        The trajectory of the main loop, those of further loops in `others`. Where its states do not
+        follow from the routers of a MeSH port on this input, it has no slots and no α.
     """
     common: dict[str, Any] = {
         "h_emb": tensors["embed",],
@@ -72,7 +82,19 @@ def trajectory_of(
         )  # fmt: skip
     by_loop = {loop.name: _trajectory(loop_map, loop, tensors, common) for loop in loop_map.loops}
     main, *further = by_loop
-    return replace(by_loop[main], others={name: by_loop[name] for name in further})
+    others = {name: by_loop[name] for name in further}
+    slots = mesh_slots(loop_map, tensors, keep=memory) if loop_map.mesh_cycle else None
+    return replace(_with_slots(by_loop[main], slots), others=others)
+
+
+def _with_slots(trajectory: Trajectory, slots: tuple[Tensor, ...] | None) -> Trajectory:
+    """A trajectory with MeSH's slots, or without its cycle where there are none."""
+    if slots is None:
+        return replace(trajectory, mesh_cycle=False)
+    if not slots or trajectory.transition is None:
+        return trajectory
+    transition = replace(trajectory.transition, memory=slots[0])
+    return replace(trajectory, memory=slots[1:], transition=transition)
 
 
 def _around(loop_map: LoopMap, loop: Loop) -> tuple[Port | None, bool]:
@@ -110,7 +132,7 @@ def _trajectory(
         loop=loop.name,
         path=tuple(iteration.path for iteration in loop.iterations),
         gates={
-            router.name: _weights(router, loop, tensors)
+            router.name: _probabilities(router, loop, tensors)
             for router in loop_map.routers
             if router.loop == loop.name and router.kind == "gate"
         },
@@ -162,6 +184,20 @@ def _weights(router: Router | None, loop: Loop, tensors: Mapping[Key, Tensor]) -
     return tuple(weights(router, tensors[key]) if key in tensors else None for key in keys)
 
 
+def _probabilities(router: Router, loop: Loop, tensors: Mapping[Key, Tensor]) -> Any:
+    """A gate's probabilities at each iteration, None where there are none for each sample."""
+    batch = tensors["embed",].shape[0]
+    keys = [("gate", loop.name, router.name, t) for t in range(loop.K)]
+    values = [probabilities(router, tensors[k], batch) if k in tensors else None for k in keys]
+    if any(p is None and k in tensors for p, k in zip(values, keys, strict=True)):
+        warn(
+            f"gate {router.name} does not give equally many numbers for each sample on this input; "
+            "they are left out.",
+            stacklevel=6,
+        )
+    return tuple(values)
+
+
 def _transition(
     routers: Mapping[str, Router], loop: Loop, tensors: Mapping[Key, Tensor], h_emb: Tensor
 ) -> Transition | None:
@@ -173,5 +209,5 @@ def _transition(
     w_write, w_read = (
         weights(routers[kind], tensors[kind, loop.name, kind, -1]) for kind in ("write", "read")
     )
-    query = tensors.get(("before", loop.name), h_emb)
+    query = tensors.get(("query", loop.name), tensors.get(("before", loop.name), h_emb))
     return Transition(query=query, memory=None, w_write=w_write, w_read=w_read)

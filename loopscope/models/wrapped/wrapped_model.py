@@ -16,7 +16,7 @@ from loopscope.models.loops import Loop, LoopMap, Step, to_toml
 from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
-from loopscope.models.wrapped.addresses import PATTERN, Addresses
+from loopscope.models.wrapped.addresses import PATTERN, STATE, Addresses
 from loopscope.models.wrapped.description import (
     WrappedCount,
     address_listing,
@@ -60,7 +60,8 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     It is called, hooked and cached as a native model: `model(tokens)` gives logits,
     `run_with_cache` and `run_with_hooks` take addresses that carry the iteration. Nothing of the
     original is changed; its modules carry hooks only while hooks are asked for, and then they act
-    whoever calls it.
+    whoever calls it. A patch of `loop.{t}.hook_in` is one of what the core is given;
+    `loop.{t}.hook_state` is h(t) for all that reads it, as in native models.
 
     Attributes:
         module: The original.
@@ -130,9 +131,10 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     def _name(self, names: Addresses) -> None:
         """Make a HookPoint for each address."""
         self.hook_dict, self.aliases = {}, names.aliases
-        self.ports, self.cut = names.ports, names.cut
-        for name, port in names.ports.items():
-            self.hook_dict[name] = Address(name, port.module, self.direct_calls)
+        self.names, self.ports, self.cut = names, names.ports, names.cut
+        for name in names.names():
+            part = names.ports[name].module if name in names.ports else ""
+            self.hook_dict[name] = Address(name, part, self.direct_calls)
         self.mod_dict = {**self.hook_dict}
         self.mod_dict |= {alias: self.hook_dict[n] for alias, n in names.aliases.items()}
         first = {id(m): n for n, m in self._originals.items()}
@@ -177,9 +179,10 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
         return super().canonical(self.resolve(name))
 
     def select(self, names_filter: Any) -> set[str]:
-        """Canonical names that a filter means; None means all but the attention patterns.
+        """Canonical names that a filter means; None means all but patterns and `hook_state`.
 
-        A pattern makes the attention run step by step, so it takes being asked for.
+        A pattern makes the attention run step by step, so it takes being asked for; `hook_state`
+        takes its name, as in native models.
 
         Args:
             names_filter: None, a name, names, or a predicate.
@@ -192,7 +195,10 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
             InputError: if nothing is selected.
         """
         if names_filter is None:
-            return {name for name in self.hook_dict if not name.endswith(PATTERN)}
+            return {name for name in self.hook_dict if not name.endswith((PATTERN, STATE))}
+        if callable(names_filter):
+            asked = names_filter
+            return super().select(lambda name: not name.endswith(STATE) and asked(name))
         return super().select(names_filter)
 
     @property
@@ -205,8 +211,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
         return list(self._live.values())
 
     def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
-        self._touch(name, dir)
-        super()._enable_hook(name, hook, dir)
+        super()._enable_hook(self._touch(name, dir), hook, dir)
 
     def add_hook(self, name: Any, hook: Callable, *args: Any, **kwargs: Any) -> None:
         """Add a hook that stays until `reset_hooks()`.
@@ -217,11 +222,14 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
             *args: As in TransformerLens; the first is the direction, `fwd` or `bwd`.
             **kwargs: Likewise.
         """
-        self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
+        name = self._touch(name, kwargs.get("dir", args[0] if args else "fwd"))
         super().add_hook(name, hook, *args, **kwargs)
 
-    def _touch(self, name: Any, dir: str) -> None:
+    def _touch(self, name: Any, dir: str) -> Any:
+        """Note the points of a filter as used; gives the filter, for `bwd` without others."""
         chosen = self.select(name)
+        if dir == "bwd":
+            name = self.names.with_gradients(name, chosen)
         self._live |= {address: self.hook_dict[address] for address in sorted(chosen)}
         if dir == "bwd" and (cut := sorted(chosen & self.cut)):
             warn(
@@ -229,6 +237,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
                 "(torch.no_grad in its forward), so a backward hook there never fires.",
                 stacklevel=4,
             )
+        return name
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's caching hooks, for the points a filter means.
@@ -243,7 +252,10 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
         """
         if isinstance(names_filter, str):
             names_filter = [names_filter]
-        return super().get_caching_hooks(names_filter, *args, **kwargs)
+        cache, fwd, bwd = super().get_caching_hooks(names_filter, *args, **kwargs)
+        if names_filter is None or callable(names_filter):
+            bwd = [pair for pair in bwd if pair[0] not in self.names.no_tensor()]
+        return cache, fwd, bwd
 
     def reaches(self, name: str, stop_at_layer: int) -> bool:
         """Refused: a wrapped model runs to its end.
@@ -356,7 +368,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
 
         Args:
             tokens: Token ids (batch, pos), text, or what its forward takes.
-            memory: Not needed: there is no buffer to keep.
+            memory: Keep the memory slots of a MeSH port.
             logits: Keep the logits too.
 
         Returns:
@@ -384,7 +396,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
                 f"{self.name!r} returns no logits for each token on this input; leave logits=True "
                 "out, or wrap it with an example= whose arguments ask for them."
             )
-        return trajectory_of(self.map, tensors, tokens=ids, logits=scores)
+        return trajectory_of(self.map, tensors, tokens=ids, logits=scores, memory=memory)
 
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
         """The trajectory on the tokens of another; the model is run anew.

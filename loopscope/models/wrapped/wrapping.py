@@ -23,6 +23,7 @@ from loopscope.models.loops import (
     rounds_by_batch,
     trace,
     with_mixing,
+    with_producers,
 )
 from loopscope.models.native import Layout
 from loopscope.models.wrapped.addresses import addresses
@@ -341,6 +342,7 @@ def _wrap_once(module: nn.Module, inputs: Inputs, recipe: Recipe) -> WrappedMode
         warn(f"{type(module).__name__}: {doubt}", stacklevel=4)
     if recipe.layout is not None:
         loop_map = regrouped(loop_map, recipe.layout, recipe.name)
+    loop_map = with_producers(look.trace, loop_map)
     batch, pos = example_shape(*arguments)
     return WrappedModel(
         module,

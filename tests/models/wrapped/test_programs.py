@@ -46,3 +46,21 @@ def test_inner_loops_of_different_length_are_one_loop():
     inner = Item("loop", (1, 3), (Item("shared"),))
     model = ls.wrap(Runs(Program(1, ((2, (inner, Item("shared"))),), 1)), tokens())
     assert [it.path for it in model.map.loops[1].iterations] == ["A0.B0", "A1.B0", "A1.B1", "A1.B2"]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(programs())
+def test_states_of_a_random_program_are_replaced_where_they_are_made(program):
+    module = Runs(program)
+    model = ls.wrap(module, tokens())
+    clean = model(tokens())
+    for name in list(model.names.states)[:6]:
+        entering = name.replace("hook_state", "hook_in")
+        with model.hooks([(name, lambda x, hook: x.flip(-1))]):
+            logits, cache = model.run_with_cache(tokens(), names_filter=entering)
+        _, before = model.run_with_cache(tokens(), names_filter=[name, entering])
+        assert torch.equal(before[name], before[entering])
+        assert torch.equal(cache[entering], before[name].flip(-1))
+        # nothing but the core reads a state of these programs
+        alone = model.run_with_hooks(tokens(), fwd_hooks=[(entering, lambda x, hook: x.flip(-1))])
+        assert torch.equal(logits, alone) and not torch.equal(logits, clean)
