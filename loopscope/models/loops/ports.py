@@ -324,7 +324,9 @@ def with_producers(trace: Trace, loop_map: LoopMap) -> LoopMap:
 
 
 def _producer(trace: Trace, h: Port) -> Producer | None:
-    """What makes a state; None where it is a part of a wider tensor, or nobody saw."""
+    """What makes a state; None where it is a part of another tensor, or nobody saw."""
+    if h.operand:
+        return None
     if h.side == "out":
         return Producer(port=h) if h.columns is None else None
     call = trace.numbered[h.module, h.call]

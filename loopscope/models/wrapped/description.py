@@ -296,6 +296,8 @@ def _loop(parent: Branch, loop: Loop, loop_map: LoopMap, sizes: dict[str, int]) 
 def _reach(loop: Loop) -> str:
     """Whom a patch of a state reaches."""
     path = f"loop.{_pattern(loop.iterations[0].path)}"
+    if loop.iterations[-1].h.side == "out":  # what a module gave last, of several states
+        return f"{path}.hook_in and {path}.hook_state: h(t) for {READERS}"
     return f"{path}.hook_in: h(t) for the core alone; {path}.hook_state: for {READERS}"
 
 
@@ -306,7 +308,7 @@ def _no_state(loop: Loop) -> list[str]:
         return []
     which = "any iteration" if len(without) == loop.K else f"iteration {_paths(without)}"
     return [
-        f"no hook_state in {which}: h(t) is a part of a wider tensor there, or made by code that "
+        f"no hook_state in {which}: h(t) is a part of another tensor there, or made by code that "
         "cannot be seen"
     ]
 
