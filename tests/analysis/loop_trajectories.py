@@ -130,7 +130,10 @@ class Wrapped(Played):
 
     def __init__(self, trajectory: Trajectory, *, causal: bool | None = True, **options: Any):
         super().__init__(trajectory, **options)
-        self.map = SimpleNamespace(causal=causal, to_dict=lambda: {"loops": [{"name": "H"}]})
+        why = "" if causal is not None else "the model returns no logits for each token"
+        self.map = SimpleNamespace(
+            causal=causal, why_no_logits=why, to_dict=lambda: {"loops": [{"name": "H"}]}
+        )
 
     def structure(self) -> dict[str, Any]:
         return {"map": self.map.to_dict()}

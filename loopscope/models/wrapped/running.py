@@ -37,6 +37,7 @@ from loopscope.models.wrapped.shape import WrappedConfig
 from loopscope.models.wrapped.state_hooks import StateHooks
 from loopscope.models.wrapped.taps import Schedule, Tap, get, tapped
 
+NO_LOGITS = "the model returns no logits for each token on this input"
 SEES_AHEAD = "the model looks at later tokens, so it predicts no next token"
 
 
@@ -278,8 +279,7 @@ class Running:
 
     def _loss(self, logits: Any, args: tuple, kwargs: dict) -> Tensor:
         if self.map.causal is None or not isinstance(logits, Tensor):
-            why = self.map.why_no_logits or "the model returns no logits for each token"
-            raise InputError(f"there is no loss: {why}.")
+            raise InputError(f"there is no loss: {self.map.why_no_logits or NO_LOGITS}.")
         if not self.map.causal:
             raise InputError(f"there is no loss: {SEES_AHEAD}.")
         tokens = self.inputs.tokens_in(args, kwargs)

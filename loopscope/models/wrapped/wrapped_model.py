@@ -517,7 +517,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     def why_no_loss(self) -> str:
         """Why the model predicts no next token; empty where it does."""
         if self.map.causal is None:
-            return self.map.why_no_logits or "the model returns no logits for each token"
+            return self.map.why_no_logits
         return "" if self.map.causal else SEES_AHEAD
 
     def counts(self) -> WrappedCount:
