@@ -200,7 +200,7 @@ class Hooked(Protocol):
             What `capture(longer.tokens, logits=logits)` gives.
         """
 
-    def read_out(self, h: Any, tokens: Any = None) -> Float[Tensor, "batch pos d_out"]:
+    def read_out(self, h: Any, tokens: Any = None) -> Float[Tensor, "batch _ d_out"]:
         """Tell what the coda makes of a state: h_out if h(K) were `h`.
 
         Args:
@@ -212,7 +212,7 @@ class Hooked(Protocol):
         """
 
     def read_out_logits(
-        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch token"]
     ) -> Iterable[Tensor]:
         """Give the logits if h(K) were `h`.
 

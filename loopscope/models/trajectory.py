@@ -9,9 +9,10 @@ from torch import Tensor
 
 from loopscope.names import MAIN_LOOP, state_name
 
-Stream = Float[Tensor, "batch pos d_model"]
-Slots = Float[Tensor, "batch slot pos d_model"]
-Weights = Float[Tensor, "batch pos slot"]
+# positions may be others than the tokens: latents, routed subsets, pooled ones; "_" is any number
+Stream = Float[Tensor, "batch _ d_model"]
+Slots = Float[Tensor, "batch slot _ d_model"]
+Weights = Float[Tensor, "batch _ slot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +57,20 @@ class Trajectory:
         others: The model's further loops, each as a trajectory of the same forward pass.
     """
 
-    h_emb: Float[Tensor, "batch pos d_emb"]
+    h_emb: Float[Tensor, "batch _ d_emb"]
     h: tuple[Stream, ...]
     h_m: tuple[Stream, ...]
     memory: tuple[Slots, ...] | None
     w_write: tuple[Weights, ...] | None
     w_read: tuple[Weights, ...] | None
     transition: Transition | None
-    h_out: Float[Tensor, "batch pos d_out"]
+    h_out: Float[Tensor, "batch _ d_out"]
     blocks: dict[str, tuple[Tensor, Tensor]]
     logits: Float[Tensor, "batch token d_vocab"] | None = None
     tokens: Int[Tensor, "batch token"] | None = None
     loop: str = MAIN_LOOP
     path: tuple[str, ...] = ()
-    gates: Mapping[str, tuple[Float[Tensor, "batch pos"] | None, ...]] = field(default_factory=dict)
+    gates: Mapping[str, tuple[Float[Tensor, "batch _"] | None, ...]] = field(default_factory=dict)
     mesh_cycle: bool = True
     others: Mapping[str, "Trajectory"] = field(default_factory=dict)
 
@@ -82,6 +83,11 @@ class Trajectory:
     def K(self) -> int:
         """Number of core iterations."""
         return len(self.h_m)
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sample: as many as its tokens, or as h_emb has where there are none."""
+        return (self.h_emb if self.tokens is None else self.tokens).shape[1]
 
     @property
     def states(self) -> dict[str, Tensor]:

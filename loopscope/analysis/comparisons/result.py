@@ -187,7 +187,7 @@ def _notes_on_model(samples: Samples, record: Mapping[str, Any]) -> list[str]:
     requested = samples.provenance.get("requested", len(samples))
     if len(samples) < requested:
         notes.append(f"the text gave {len(samples)} windows of {requested} asked for")
-    kinds = ("loss", "readout", "more loops")
+    kinds = ("loss", "readout", "more loops", "positions")
     if repeated := samples.provenance.get("repeated", 0):
         notes.append(f"{repeated} windows that are equal to others were left out")
     notes += [note for note in record["notes"] if "n_ctx" in note or note.startswith(kinds)]

@@ -10,5 +10,6 @@ if TYPE_CHECKING:
     from loopscope.analysis.measures.filling import MeasureRows as MeasureRows
     from loopscope.analysis.measures.filling import SampleStates as SampleStates
     from loopscope.analysis.measures.filling import Setup as Setup
+    from loopscope.analysis.measures.filling import kept_positions as kept_positions
 
 __getattr__, __dir__, __all__ = lazy(__name__)

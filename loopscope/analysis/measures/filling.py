@@ -90,6 +90,32 @@ class Batch:
     longer: Trajectory | None
     drop: int
 
+    def kept(self, state: Tensor) -> Tensor:
+        """Leave out the first tokens of a state, or of what a router gives.
+
+        Args:
+            state: (batch, pos, …); latents and other states of fewer positions than the sample has
+                tokens have none of them to leave out.
+
+        Returns:
+            The rest.
+        """
+        return kept_positions(state, self.drop, self.trajectory)
+
+
+def kept_positions(state: Tensor, drop: int, trajectory: Trajectory) -> Tensor:
+    """Leave out the first tokens of a state, as `Batch.kept` does.
+
+    Args:
+        state: (batch, pos, …).
+        drop: How many tokens.
+        trajectory: The trajectory that it is of.
+
+    Returns:
+        The rest; all where it has fewer positions than the sample has tokens.
+    """
+    return state[:, drop:] if state.shape[1] >= trajectory.positions else state
+
 
 @dataclass(frozen=True)
 class LoopStates:
@@ -98,13 +124,34 @@ class LoopStates:
     Attributes:
         states: Each (pos, d_model), in the order of the trajectory's `states`; at another scale
             where its squares would not fit into float64.
-        grams: Gram matrices X Xᵀ of all of them, where they are at hand.
+        products: Gram matrices of all of them, X Xᵀ or the smaller Xᵀ X, where they are at hand.
         sigmas: Their singular values, where asked for.
     """
 
     states: list[Tensor]
-    grams: list[Tensor] | None = None
+    products: list[Tensor] | None = None
     sigmas: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def grams(self) -> list[Tensor] | None:
+        """Gram matrices X Xᵀ of all states, where those are at hand."""
+        if self.products is None:
+            return None
+        pairs = zip(self.products, self.states, strict=True)
+        by_tokens = all(len(product) == len(state) for product, state in pairs)
+        return self.products if by_tokens else None
+
+    def chosen(self, numbers: Sequence[int]) -> "LoopStates":
+        """Give some of the states.
+
+        Args:
+            numbers: Their places.
+
+        Returns:
+            The same of those states alone, without singular values.
+        """
+        products = None if self.products is None else [self.products[n] for n in numbers]
+        return LoopStates([self.states[n] for n in numbers], products)
 
 
 class SampleStates:
@@ -143,15 +190,14 @@ class SampleStates:
             loop: Its name.
 
         Returns:
-            The states, with Gram matrices where those of all are (pos, pos).
+            The states, with Gram matrices and singular values where some measure wants those.
         """
         numbers = self._loops[loop]
         states = [self._states[n] for n in numbers]
         if not self._spectral:
             return LoopStates(states)
-        grams = [self._grams[n] for n in numbers]
-        by_tokens = all(len(product) == len(states[0]) for product in grams)
-        return LoopStates(states, grams if by_tokens else None, [self._sigmas[n] for n in numbers])
+        products = [self._grams[n] for n in numbers]
+        return LoopStates(states, products, [self._sigmas[n] for n in numbers])
 
     @cached_property
     def _grams(self) -> dict[int, Tensor]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from loopscope.analysis.flags import flagged
+from loopscope.analysis.flags import Flag, flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
 from loopscope.analysis.tables import Rows, columns
+from loopscope.models import Trajectory
 from loopscope.names import READINGS
 from loopscope.probes import losses, matched, read_out_losses
 
@@ -28,6 +30,24 @@ def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:
     if cheap or len(every) <= 4:
         return every
     return [K + round((T - K) * quarter / 4) for quarter in range(1, 5)]
+
+
+def fits(h: Tensor, h_K: Tensor) -> bool:
+    """Tell whether a state can stand in another's place.
+
+    Args:
+        h: The state, (batch, pos, d_model).
+        h_K: What the coda reads.
+
+    Returns:
+        Whether they have the same shape.
+    """
+    return h.shape == h_K.shape
+
+
+def _nothing(h: Tensor) -> list[Tensor]:
+    """NaN for each sample."""
+    return list(torch.full((len(h),), torch.nan, device=h.device))
 
 
 class ReadoutRows(MeasureRows):
@@ -70,15 +90,29 @@ class ReadoutRows(MeasureRows):
             else:
                 by_state.append(last)
         if self.longer is not None and batch.longer is not None:
-            more = [batch.longer.h[t] for t in self.more]
-            by_state += [read_out_losses(self.longer, tokens, h) for h in more]
+            for h in (batch.longer.h[t] for t in self.more):
+                if fits(h, batch.longer.h[-1]):
+                    by_state.append(read_out_losses(self.longer, tokens, h))
+                else:
+                    by_state.append(_nothing(h))
         values = torch.stack([torch.stack(list(column)).cpu() for column in by_state], 1).numpy()
-        self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = flagged(values)
+        value, flag = flagged(values)
+        flag[:, self._misfits(trajectory, batch.longer)] = Flag.SHAPE
+        self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = value, flag
+
+    def _misfits(self, trajectory: Trajectory, longer: Trajectory | None) -> np.ndarray:
+        """Which columns are of a state that does not fit where h(K), or h(T), stands."""
+        columns = [not fits(h, trajectory.h[-1]) for h in trajectory.h] * len(self.readings)
+        if longer is not None and self.longer is not None:
+            columns += [not fits(longer.h[t], longer.h[-1]) for t in self.more]
+        return np.array(columns)
 
     def _read(self, reading: str, batch: Batch, t: int, h: Tensor) -> Sequence[Tensor]:
         """The loss of each sample of a batch when the coda reads h(t)."""
         tokens = batch.trajectory.tokens
         assert tokens is not None
+        if not fits(h, batch.trajectory.h[-1]):
+            return _nothing(h)
         if reading == "fitted":
             assert self.maps is not None
             first, stop = batch.samples.start + self.start, batch.samples.stop + self.start

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
-from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
+from loopscope.analysis.measures.filling import Batch, LoopRows, Setup, kept_positions
 from loopscope.analysis.tables import Rows, columns
 from loopscope.models import Trajectory
 from loopscope.names import block_name
@@ -177,23 +177,30 @@ class RoutingKeys:
             trajectory: The batch.
             drop: Tokens left out at the start of each sample.
         """
-        cycles = _cycles(trajectory)
-        self._fill_routers(rows, samples, cycles, drop)
+        self._fill_routers(rows, samples, trajectory, drop)
         if self.alpha:
-            self._fill_alpha(rows, samples, cycles, drop)
+            self._fill_alpha(rows, samples, trajectory, drop)
         self._fill_gates(rows, samples, trajectory, drop)
 
-    def _fill_routers(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
+    def _fill_routers(
+        self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int
+    ) -> None:
         column = 0
-        for w in (w for steps in cycles.values() for w in steps.values()):
-            mean, entropy = router_statistics(w[:, drop:])
+        for w in (w for steps in _cycles(trajectory).values() for w in steps.values()):
+            mean, entropy = router_statistics(kept_positions(w, drop, trajectory))
             slots = slice(column, column := column + w.shape[-1])
             rows.values["mean"][samples, slots] = mean.value
             rows.values["entropy"][samples, slots] = entropy.value[:, None]
             rows.flag[samples, slots] = np.maximum(mean.flag, entropy.flag[:, None])
 
-    def _fill_alpha(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
-        stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
+    def _fill_alpha(
+        self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int
+    ) -> None:
+        cycles = _cycles(trajectory)
+        stacks = [
+            kept_positions(_stack(list(cycles[kind].values())), drop, trajectory)
+            for kind in ("write", "read")
+        ]
         alpha = alpha_statistics(*stacks)
         exists = alpha_exists(stacks[0].shape[2] - 1)
         start = len(self.cycles)
@@ -208,7 +215,7 @@ class RoutingKeys:
             if p is None:
                 rows.flag[samples, column] = Flag.NONFINITE
                 continue
-            mean, entropy = gate_statistics(p[:, drop:])
+            mean, entropy = gate_statistics(kept_positions(p, drop, trajectory))
             rows.values["mean"][samples, column] = mean.value
             rows.values["entropy"][samples, column] = entropy.value
             rows.flag[samples, column] = np.maximum(mean.flag, entropy.flag)
@@ -221,18 +228,21 @@ class RoutingKeys:
             words: The first sample's tokens as strings.
 
         Returns:
-            The rows of the table `tokens`; None without routers and gates.
+            The rows of the table `tokens`; None without routers and gates that have a weight for
+            each token.
         """
-        targets = [*self.cycles, *self.gates]
-        if not targets:
-            return None
-        weights = [w[0] for steps in _cycles(loop).values() for w in steps.values()]
+        slots = [w[0].T for steps in _cycles(loop).values() for w in steps.values()]
+        weights = [slot for by_slot in slots for slot in by_slot]
         gates = [loop.gates[name][t] for _, t, name in self.gates]
-        weights += [p[0, :, None] for p in gates if p is not None]
-        values = [w.T.reshape(-1).float().cpu().numpy() for w in weights]
+        weights += [p[0] for p in gates if p is not None]
+        pairs = zip([*self.cycles, *self.gates], weights, strict=True)
+        by_token = [(target, w) for target, w in pairs if len(w) == len(words)]
+        if not by_token:
+            return None
+        values = [w.float().cpu().numpy() for _, w in by_token]
         keys = columns(
             ("kind", "t", "target", "pos"),
-            [(*target, pos) for target in targets for pos in range(len(words))],
+            [(*target, pos) for target, _ in by_token for pos in range(len(words))],
         )
         keys["token"] = np.array(words, dtype=object)[keys["pos"]]
         rows = Rows("tokens", 1, keys)

@@ -156,7 +156,8 @@ def _fit(model: Hooked, tokens: Tensor, width: int, batch_size: int) -> list[Rid
         for batch in tokens.split(batch_size):
             h = capture(model, batch, memory=False).h
             for t, of_state in enumerate(sums, start=first):
-                of_state.add(h[t], h[-1])
+                if h[t].shape == h[-1].shape:
+                    of_state.add(h[t], h[-1])
         solved = [of_state.solve() for of_state in sums]
         maps += [None if ridge is None else ridge.kept() for ridge in solved]
     return maps

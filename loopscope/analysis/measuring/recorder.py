@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup
+from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup, kept_positions
 from loopscope.analysis.tables import BY_NAME, empty, stack
 from loopscope.errors import InputError
 from loopscope.models import Trajectory
@@ -107,7 +107,9 @@ class Recorder:
         # loops share h_emb and h_out: what depends on a state alone is computed once
         numbers = {name: [id(h) for h in loop.states.values()] for name, loop in loops.items()}
         states = {
-            id(h): h[:, drop:].to(device) for loop in loops.values() for h in loop.states.values()
+            id(h): kept_positions(h, drop, trajectory).to(device)
+            for loop in loops.values()
+            for h in loop.states.values()
         }
 
         def add(i: int) -> None:

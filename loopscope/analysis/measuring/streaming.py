@@ -12,6 +12,7 @@ from torch import Tensor
 from loopscope.analysis.measures import Setup, check
 from loopscope.analysis.measuring.map_fitting import FittedReading, fitted_reading
 from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
+from loopscope.analysis.measuring.state_positions import position_notes, state_shapes
 from loopscope.analysis.measuring.token_windows import (
     checked_tokens,
     sample_documents,
@@ -208,6 +209,7 @@ class Measuring:
     def _recorder(self, first: Trajectory, start: int, stop: int) -> Recorder:
         """Make a part's recorder from its first batch; provenance notes what is left out."""
         longer, why_not_longer = self._longer
+        self.provenance.update(state_shapes(first, self.options.drop_first))
         if self._reads_logits and not self._no_loss:
             self._no_loss = _no_logits(first, self.tokens, self.model)
         if self._unread is None:
@@ -223,6 +225,7 @@ class Measuring:
         )  # fmt: skip
         notes = [
             *self.provenance["notes"],
+            *position_notes(first, self.options),
             *recorder.notes(longer=False),
             *([why_not_longer] if why_not_longer else []),
             *recorder.notes(longer=True),
@@ -245,8 +248,8 @@ def why_unread(model: Hooked, first: Trajectory) -> str:
         return "the model has no loop"
     h, logits = first.h, first.logits
     assert logits is not None and first.tokens is not None
-    if h[0].shape != h[-1].shape:
-        return "h(0) and h(K) differ in shape"
+    if not any(state.shape == h[-1].shape for state in h[:-1]):
+        return "no h(t) before h(K) has its shape"
     # a state that no loop leaves: the tokens' states in another order, turned round
     other = -h[-1].roll(1, dims=1)
     if torch.equal(other, h[-1]):  # of a state that is zero

@@ -399,7 +399,7 @@ class WrappedModel(Running, TextMixin, NamedHooks):
     @torch.no_grad()
     def read_out(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
-    ) -> Float[Tensor, "batch pos d_out"]:
+    ) -> Float[Tensor, "batch _ d_out"]:
         """What the coda makes of a state: h_out if h(K) were `h`; the model runs whole.
 
         Args:
@@ -424,8 +424,8 @@ class WrappedModel(Running, TextMixin, NamedHooks):
         return kept[0]
 
     def read_out_logits(
-        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token d_vocab"]:
         """Logits if h(K) were `h`; the model runs whole.
 
         Args:
