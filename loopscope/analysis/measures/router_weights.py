@@ -182,9 +182,7 @@ class RoutingKeys:
             self._fill_alpha(rows, samples, trajectory, drop)
         self._fill_gates(rows, samples, trajectory, drop)
 
-    def _fill_routers(
-        self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int
-    ) -> None:
+    def _fill_routers(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
         column = 0
         for w in (w for steps in _cycles(trajectory).values() for w in steps.values()):
             mean, entropy = router_statistics(kept_positions(w, drop, trajectory))
@@ -193,9 +191,7 @@ class RoutingKeys:
             rows.values["entropy"][samples, slots] = entropy.value[:, None]
             rows.flag[samples, slots] = np.maximum(mean.flag, entropy.flag[:, None])
 
-    def _fill_alpha(
-        self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int
-    ) -> None:
+    def _fill_alpha(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
         cycles = _cycles(trajectory)
         stacks = [
             kept_positions(_stack(list(cycles[kind].values())), drop, trajectory)
