@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -48,6 +49,7 @@ class Trajectory:
             are left out.
         logits: (batch, token, d_vocab) if asked for.
         tokens: The tokens, (batch, token); a position each, but in loops over something else.
+        output: What the model returned, in its own form, if asked for.
         loop: Name of the loop.
         path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
         gates: Each gate's probability (an exit gate, a token router) at each iteration, None where
@@ -68,6 +70,7 @@ class Trajectory:
     blocks: dict[str, tuple[Tensor, Tensor]]
     logits: Float[Tensor, "batch token d_vocab"] | None = None
     tokens: Int[Tensor, "batch token"] | None = None
+    output: Any = None
     loop: str = MAIN_LOOP
     path: tuple[str, ...] = ()
     gates: Mapping[str, tuple[Float[Tensor, "batch _"] | None, ...]] = field(default_factory=dict)

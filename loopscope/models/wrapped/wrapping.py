@@ -201,7 +201,7 @@ class Recipe:
 
         Args:
             module: The module, or a copy of it.
-            **changes: What shall be otherwise: `loops`, `layout`.
+            **changes: What shall be otherwise: `loops`, `layout`, the example (`args`, `kwargs`).
 
         Returns:
             The wrapped model.
