@@ -1,7 +1,7 @@
 """Capturing: the states of one forward pass, also of one that loops otherwise than the example."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,8 @@ from loopscope.models.wrapped.run_context import uncompiled, without_checkpointi
 from loopscope.models.wrapped.taps import counted
 from loopscope.models.wrapped.trajectories import state_ports, trajectory_of
 
-if TYPE_CHECKING:
-    from loopscope.models.wrapped.wrapped_model import WrappedModel
 
-
-def captured(
-    model: "WrappedModel", arguments: Arguments, *, logits: bool, output: bool
-) -> Trajectory:
+def captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) -> Trajectory:
     """Run a model once and keep the states of every iteration of every loop.
 
     Args:
@@ -44,9 +39,7 @@ def captured(
         return _captured(_with_example(model, arguments), arguments, logits=logits, output=output)
 
 
-def _captured(
-    model: "WrappedModel", arguments: Arguments, *, logits: bool, output: bool
-) -> Trajectory:
+def _captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) -> Trajectory:
     ports = state_ports(model.map)
     returned, tensors = model.read(arguments, ports)
     for key, port in ports.items():
@@ -69,7 +62,7 @@ def _captured(
 
 
 @torch.no_grad()
-def calls_on(self: "WrappedModel", inputs: Any) -> tuple[int, ...]:
+def calls_on(self: Any, inputs: Any) -> tuple[int, ...]:
     """Tell how often iterations begin on an input: equal where a model loops as often.
 
     Args:
@@ -89,7 +82,7 @@ def calls_on(self: "WrappedModel", inputs: Any) -> tuple[int, ...]:
     return tuple(calls.values())
 
 
-def wrapped_on(self: "WrappedModel", inputs: Any) -> "WrappedModel":
+def wrapped_on(self: Any, inputs: Any) -> Any:
     """Give the same module with the iterations that it runs on an input; hooks are not shared.
 
     Args:
@@ -102,12 +95,12 @@ def wrapped_on(self: "WrappedModel", inputs: Any) -> "WrappedModel":
     return _with_example(self, self.prepare((inputs,), {}))
 
 
-def _with_example(model: "WrappedModel", arguments: Arguments) -> "WrappedModel":
+def _with_example(model: Any, arguments: Arguments) -> Any:
     args, kwargs = arguments
     changes: dict[str, Any] = {"args": args, "kwargs": kwargs}
     recipe: Any = model.recipe
     try:
-        again: WrappedModel = recipe.build(model.module, **changes)
+        again = recipe.build(model.module, **changes)
     except InputError:
         if recipe.loops is None:
             raise
