@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from loopscope.analysis.measures.gram_matrices import (
     singular_values_of_grams,
     within_range,
 )
+from loopscope.analysis.measures.scoring import NextTokens, Scoring, StateMaps
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import MEASURED, Rows, columns
 from loopscope.models import Hooked, Trajectory
@@ -36,6 +37,7 @@ class Setup:
         unread: Why h(t) cannot be read out in place of h(K); empty where it can.
         start: Number of the first sample among those that `maps` knows.
         maps: For the fitted reading: what brings h(t) to where h(K) would be; None without.
+        scoring: Gives the losses.
     """
 
     model: Hooked
@@ -47,31 +49,8 @@ class Setup:
     no_loss: str = ""
     unread: str = ""
     start: int = 0
-    maps: "StateMaps | None" = None
-
-
-class StateMaps(Protocol):
-    """What is read of a state in the fitted reading (`measuring.map_fitting`)."""
-
-    @property
-    def refits(self) -> bool:
-        """Whether the coda is fitted too, to every state, h(K) included.
-
-        Otherwise a map brings h(t) to h(K), which is left as it is.
-        """
-
-    def losses(self, tokens: Tensor, h: Tensor, t: int, samples: slice) -> Sequence[Tensor]:
-        """Give the loss of each sample when a coda reads h(t) by what was fitted on others.
-
-        Args:
-            tokens: The tokens, (batch, pos).
-            h: h(t) of these samples, (batch, pos, d_model).
-            t: Which state it is.
-            samples: Their numbers.
-
-        Returns:
-            Nats per token, one number per sample.
-        """
+    maps: StateMaps | None = None
+    scoring: Scoring = field(default_factory=NextTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +62,14 @@ class Batch:
         trajectory: Its trajectory, with logits where a measure needs them.
         longer: The trajectory of the model with more iterations, where there is one.
         drop: Tokens to leave out at the start of each sample.
+        inputs: What the model was given.
     """
 
     samples: slice
     trajectory: Trajectory
     longer: Trajectory | None
     drop: int
+    inputs: Any = None
 
     def kept(self, state: Tensor) -> Tensor:
         """Leave out the first tokens of a state, or of what a router gives.

@@ -77,7 +77,12 @@ class Recorder:
         ]
 
     def add(
-        self, start: int, trajectory: Trajectory, each: Each, longer: Trajectory | None = None
+        self,
+        start: int,
+        trajectory: Trajectory,
+        each: Each,
+        longer: Trajectory | None = None,
+        inputs: Any = None,
     ) -> None:
         """Measure one batch.
 
@@ -86,6 +91,7 @@ class Recorder:
             trajectory: Its trajectory.
             each: Applies a function to each sample's number, as `one_thread_per_sample` gives it.
             longer: That of the model with more iterations, where there is one.
+            inputs: What the model was given.
 
         Raises:
             InputError: if it has not the first batch's loops and iterations.
@@ -93,8 +99,9 @@ class Recorder:
         self._check(trajectory)
         size, drop = len(trajectory.h_emb), self.options.drop_first
         batch = Batch(
-            samples=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop
-        )
+            samples=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop,
+            inputs=inputs,
+        )  # fmt: skip
         for rows in self.measures.values():
             rows.add(batch)
         if self._by_sample:
@@ -139,9 +146,8 @@ class Recorder:
         if (counts := _counts(trajectory)) != self.counts:
             raise InputError(
                 f"the first batch ran {_in_words(self.counts)} and a later one "
-                f"{_in_words(counts)}: the number of iterations depends on the text. Fix it, with "
-                "loops=n or in the model's configuration; or measure texts of one number of "
-                "iterations at a time."
+                f"{_in_words(counts)}: the number of iterations depends on the text. Measure "
+                "texts of one number of iterations at a time."
             )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopscope.errors import InputError, LoopCountError
-from loopscope.models.loops import example_shape
+from loopscope.errors import InputError
 from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.inputs import Arguments
 from loopscope.models.wrapped.run_context import uncompiled, without_checkpointing
@@ -25,21 +24,11 @@ def captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) ->
         output: Keep what the original returns.
 
     Returns:
-        The trajectory; of a single sample with another number of iterations, that of the model
-        wrapped on it.
+        The trajectory.
 
     Raises:
         InputError: as `WrappedModel.capture`.
     """
-    try:
-        return _captured(model, arguments, logits=logits, output=output)
-    except LoopCountError:
-        if example_shape(*arguments)[0] != 1 or any(p.fwd_hooks for p in model.hook_points()):
-            raise
-        return _captured(_with_example(model, arguments), arguments, logits=logits, output=output)
-
-
-def _captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) -> Trajectory:
     ports = state_ports(model.map)
     returned, tensors = model.read(arguments, ports)
     for key, port in ports.items():
@@ -92,11 +81,7 @@ def wrapped_on(self: Any, inputs: Any) -> Any:
     Returns:
         A model of its own around the same module.
     """
-    return _with_example(self, self.prepare((inputs,), {}))
-
-
-def _with_example(model: Any, arguments: Arguments) -> Any:
-    args, kwargs = arguments
+    model, (args, kwargs) = self, self.prepare((inputs,), {})
     changes: dict[str, Any] = {"args": args, "kwargs": kwargs}
     recipe: Any = model.recipe
     try:

@@ -361,12 +361,11 @@ class WrappedModel(Running, TextMixin, NamedHooks):
             output: Keep what the original returns, in its own form.
 
         Returns:
-            The trajectory of the main loop, those of further loops in `others`. A single sample
-            that loops otherwise than the example did has the iterations that it ran.
+            The trajectory of the main loop, those of further loops in `others`.
 
         Raises:
-            InputError: for input it cannot take, or several samples that make it loop otherwise
-                than the example did.
+            InputError: for input it cannot take, or that makes it loop otherwise than the example
+                did.
         """
         return captured(self, self.prepare((tokens,), {}), logits=logits, output=output)
 
