@@ -40,12 +40,13 @@ def position_notes(first: Trajectory, options: Options) -> list[str]:
     return notes
 
 
-def state_shapes(first: Trajectory, drop: int) -> Mapping[str, Any]:
+def state_shapes(first: Trajectory, drop: int, *, always: bool) -> Mapping[str, Any]:
     """Tell the shape of h(K), where it does not follow from tokens and d_model.
 
     Args:
         first: The trajectory of a batch.
         drop: Tokens left out.
+        always: Whether nothing else tells how many positions there are.
 
     Returns:
         `states`: loop → (positions, width), as the provenance keeps it; empty where all are as of
@@ -54,6 +55,6 @@ def state_shapes(first: Trajectory, drop: int) -> Mapping[str, Any]:
     shapes = {
         name: list(kept_positions(loop.h[-1], drop, loop).shape[1:])
         for name, loop in first.loops.items()
-        if loop.h[-1].shape[1] != loop.positions
+        if always or loop.h[-1].shape[1] != loop.positions
     }
     return {"states": shapes} if shapes else {}

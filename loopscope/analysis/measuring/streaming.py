@@ -333,12 +333,15 @@ class Measuring:
             output = self.model.run_with_hooks(batch, return_type=self.model.output_type)
             if loss_values(function, output, batch).numel() == 1:
                 self.batch_size = 1
+                note = "loss: it gives one number for several samples, so each is run by itself"
+                self.provenance["notes"] = [*self.provenance["notes"], note]
         self._loss_seen = True
 
     def _recorder(self, first: Trajectory, start: int, stop: int, inputs: Any) -> Recorder:
         """Make a part's recorder from its first batch; provenance notes what is left out."""
         longer, why_not_longer = self._longer
-        self.provenance.update(state_shapes(first, self.options.drop_first))
+        items = self.samples.tokens is None
+        self.provenance.update(state_shapes(first, self.options.drop_first, always=items))
         own = self.options.loss
         if self._reads_logits and not self._no_loss and own is None:
             self._no_loss = _no_logits(first, self.model)
@@ -487,6 +490,11 @@ def _provenance(model: Hooked, samples: TokenWindows | Items, options: Options) 
     pos = 0 if samples.tokens is None else samples.tokens.shape[1]
     if context is not None and pos > context:
         notes = [f"samples of {pos} tokens are longer than n_ctx = {context}"]
+    if options.loss is not None:
+        notes.append(
+            f"loss: that of loss={options.record()['loss']}, in a unit of its own: thresholds in "
+            "nats say nothing of it"
+        )
     first = next(model.parameters())  # of a model spread over devices, one stands for all
     return {
         "config": config.to_dict(),
