@@ -107,7 +107,7 @@ class Options:
     refit_coda: int = option(
         0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
     )
-    loss: Callable[[Any, Any], Any] | None = option(None)
+    loss: Any = option(None)
 
     def __post_init__(self) -> None:
         for name in ("measures", "kernels"):
@@ -146,9 +146,9 @@ class Options:
     def record(self) -> dict[str, Any]:
         """What provenance keeps of them, as JSON values; of a loss its name."""
         values = {name: getattr(self, name) for name in _names(Options)}
-        if self.loss is None:
-            return {name: value for name, value in values.items() if name != "loss"}
-        return {**values, "loss": getattr(self.loss, "__name__", type(self.loss).__name__)}
+        if self.loss is not None:
+            values["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

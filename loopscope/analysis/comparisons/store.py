@@ -258,10 +258,9 @@ class Shelf:
         """Whether samples were seen to run other numbers of iterations than others."""
         return self.store.read(f"{self.key}/varied") is not None
 
-    @varied.setter
-    def varied(self, value: bool) -> None:
-        if value:
-            self.store.write(f"{self.key}/varied", b"yes")
+    def mark_varied(self) -> None:
+        """Note that samples were seen to run other numbers of iterations than others."""
+        self.store.write(f"{self.key}/varied", b"yes")
 
     def _name(self, start: int, stop: int) -> str:
         return f"{self.key}/{start:06d}-{stop:06d}.shard"

@@ -410,7 +410,7 @@ class Work:
 
             shelf.put(start, stop, measuring.part(start, stop, done))
         if measuring is not None and measuring.varied:
-            shelf.varied = True
+            shelf.mark_varied()
         outcome.varied = shelf.varied
         if outcome.varied:
             self._measure_varied(number, shelf, model, measuring)

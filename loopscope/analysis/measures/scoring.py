@@ -110,7 +110,15 @@ class NextTokens:
     """Mean next-token cross-entropy, in nats per token."""
 
     def of_model(self, trajectory: Trajectory, inputs: Any) -> Sequence[Tensor]:
-        """As `Scoring.of_model`."""
+        """Give the loss of each sample.
+
+        Args:
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+
+        Returns:
+            One number per sample.
+        """
         logits, tokens = trajectory.logits, trajectory.tokens
         assert logits is not None and tokens is not None
         return losses(logits, tokens)
@@ -118,7 +126,17 @@ class NextTokens:
     def of_state(
         self, model: Hooked, trajectory: Trajectory, inputs: Any, h: Tensor
     ) -> Sequence[Tensor]:
-        """As `Scoring.of_state`."""
+        """Give the loss of each sample when the coda reads a state in place of h(K).
+
+        Args:
+            model: The model.
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+            h: The state, (batch, pos, d_model).
+
+        Returns:
+            One number per sample.
+        """
         tokens = trajectory.tokens
         assert tokens is not None
         return read_out_losses(model, tokens, h)
@@ -132,7 +150,19 @@ class NextTokens:
         t: int,
         samples: slice,
     ) -> Sequence[Tensor]:
-        """As `Scoring.of_fitted`."""
+        """Give the loss of each sample when the coda reads h(t) by what was fitted on others.
+
+        Args:
+            model: The model.
+            maps: What was fitted.
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+            t: Which state it is.
+            samples: The numbers that `maps` has of the batch's samples.
+
+        Returns:
+            One number per sample.
+        """
         tokens = trajectory.tokens
         assert tokens is not None
         return maps.losses(tokens, trajectory.h[t], t, samples)
@@ -149,7 +179,15 @@ class OwnLoss:
     function: LossFunction
 
     def of_model(self, trajectory: Trajectory, inputs: Any) -> Sequence[Tensor]:
-        """As `Scoring.of_model`."""
+        """Give the loss of each sample.
+
+        Args:
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+
+        Returns:
+            One number per sample.
+        """
         return self.of_output(trajectory.output, inputs, len(trajectory.h_emb))
 
     @torch.no_grad()
@@ -179,7 +217,17 @@ class OwnLoss:
     def of_state(
         self, model: Hooked, trajectory: Trajectory, inputs: Any, h: Tensor
     ) -> Sequence[Tensor]:
-        """As `Scoring.of_state`."""
+        """Give the loss of each sample when the coda reads a state in place of h(K).
+
+        Args:
+            model: The model.
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+            h: The state, (batch, pos, d_model).
+
+        Returns:
+            One number per sample.
+        """
         return self.of_output(output_of_state(model, inputs, h), inputs, len(h))
 
     def of_fitted(
@@ -191,7 +239,19 @@ class OwnLoss:
         t: int,
         samples: slice,
     ) -> Sequence[Tensor]:
-        """As `Scoring.of_fitted`."""
+        """Give the loss of each sample when the coda reads h(t) by what was fitted on others.
+
+        Args:
+            model: The model.
+            maps: What was fitted.
+            trajectory: The batch's trajectory.
+            inputs: What the model was given.
+            t: Which state it is.
+            samples: The numbers that `maps` has of the batch's samples.
+
+        Returns:
+            One number per sample.
+        """
         brought, fitted = maps.brought(trajectory.h[t], t, samples)
         values = self.of_state(model, trajectory, inputs, brought)
         pairs = zip(values, fitted, strict=True)

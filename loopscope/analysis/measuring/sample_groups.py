@@ -38,7 +38,17 @@ class Grouped(Protocol):
         label: Callable[[Trajectory], Trajectory] | None,
         shows_tokens: bool,
     ) -> Any:
-        """Measure some of the samples by themselves."""
+        """Measure some of the samples by themselves.
+
+        Args:
+            numbers: Which.
+            model: The model for them.
+            label: Renames the loops of a trajectory.
+            shows_tokens: Whether its first sample stands in the table `tokens`.
+
+        Returns:
+            Their own measuring.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
