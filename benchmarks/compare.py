@@ -46,7 +46,7 @@ from forward import race
 
 import loopscope as ls
 from loopscope.analysis.measures import cka_estimators, filling, readout_losses, step_sizes
-from loopscope.analysis.measuring import map_fitting, streaming
+from loopscope.analysis.measuring import map_fitting, streaming, token_windows
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables.registry import MEASURES
 from loopscope.models import Hooked
@@ -312,7 +312,8 @@ def reading_times(
 
     def fit() -> None:
         documents = [str(i // 4) for i in range(len(tokens))]
-        map_fitting.fitted_reading(model, tokens, documents, batch_size=8)
+        windows = token_windows.TokenWindows(tokens=tokens, documents=documents)
+        map_fitting.fitted_reading(model, windows, batch_size=8)
 
     calls: dict[str, Callable[[], None]] = {
         "none": lambda: run("none"), "raw": run_raw, "all": lambda: run("all"),

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what would be."""
 
 
+class LoopCountError(InputError):
+    """A model runs its loop another number of times on this input than on its example."""
+
+
 class UnknownNameError(InputError, KeyError):
     """A name that does not exist was asked for; the message lists near matches."""
 

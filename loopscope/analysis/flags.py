@@ -15,7 +15,9 @@ class Flag(IntEnum):
       the median of the others set the RBF bandwidth.
     * `NONPOSITIVE_HSIC`: the unbiased estimate of a state's own HSIC is not positive.
     * `NONFINITE`: NaN or infinity among the activations.
-    * `SHAPE`: a block's input and output differ in shape.
+    * `SHAPE`: what would be compared differs in shape: a block's input and output, two states of
+      different positions, h(t) and the h(K) whose place it would take; or a state has too few
+      positions for a CKA.
     * `SHORT`: the state has fewer singular values than the table has rows.
     """
 

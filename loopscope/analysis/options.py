@@ -80,10 +80,14 @@ class Options:
             models that do not allow it are measured up to K (`notes` says so).
         refit_coda: Steps in which the coda is refitted to every state, on top of its map, for the
             fitted reading; 0 leaves the coda as it is.
+        loss: Function of (what the model returns, the batch it was given) to a number for each
+            sample, in any unit, in place of the next tokens' cross-entropy; it fills the tables
+            loss (asked for with it) and readout.
 
     Raises:
         UnknownNameError: for a measure that does not exist, with near matches.
-        InputError: for no measures, no kernels, or a negative `drop_first`.
+        InputError: for no measures, no kernels, a negative `drop_first`, or a loss that is no
+            function or that the coda should be refitted by.
     """
 
     measures: Sequence[str] = option(DEFAULT)
@@ -103,6 +107,7 @@ class Options:
     refit_coda: int = option(
         0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
     )
+    loss: Any = option(None)
 
     def __post_init__(self) -> None:
         for name in ("measures", "kernels"):
@@ -122,10 +127,28 @@ class Options:
         object.__setattr__(self, "refit_coda", whole_number("refit_coda", self.refit_coda, 0))
         if not self.kernels:
             raise InputError("no kernels asked for; choose rbf, linear or both.")
+        if self.loss is not None:
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        if not callable(self.loss):
+            raise InputError(
+                f"loss must be a function of (output, batch), given {type(self.loss).__name__}."
+            )
+        if self.refit_coda:
+            raise InputError(
+                "the coda is refitted by the cross-entropy of next tokens; leave refit_coda or "
+                "loss out."
+            )
+        if "loss" not in self.measures:
+            object.__setattr__(self, "measures", (*self.measures, "loss"))
 
     def record(self) -> dict[str, Any]:
-        """What provenance keeps of them, as JSON values."""
-        return {name: getattr(self, name) for name in _names(Options)}
+        """What provenance keeps of them, as JSON values; of a loss its name."""
+        values = {name: getattr(self, name) for name in _names(Options)}
+        if self.loss is not None:
+            values["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +163,8 @@ class Settings(Options):
         example: What the forward of the foreign models among the targets is given, as in `load`.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads the foreign models among the targets over devices, as in `load`.
-        data: Text or tokens to measure on; the shipped held-out samples when not given.
+        data: Text or tokens to measure on, or a list or data set of items, each what the models'
+            forward takes for one sample; the shipped held-out samples when not given.
         samples: Windows to measure.
         tokens: Tokens per window.
         device: Where loaded models go; the CPU when not given.
@@ -188,7 +212,7 @@ class Settings(Options):
         "Spread a Hugging Face model over devices, e.g. auto.",
         typed=str | None,
     )
-    data: str | Path | None = option(
+    data: Any = option(
         None,
         "--data",
         ".txt, .jsonl or .parquet (column `text`), or integer .npy (samples × tokens). "
@@ -220,7 +244,8 @@ class Settings(Options):
         Returns:
             The options.
         """
-        return Options(**{**self.record(), "more_loops": more_loops})
+        values = {name: getattr(self, name) for name in _names(Options)}
+        return Options(**{**values, "more_loops": more_loops})
 
 
 def check_batch_size(batch_size: int) -> int:

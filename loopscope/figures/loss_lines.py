@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import Tables, model_record
 from loopscope.figures.courses import (
     Course,
     add_legend,
@@ -20,6 +20,7 @@ from loopscope.figures.courses import (
     lacking_note,
     line_page,
 )
+from loopscope.figures.names import printable
 from loopscope.figures.notes import note, samples_note
 from loopscope.figures.panels import Panel, choose, need, say_unsound
 from loopscope.figures.style import GREY, Figure, style
@@ -81,7 +82,7 @@ def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> 
         cut = fit_losses(axes, lines, ends)
         finish_axes(axes, list(by_reading.values()))
         add_legend(fig, models_drawn, columns)
-        axes[0].set_ylabel("loss (nats per token)")
+        axes[0].set_ylabel(_loss_label(tables, panels))
         note(
             fig,
             course_note(lines, ends),
@@ -90,6 +91,15 @@ def loss_per_loop(tables: Tables, models: Sequence[str] | str | None = None) -> 
             samples_note(frame, panels),
         )
     return fig
+
+
+def _loss_label(tables: Tables, panels: Sequence[Panel]) -> str:
+    """The axis: in nats, but of a loss that the user gave."""
+    models = dict.fromkeys(panel.model for panel in panels)
+    own = {model_record(tables.provenance, model).options.get("loss") for model in models}
+    if own <= {None}:
+        return "loss (nats per token)"
+    return f"loss ({printable(str(own.pop()))})" if len(own) == 1 else "loss (units differ)"
 
 
 def _by_reading(

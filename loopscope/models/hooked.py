@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -88,6 +89,9 @@ class Hooked(Protocol):
         seed: Of the random numbers that a forward pass draws; None where it draws none.
         reads_out_cheaply: Whether reading out a state runs no more than the coda.
         why_no_routing: Why a model without routers and gates has no rows in the table `routing`.
+        input_device: Where its inputs belong.
+        coda_hook: The hook at which h(K) is read.
+        output_type: The `return_type` of what it returns in its own form.
     """
 
     name: Any
@@ -99,6 +103,15 @@ class Hooked(Protocol):
     seed: int | None
     reads_out_cheaply: bool
     why_no_routing: str
+    output_type: str
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where its inputs belong."""
+
+    @property
+    def coda_hook(self) -> str:
+        """The hook at which h(K) is read; of a model without a loop it may be none."""
 
     @property
     def K(self) -> int:
@@ -188,16 +201,39 @@ class Hooked(Protocol):
             Token ids, the given ones included.
         """
 
-    def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
+    def capture(
+        self, tokens: Any, *, memory: bool = True, logits: bool = False, output: bool = False
+    ) -> Trajectory:
         """Run the model once and keep the states of every iteration (see `probes.capture`).
 
         Args:
             tokens: Token ids (batch, pos), or text for a model with a tokenizer.
             memory: Keep MeSH's buffer after each write.
             logits: Keep the logits too.
+            output: Keep what the model returns, in its own form.
 
         Returns:
             The trajectory; its tensors carry no gradients.
+        """
+
+    def calls_on(self, inputs: Any) -> Hashable:
+        """Tell how often it loops on an input.
+
+        Args:
+            inputs: What the model takes.
+
+        Returns:
+            Equal values where it loops as often.
+        """
+
+    def wrapped_on(self, inputs: Any) -> "Hooked":
+        """Give the model with the iterations that it runs on an input.
+
+        Args:
+            inputs: What the model takes.
+
+        Returns:
+            A model on the same parameters.
         """
 
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
@@ -211,7 +247,7 @@ class Hooked(Protocol):
             What `capture(longer.tokens, logits=logits)` gives.
         """
 
-    def read_out(self, h: Any, tokens: Any = None) -> Float[Tensor, "batch pos d_out"]:
+    def read_out(self, h: Any, tokens: Any = None) -> Float[Tensor, "batch _ d_out"]:
         """Tell what the coda makes of a state: h_out if h(K) were `h`.
 
         Args:
@@ -223,7 +259,7 @@ class Hooked(Protocol):
         """
 
     def read_out_logits(
-        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch token"]
     ) -> Iterable[Tensor]:
         """Give the logits if h(K) were `h`.
 

@@ -1,6 +1,6 @@
 """Hooks by name: points, aliases, near matches for unknown names, one HookPoint per iteration."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 from warnings import warn
@@ -79,6 +79,28 @@ class NamedHooks(HookedRootModule):
     def code_entries(self) -> list[tuple[nn.Module, str]]:
         """The methods through which all of the model's own code is entered."""
         return [(self, "forward")]
+
+    def calls_on(self, inputs: Any) -> Hashable:
+        """Tell how often the model loops on an input: as often on each.
+
+        Args:
+            inputs: What it takes.
+
+        Returns:
+            Equal values where it loops as often.
+        """
+        return ()
+
+    def wrapped_on(self, inputs: Any) -> Any:
+        """Give the model with the iterations that it runs on an input: itself.
+
+        Args:
+            inputs: What it takes.
+
+        Returns:
+            The model.
+        """
+        return self
 
     def setup(self) -> None:
         """Name all modules; call last in `__init__`."""

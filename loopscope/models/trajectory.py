@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopscope.names import MAIN_LOOP, state_name
 
-Stream = Float[Tensor, "batch pos d_model"]
-Slots = Float[Tensor, "batch slot pos d_model"]
-Weights = Float[Tensor, "batch pos slot"]
+# positions may be others than the tokens: latents, routed subsets, pooled ones; "_" is any number
+Stream = Float[Tensor, "batch _ d_model"]
+Slots = Float[Tensor, "batch slot _ d_model"]
+Weights = Float[Tensor, "batch _ slot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Trajectory:
             are left out.
         logits: (batch, token, d_vocab) if asked for.
         tokens: The tokens, (batch, token); a position each, but in loops over something else.
+        output: What the model returned, in its own form, if asked for.
         loop: Name of the loop.
         path: Where each iteration stands, such as `H0.L2`; `0` … `K-1` for the only loop.
         gates: Each gate's probability (an exit gate, a token router) at each iteration, (batch,
@@ -58,17 +61,18 @@ class Trajectory:
             z_L of HRM); the first is the main one, whose states are this trajectory's own.
     """
 
-    h_emb: Float[Tensor, "batch pos d_emb"]
+    h_emb: Float[Tensor, "batch _ d_emb"]
     h: tuple[Stream, ...]
     h_m: tuple[Stream, ...]
     memory: tuple[Slots, ...] | None
     w_write: tuple[Weights, ...] | None
     w_read: tuple[Weights, ...] | None
     transition: Transition | None
-    h_out: Float[Tensor, "batch pos d_out"]
+    h_out: Float[Tensor, "batch _ d_out"]
     blocks: dict[str, tuple[Tensor, Tensor]]
     logits: Float[Tensor, "batch token d_vocab"] | None = None
     tokens: Int[Tensor, "batch token"] | None = None
+    output: Any = None
     loop: str = MAIN_LOOP
     path: tuple[str, ...] = ()
     gates: Mapping[str, tuple[Float[Tensor, "batch _"] | None, ...]] = field(default_factory=dict)
@@ -94,6 +98,11 @@ class Trajectory:
     def K(self) -> int:
         """Number of core iterations."""
         return len(self.h_m)
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sample: as many as its tokens, or as h_emb has where there are none."""
+        return (self.h_emb if self.tokens is None else self.tokens).shape[1]
 
     @property
     def states(self) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from loopscope.models import Hooked
 
 @torch.no_grad()
 def read_out(
-    model: Hooked, tokens: Int[Tensor, "batch pos"], h: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_vocab"]:
+    model: Hooked, tokens: Int[Tensor, "batch token"], h: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch token d_vocab"]:
     """Give the logits when the coda reads the state `h` in place of h(K).
 
     A native model runs its coda alone; a wrapped one runs whole, with `h` put where h(K) is read.
@@ -34,7 +34,7 @@ def read_out(
 
 @torch.no_grad()
 def read_out_losses(
-    model: Hooked, tokens: Int[Tensor, "batch pos"], h: Float[Tensor, "batch pos d_model"]
+    model: Hooked, tokens: Int[Tensor, "batch token"], h: Float[Tensor, "batch pos d_model"]
 ) -> list[Tensor]:
     """Give the mean next-token cross-entropy of each sample when the coda reads `h`.
 

@@ -85,7 +85,7 @@ class Played:
     """Stands for a model whose forward passes are the samples of a trajectory, in order."""
 
     name, tokenizer, seed, reads_out_cheaply = "played", None, None, True
-    why_no_routing = LoopModel.why_no_routing
+    why_no_routing, output_type = LoopModel.why_no_routing, LoopModel.output_type
 
     def __init__(self, trajectory: Trajectory, *, d_vocab: int | None = VOCABULARY) -> None:
         self.trajectory, self.done, self.asked = trajectory, 0, []

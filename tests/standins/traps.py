@@ -138,6 +138,42 @@ class Adaptive(Standin):
         return States(h_emb, [found], x, self.unembed(self.norm(x)))
 
 
+class Halting(Standin):
+    """ACT: each sample runs until it halts by itself, a batch until all have, masked."""
+
+    def __init__(self, core=2, most=5, seed=38):
+        torch.manual_seed(seed)
+        super().__init__()
+        self.most = most
+        self.embed = nn.Embedding(VOCAB, D)
+        self.start, self.core = Block(), blocks(core)
+        self.halt = nn.Linear(D, 1)
+        self.norm = Norm()
+        self.unembed = nn.Linear(D, VOCAB)
+        self.finish(seed)
+
+    def steps(self, tokens) -> Tensor:
+        """How often the core runs on each sample."""
+        return 2 + tokens[:, 0] % (self.most - 1)
+
+    def forward(self, tokens):
+        x, needed = self.start(self.embed(tokens)), self.steps(tokens)
+        t = 0
+        while bool((t < needed).any()):
+            runs = (t < needed)[:, None, None]
+            x = torch.where(runs, through(self.core, x), x)
+            self.halt(x)
+            t += 1
+        return self.unembed(self.norm(x))
+
+    def states(self, tokens):
+        """Of samples that all run equally often."""
+        h_emb = self.embed(tokens)
+        steps = int(self.steps(tokens).max())
+        x, found = walk(lambda x, _: through(self.core, x), self.start(h_emb), steps)
+        return States(h_emb, [found], x, self.unembed(self.norm(x)))
+
+
 class Failing(Standin):
     """The forward fails in its second layer."""
 

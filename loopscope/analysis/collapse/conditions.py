@@ -55,17 +55,47 @@ class Claim(NamedTuple):
     words: str
 
 
+class OwnUnit(NamedTuple):
+    """A loss of the user's, in a unit that is not known.
+
+    Attributes:
+        loss: Its name.
+        given: Thresholds that the user gave, which hold in that unit.
+    """
+
+    loss: str
+    given: frozenset[str] = frozenset()
+
+
 class Signs:
     """The signs of one checkpoint, to be held against thresholds."""
 
-    def __init__(self, estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        estimates: Mapping[str, Estimate],
+        thresholds: Mapping[str, float],
+        own: OwnUnit | None = None,
+    ) -> None:
         """Take the signs of one loop.
 
         Args:
             estimates: Its signs by name.
             thresholds: Number by threshold name.
+            own: Where its loss is one of the user's.
         """
-        self.estimates, self.thresholds = estimates, thresholds
+        self.estimates, self.thresholds, self.own = estimates, thresholds, own
+
+    def unit_unknown(self, sign: str, threshold: str) -> bool:
+        """Tell whether a threshold in nats says nothing of a sign.
+
+        Args:
+            sign: The sign.
+            threshold: The threshold's name.
+
+        Returns:
+            Whether the sign is in the unit of a user's loss and the threshold is not.
+        """
+        return self.own is not None and sign in IN_NATS and threshold not in self.own.given
 
     def has(self, sign: str) -> bool:
         """Tell whether a sign was measured.
@@ -147,8 +177,13 @@ class Above:
 
     def __call__(self, signs: Signs) -> Claim:
         sign = self.instead if self.instead and not signs.has(self.sign) else self.sign
-        limit = signs.thresholds[self.threshold]
-        return signs.claim(sign, limit, type(self).holds, unmeasured=self.unmeasured)
+        unknown = signs.unit_unknown(sign, self.threshold)
+        limit = 0.0 if unknown else signs.thresholds[self.threshold]
+        claim = signs.claim(sign, limit, type(self).holds, unmeasured=self.unmeasured)
+        if unknown and claim.answer and type(self) is Above and signs.own is not None:
+            words = f"{claim.words}, but how much that is in the unit of loss={signs.own.loss} is"
+            return Claim(None, f"{words} not known (with_thresholds)")
+        return claim
 
 
 class Below(Above):
@@ -172,12 +207,14 @@ class Informed:
     """Whether a model knows enough of the text for small gains to accuse a loop; never no.
 
     Yes where its loss is below a unigram's by more than a threshold, a part of the unigram's loss,
-    and where there is no unigram to hold it against.
+    and where there is no unigram to hold it against; unknown of a loss of the user's.
     """
 
     threshold: str
 
     def __call__(self, signs: Signs) -> Claim:
+        if signs.own is not None:
+            return Claim(None, f"what loss={signs.own.loss} says of a small gain is not known")
         if not (signs.has("over_unigram") and signs.has("loss")):
             return Claim(True, "what the model knows of the text is not known")
         unigram = signs.estimates["loss"].mean - signs.estimates["over_unigram"].mean
@@ -236,5 +273,8 @@ def _number(value: float) -> str:
     text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.4f}"
     return text.replace("-", "−")
 
+
+IN_NATS = frozenset(sign.name for sign in (*SIGNS, *YARDSTICKS) if sign.per_token)
+"""Signs in the unit of the loss."""
 
 TITLES = {sign.name: sign.title for sign in (*SIGNS, *YARDSTICKS)}

@@ -32,7 +32,7 @@ class Windows(Protocol):
 
     @property
     def tokens(self) -> Any:
-        """Ids, one row per window: an array or tensor of shape (sample, pos)."""
+        """Ids, one row per window: an array or tensor of shape (sample, pos); None of others."""
 
     @property
     def source(self) -> str:
@@ -128,8 +128,14 @@ class Findings:
         named = self.signs[~self.signs["model"].isin(self.added)]
         return judge(
             named, thresholds=self.thresholds, loopless=loopless(self.tables),
-            yardsticks=self.yardsticks,
+            yardsticks=self.yardsticks, own_losses=self.own_losses,
         )  # fmt: skip
+
+    @cached_property
+    def own_losses(self) -> dict[str, str]:
+        """The models that were measured with a loss of the user's, and its name."""
+        records = model_records(self.tables.provenance)
+        return {record.name: name for record in records if (name := record.options.get("loss"))}
 
     @cached_property
     def yardsticks(self) -> dict[Key, dict[str, Estimate]]:
@@ -163,8 +169,13 @@ class Findings:
         """Loss of a unigram on the windows of each model, by sample."""
         losses: dict[str, pd.Series] = {}
         same: dict[str, np.ndarray] = {}
-        documents = {key.model: rows["document"] for key, rows in self._by_key.items()}
+        parts: dict[str, list[pd.Series]] = {}
+        for key, rows in self._by_key.items():
+            parts.setdefault(key.model, []).append(rows["document"].astype(object))
+        documents = {model: _by_sample(of_loops) for model, of_loops in parts.items()}
         for model, windows in self.windows.items():
+            if windows.tokens is None or model in self.own_losses:
+                continue
             if model in documents and len(windows) == len(documents[model]):
                 if windows.sha256 not in same:
                     known = documents[model].astype(object)
@@ -302,11 +313,12 @@ class Findings:
     def _samples(self) -> dict[str, Any]:
         windows = list(self.windows.values())
         seeds = {part.options.get("seed") for part in windows}
+        tokens = windows[0].tokens if windows else None
         return {
             "data": windows[0].source if windows else "",
             "count": max(map(len, windows), default=0),
             "documents": self._documents(),
-            "tokens": windows[0].tokens.shape[1] if windows else 0,
+            "tokens": 0 if tokens is None else tokens.shape[1],
             "seed": seeds.pop() if len(seeds) == 1 else None,
             "same_tokens": self.same_tokens,
         }
@@ -417,6 +429,12 @@ class Findings:
                 }
             )
         return entries
+
+
+def _by_sample(documents: Sequence[pd.Series]) -> pd.Series:
+    """The document of each sample, from those of the samples of each loop."""
+    whole = pd.concat(list(documents))
+    return whole[~whole.index.duplicated()].sort_index()
 
 
 def _described(sign: Sign) -> dict[str, str]:

@@ -40,7 +40,9 @@ def per_sample(tables: Tables) -> pd.DataFrame:
         )
     parts = {name: _parts(frame) for name, frame in frames.items() if name in _USED}
     records = {name: model_record(tables.provenance, name) for name in tables.models}
-    rows = [_of_loop(parts, key, records[key.model].directions) for key in checkpoints(tables)]
+    rows = [
+        _of_loop(parts, key, records[key.model].directions(key.loop)) for key in checkpoints(tables)
+    ]
     dtypes = {"step": "Int64", "sample": "int32", "document": "category"}
     return pd.concat(rows, ignore_index=True).astype(dtypes)
 
@@ -217,7 +219,7 @@ def _fill_turns(out: pd.DataFrame, delta: pd.DataFrame | None, K: int, *, otherw
     if not within["turn"].notna().any():  # a table of an earlier loopscope has none
         return otherwise
     # to or from a state without direction: as far as to an orthogonal one
-    undirected = within["turn"].isna() & within["flag"].ne("nonfinite")
+    undirected = within["turn"].isna() & ~within["flag"].isin(["nonfinite", "shape"])
     turn = within["turn"].mask(undirected, 2**0.5)
     work = within["work"].mask(undirected & within["work"].isna(), 2**0.5)
     within = within.assign(turn=turn, work=work)

@@ -25,6 +25,7 @@ from loopscope.analysis.collapse.conditions import (
     Estimate,
     Informed,
     Lacks,
+    OwnUnit,
     Signs,
     interval,
 )
@@ -207,17 +208,22 @@ LADDER = (
 """The conditions in the order in which they are asked, the most serious first; else `healthy`."""
 
 
-def verdict_of(estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]) -> Verdict:
+def verdict_of(
+    estimates: Mapping[str, Estimate],
+    thresholds: Mapping[str, float],
+    own: OwnUnit | None = None,
+) -> Verdict:
     """The verdict on one loop.
 
     Args:
         estimates: Its signs by name.
         thresholds: Number by threshold name.
+        own: Where its loss is one of the user's.
 
     Returns:
         The verdict with its evidence.
     """
-    signs = Signs(estimates, thresholds)
+    signs = Signs(estimates, thresholds, own)
     claims = [(rung.verdict, rung.condition(signs)) for rung in LADDER]
     checks = tuple(
         Check(verdict=verdict, answer=_ANSWERS[claim.answer], because=claim.words)
@@ -296,6 +302,7 @@ def judge(
     thresholds: Mapping[str, float] | None = None,
     loopless: Iterable[str] = (),
     yardsticks: Mapping[Key, Mapping[str, Estimate]] | None = None,
+    own_losses: Mapping[str, str] | None = None,
 ) -> dict[Key, Verdict]:
     """The verdict on every checkpoint and loop.
 
@@ -304,6 +311,8 @@ def judge(
         thresholds: Other values for some of `THRESHOLDS`, by name.
         loopless: Models that run nothing twice; they get no verdict.
         yardsticks: Of each checkpoint and loop, by name of the yardstick (`YARDSTICKS`).
+        own_losses: Models with a loss of the user's, and its name: thresholds in nats hold for them
+            only where they are in `thresholds`.
 
     Returns:
         Verdict by (model, step, loop).
@@ -320,12 +329,14 @@ def judge(
     verdicts: dict[Key, Verdict] = {}
     for key, rows in by_key(signs).items():
         estimates = estimates_of(rows) | dict((yardsticks or {}).get(key, {}))
+        loss = (own_losses or {}).get(key.model)
+        own = None if loss is None else OwnUnit(loss, frozenset(thresholds or {}))
         if key.model in plain:
             reason = "it has no loop: no layers are run again with the same weights"
             verdict = Verdict(verdict=None, evidence=(reason,))
         else:
-            verdict = verdict_of(estimates, limits)
-        verdicts[key] = replace(verdict, findings=findings_of(estimates, limits))
+            verdict = verdict_of(estimates, limits, own)
+        verdicts[key] = replace(verdict, findings=findings_of(estimates, limits, own))
     return verdicts
 
 

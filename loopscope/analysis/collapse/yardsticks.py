@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from loopscope.analysis.collapse.conditions import TITLES, Above, Below, Estimate, Signs
+from loopscope.analysis.collapse.conditions import (
+    TITLES,
+    Above,
+    Below,
+    Estimate,
+    OwnUnit,
+    Signs,
+)
 from loopscope.analysis.collapse.criteria import THRESHOLDS
 
 RULES: tuple[tuple[str, Above], ...] = (
@@ -39,18 +46,21 @@ class Finding:
 
 
 def findings_of(
-    estimates: Mapping[str, Estimate], thresholds: Mapping[str, float]
+    estimates: Mapping[str, Estimate],
+    thresholds: Mapping[str, float],
+    own: OwnUnit | None = None,
 ) -> tuple[Finding, ...]:
     """Give the findings on one checkpoint and loop.
 
     Args:
         estimates: Its signs and yardsticks by name.
         thresholds: Number by threshold name.
+        own: Where its loss is one of the user's.
 
     Returns:
         Those that surely hold.
     """
-    signs = Signs(estimates, thresholds)
+    signs = Signs(estimates, thresholds, own)
     claims = [(name, condition(signs)) for name, condition in RULES]
     return tuple(Finding(name=name, because=claim.words) for name, claim in claims if claim.answer)
 

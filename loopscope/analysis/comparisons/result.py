@@ -10,7 +10,8 @@ import pandas as pd
 
 from loopscope.analysis.collapse import NEEDED
 from loopscope.analysis.comparisons.plan import Checkpoint, Plan
-from loopscope.analysis.comparisons.store import Shelf, Store, cuts
+from loopscope.analysis.comparisons.store import Shelf, Store, cuts, sample_length
+from loopscope.analysis.measuring import Items
 from loopscope.analysis.tables import TABLES, Tables
 from loopscope.errors import InputError
 from loopscope.files import write_csv, write_json, write_provenance
@@ -36,7 +37,7 @@ class Comparison:
     """
 
     tables: Tables
-    samples: dict[str, Samples]
+    samples: dict[str, Samples | Items]
     failed: list[tuple[str, str]] = field(default_factory=list)
     missing: dict[str, list[int]] = field(default_factory=dict)
     twins: dict[str, str] = field(default_factory=dict)
@@ -181,13 +182,13 @@ class Comparison:
         return verdict_html(self.summary())
 
 
-def _notes_on_model(samples: Samples, record: Mapping[str, Any]) -> list[str]:
+def _notes_on_model(samples: Samples | Items, record: Mapping[str, Any]) -> list[str]:
     """What was left out of one model, from its provenance."""
     notes = []
     requested = samples.provenance.get("requested", len(samples))
     if len(samples) < requested:
         notes.append(f"the text gave {len(samples)} windows of {requested} asked for")
-    kinds = ("loss", "readout", "more loops")
+    kinds = ("loss", "readout", "more loops", "positions", "loops")
     if repeated := samples.provenance.get("repeated", 0):
         notes.append(f"{repeated} windows that are equal to others were left out")
     notes += [note for note in record["notes"] if "n_ctx" in note or note.startswith(kinds)]
@@ -226,12 +227,14 @@ class Outcome:
         stamp: What its weights were told by.
         failed: Why it could not be measured; empty if it could.
         error: What was raised then, in this process.
+        varied: Whether the number of iterations was seen to depend on the sample.
     """
 
     key: str = ""
     stamp: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
     error: BaseException | None = None
+    varied: bool = False
 
 
 @dataclass(kw_only=True)
@@ -245,7 +248,7 @@ class Merged:
     """
 
     tables: Tables | None = None
-    samples: dict[str, Samples] = field(default_factory=dict)
+    samples: dict[str, Samples | Items] = field(default_factory=dict)
     failed: list[tuple[Checkpoint, str]] = field(default_factory=list)
 
 
@@ -263,7 +266,13 @@ def joined(of_processes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
         keyed = next((outcome for outcome in seen if outcome.key), seen[0])
         failed = next((outcome for outcome in seen if outcome.failed), keyed)
         outcomes.append(
-            Outcome(key=keyed.key, stamp=keyed.stamp, failed=failed.failed, error=failed.error)
+            Outcome(
+                key=keyed.key,
+                stamp=keyed.stamp,
+                failed=failed.failed,
+                error=failed.error,
+                varied=any(outcome.varied for outcome in seen),
+            )
         )
     return outcomes
 
@@ -285,7 +294,7 @@ def merged(plan: Plan, outcomes: Sequence[Outcome], store: Store, batch_size: in
         InputError: if a shard cannot be seen from here.
     """
     result, parts = Merged(), []
-    same: dict[str, Samples] = {}
+    same: dict[str, Samples | Items] = {}
     records: dict[str, dict[str, Any]] = {}
     for checkpoint, outcome in zip(plan.checkpoints, outcomes, strict=True):
         if checkpoint.twin_of and not result.samples.keys() & {*checkpoint.twin_of}:
@@ -303,7 +312,7 @@ def merged(plan: Plan, outcomes: Sequence[Outcome], store: Store, batch_size: in
             reason = "its tokenizer is not that of the run's first step, so its samples differ"
             result.failed.append((checkpoint, reason))
             continue
-        places = cuts(len(samples), samples.tokens.shape[1], batch_size)
+        places = cuts(len(samples), sample_length(samples), batch_size)
         shards = [shard for place in places if (shard := shelf.get(*place)) is not None]
         if len(shards) < len(places):
             raise _unseen(checkpoint, store)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import torch
 
+from loopscope.analysis.measuring import Items
 from loopscope.models import Hooked
 from loopscope.models.loops import is_packed
 from loopscope.models.opening import locate, zoo_folder
@@ -123,16 +124,41 @@ def _compiled(name: str, code: CodeType) -> Iterator[bytes]:
             yield from _compiled(inner.co_name, inner)
 
 
-def stamp_of_data(data: str | Path | None) -> str:
+def stamp_of_data(data: str | Path | Items | None) -> str:
     """Hash a text.
 
     Args:
-        data: Its file; the shipped held-out samples when not given.
+        data: Its file, or items; the shipped held-out samples when not given.
 
     Returns:
-        The SHA-256 of the file, or that it cannot be read.
+        The SHA-256 of the file or items, or that it cannot be read.
     """
+    if isinstance(data, Items):
+        return data.sha256
     return _of_file(zoo_folder() / "heldout.parquet" if data is None else Path(data))
+
+
+def stamp_of_function(function: Any) -> str | None:
+    """Tell a user's functions apart by their code.
+
+    Args:
+        function: A function, or None.
+
+    Returns:
+        A hash of its instructions, names and constants, and of what it closes over where that is
+        plain; of what has no code one that equals no other. None for None.
+    """
+    if function is None:
+        return None
+    code = getattr(function, "__code__", None)
+    closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    bound = [*closure, *(getattr(function, "__defaults__", None) or ())]
+    if code is None or not all(value is None or isinstance(value, _PLAIN) for value in bound):
+        return uuid4().hex
+    digest = hashlib.sha256(repr(bound).encode())
+    for part in _compiled(str(getattr(function, "__name__", "")), code):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def stamp_of_spec(spec: Any) -> Any:
@@ -192,5 +218,6 @@ def _of_file(path: Path) -> str:
 
 
 __all__ = [
-    "stamp_of_data", "stamp_of_example", "stamp_of_model", "stamp_of_spec", "stamp_of_target",
+    "stamp_of_data", "stamp_of_example", "stamp_of_function", "stamp_of_model", "stamp_of_spec",
+    "stamp_of_target",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from loopscope.analysis.measuring import Items
 from loopscope.analysis.tables import TABLES, Tables, empty
 from loopscope.errors import InputError
 from loopscope.files import whole_file
@@ -27,6 +28,18 @@ SAMPLES, TOKENS = 64, 2**15
 
 class StoreError(InputError):
     """Nothing can be stored any more; what was stored stays."""
+
+
+def sample_length(samples: Samples | Items) -> int:
+    """Give the length of samples, as `cuts` takes it.
+
+    Args:
+        samples: The samples.
+
+    Returns:
+        Tokens of a window; 1 for items, which may be of any length.
+    """
+    return 1 if samples.tokens is None else samples.tokens.shape[1]
 
 
 def cuts(samples: int, tokens: int, batch_size: int) -> list[tuple[int, int]]:
@@ -52,12 +65,14 @@ class Store:
     `.shards/samples/`. Keys of other commands are left alone.
     """
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, items: Items | None = None) -> None:
         """Open it; a folder is made when something is written.
 
         Args:
             out: The output folder; None keeps everything in memory.
+            items: The samples, where they are no windows of tokens: they stay in memory.
         """
+        self.items = items
         self.folder = None if out is None else out / FOLDER
         self._held: dict[str, bytes] = {}
 
@@ -145,11 +160,14 @@ class Shelf:
         self.store, self.key = store, key
         self._sound: set[tuple[int, int]] = set()
 
-    def samples(self) -> Samples | None:
+    def samples(self) -> Samples | Items | None:
         """The samples it is measured on; None before `begin`."""
         try:
             record = json.loads(self.store.read(f"{self.key}/samples.json") or b"")
             sha256 = record["sha256"]
+            if record["bytes"] is None:
+                items = self.store.items
+                return items if items is not None and items.sha256 == sha256 else None
             content = self.store.read(f"samples/{sha256}.npy")
             if content is None or _sha256(content[-record["bytes"] :]) != sha256:
                 return None
@@ -164,7 +182,7 @@ class Shelf:
             documents=tuple(record.get("documents", ())),
         )
 
-    def begin(self, samples: Samples) -> None:
+    def begin(self, samples: Samples | Items) -> None:
         """Note the samples; equal ones of several checkpoints are stored once.
 
         Args:
@@ -173,16 +191,18 @@ class Shelf:
         Raises:
             StoreError: as `Store.write`.
         """
-        windows = samples.tokens.numpy().astype("<i4")
-        name = f"samples/{samples.sha256}.npy"
-        if self.store.read(name) is None or self.samples() is None:
-            content = BytesIO()
-            np.save(content, windows)
-            self.store.write(name, content.getvalue())
+        size = None
+        if samples.tokens is not None:
+            windows = samples.tokens.numpy().astype("<i4")
+            size, name = windows.nbytes, f"samples/{samples.sha256}.npy"
+            if self.store.read(name) is None or self.samples() is None:
+                content = BytesIO()
+                np.save(content, windows)
+                self.store.write(name, content.getvalue())
         record = {
             "source": samples.source,
             "sha256": samples.sha256,
-            "bytes": windows.nbytes,
+            "bytes": size,
             "options": samples.options,
             "documents": list(samples.documents),
         }
@@ -232,6 +252,15 @@ class Shelf:
             return None if content is None else unpacked(content)
         except ValueError:
             return None
+
+    @property
+    def varied(self) -> bool:
+        """Whether samples were seen to run other numbers of iterations than others."""
+        return self.store.read(f"{self.key}/varied") is not None
+
+    def mark_varied(self) -> None:
+        """Note that samples were seen to run other numbers of iterations than others."""
+        self.store.write(f"{self.key}/varied", b"yes")
 
     def _name(self, start: int, stop: int) -> str:
         return f"{self.key}/{start:06d}-{stop:06d}.shard"

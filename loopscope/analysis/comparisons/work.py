@@ -20,12 +20,20 @@ from loopscope.analysis.comparisons.result import (
 from loopscope.analysis.comparisons.stamps import (
     stamp_of_data,
     stamp_of_example,
+    stamp_of_function,
     stamp_of_model,
     stamp_of_spec,
     stamp_of_target,
 )
-from loopscope.analysis.comparisons.store import Shelf, Store, StoreError, cuts, key_of
-from loopscope.analysis.measuring import Measuring
+from loopscope.analysis.comparisons.store import (
+    Shelf,
+    Store,
+    StoreError,
+    cuts,
+    key_of,
+    sample_length,
+)
+from loopscope.analysis.measuring import Items, Measuring, are_items, read_items
 from loopscope.analysis.options import Settings, build_options, takes
 from loopscope.analysis.tables import BY_NAME, SCHEMAS, Tables
 from loopscope.devices import check_seed, parse_dtype
@@ -148,7 +156,7 @@ def compare(
     processes = _joined(how, folder)
     if processes.count > 1 and how.device is not None:
         how = replace(how, device=str(processes.device))
-    store = Store(folder)
+    store = Store(folder, how.data if isinstance(how.data, Items) else None)
     watch = progress if isinstance(progress, Watch) else _Callback(progress)
     with claimed(folder) if folder is not None and processes.main else nullcontext():
         plan = look_up(targets, trust_remote_code=how.trust_remote_code, series=series)
@@ -156,11 +164,14 @@ def compare(
         if twins:
             plan = with_twins(plan, seed=how.seed)
         _meet(processes, store)
-        seen = Work(plan, how, store, processes, watch).run()
-        outcomes = seen
+        work = Work(plan, how, store, processes, watch)
+        seen = outcomes = work.run()
         if folder is not None:
-            sent = [replace(outcome, error=None) for outcome in seen]  # few errors can be sent
-            outcomes = joined(processes.gather(sent))
+            outcomes = _gathered(processes, seen)
+            if processes.count > 1 and any(outcome.varied for outcome in outcomes):
+                # another process saw it after this one had measured its share
+                work.run_varied([outcome.varied for outcome in outcomes])
+                outcomes = _gathered(processes, seen)
         if not processes.main:
             return Comparison(tables=Tables(), samples={})
         result = merged(plan, outcomes, store, how.batch_size)
@@ -169,6 +180,11 @@ def compare(
             keys = [outcome.key for outcome in outcomes if outcome.key]
             _finish(comparison, folder, store, keys, write)
     return comparison
+
+
+def _gathered(processes: Processes, seen: Sequence[Outcome]) -> list[Outcome]:
+    """What all processes saw; few errors can be sent."""
+    return joined(processes.gather([replace(outcome, error=None) for outcome in seen]))
 
 
 # -- before the first checkpoint -----------------------------------------------------------------
@@ -181,7 +197,9 @@ def _checked(settings: Mapping[str, Any]) -> Settings:
     check_seed(how.seed)
     if how.dtype is not None:
         parse_dtype(how.dtype)
-    if how.data is not None:
+    if how.data is not None and are_items(how.data):
+        how = replace(how, data=read_items(how.data, how.samples))
+    elif how.data is not None:
         check_file(Path(how.data), (*SUFFIXES, ".npy"))
     return how
 
@@ -331,10 +349,12 @@ class Work:
 
     def _expected(self, number: int) -> list[tuple[int, int]]:
         """This process's shards of a checkpoint, if the text gives all windows asked for."""
+        if isinstance(self.settings.data, Items):
+            return self._shards(number, self.settings.data)
         return self._share(number, self.settings.samples, self.settings.tokens)
 
-    def _shards(self, number: int, samples: Samples) -> list[tuple[int, int]]:
-        return self._share(number, len(samples), samples.tokens.shape[1])
+    def _shards(self, number: int, samples: Samples | Items) -> list[tuple[int, int]]:
+        return self._share(number, len(samples), sample_length(samples))
 
     def _share(self, number: int, samples: int, tokens: int) -> list[tuple[int, int]]:
         """This process's shards of a checkpoint: every n-th, the first not always process 0's."""
@@ -393,15 +413,50 @@ class Work:
                 self.watch.measured(checkpoint, n, total)
 
             shelf.put(start, stop, measuring.part(start, stop, done))
+        if measuring is not None and measuring.varied:
+            shelf.mark_varied()
+        outcome.varied = shelf.varied
+        if outcome.varied:
+            self._measure_varied(number, shelf, model, measuring)
 
-    def _samples(self, model: Hooked) -> Samples:
+    def run_varied(self, varied: Sequence[bool]) -> None:
+        """Measure shards anew whose samples turned out to run other numbers of iterations.
+
+        Args:
+            varied: Whether that was seen of each checkpoint, by any process.
+        """
+        for number, outcome in enumerate(self.outcomes):
+            if varied[number] and not outcome.failed and outcome.key:
+                self._measure_varied(number, Shelf(self.store, outcome.key), None, None)
+
+    def _measure_varied(
+        self, number: int, shelf: Shelf, model: Hooked | None, measuring: Measuring | None
+    ) -> None:
+        """Measure this process's shards that were taken for samples of one number of iterations."""
+        checkpoint, samples = self.plan.checkpoints[number], shelf.samples()
+        assert samples is not None
+        for start, stop in self._shards(number, samples):
+            shard = shelf.get(start, stop)
+            if shard is not None and _is_varied(shard, checkpoint):
+                continue
+            if measuring is None:
+                measuring = self._measuring(model or self._load(number), checkpoint, samples)
+            if not measuring.varied:
+                measuring.group_by_count()
+            shelf.put(start, stop, measuring.part(start, stop))
+
+    def _samples(self, model: Hooked) -> Samples | Items:
         settings = self.settings
+        if isinstance(settings.data, Items):
+            return settings.data
         return load_samples(
             model, settings.data, samples=settings.samples, tokens=settings.tokens,
             seed=settings.seed,
         )  # fmt: skip
 
-    def _measuring(self, model: Hooked, checkpoint: Checkpoint, samples: Samples) -> Measuring:
+    def _measuring(
+        self, model: Hooked, checkpoint: Checkpoint, samples: Samples | Items
+    ) -> Measuring:
         settings, T, note = self.settings, None, ""
         if any(BY_NAME[name].longer for name in settings.measures):
             T, note = _more_loops(model, settings.more_loops)
@@ -453,11 +508,16 @@ def identity(settings: Settings) -> dict[str, Any]:
         "data": stamp_of_data(settings.data),
         "spec": stamp_of_spec(settings.spec),
         "example": stamp_of_example(settings.example),
+        "loss": stamp_of_function(settings.loss),
         "device": (settings.device or "cpu").partition(":")[0],
     }
     names = [entry.name for entry in fields(settings) if entry.name != "trust_remote_code"]
     values = {name: getattr(settings, name) for name in names}
     return {**values, **stamps, "versions": [versions(), commit(), SCHEMAS]}
+
+
+def _is_varied(shard: Tables, checkpoint: Checkpoint) -> bool:
+    return "groups" in shard.provenance["models"][checkpoint.model]
 
 
 def _count(shards: Iterable[tuple[int, int]]) -> int:

@@ -98,9 +98,16 @@ def cka(
 
     Raises:
         UnknownNameError: for a kernel that does not exist, with near matches.
-        InputError: on fewer than 4 tokens, or a bandwidth that is not positive.
+        InputError: on fewer than 4 tokens, states of different tokens, or a bandwidth that is not
+            positive.
     """
-    check(states[0].shape[0], kernels, bandwidth)
+    lengths = [len(state) for state in states]
+    if len(set(lengths)) > 1:
+        raise InputError(
+            f"states have {', '.join(map(str, lengths))} tokens; the CKA of two is of the same "
+            "tokens. Give those of one number at a time."
+        )
+    check(lengths[0], kernels, bandwidth)
     with torch.autocast(states[0].device.type, enabled=False):  # it would round the products
         return _cka(list(states), kernels, bandwidth, grams)
 
@@ -266,9 +273,9 @@ def _centred_grams(
     exact = any(state.dtype == torch.float64 for state in states)
     dtype = torch.float64 if exact else torch.float32
     device = states[0].device
-    matrices = torch.empty(len(states), n, n, dtype=dtype, device=device)
+    matrices = torch.full((len(states), n, n), torch.nan, dtype=dtype, device=device)
     flags = np.full(len(states), int(Flag.NONE), dtype=np.int8)
-    norms = torch.empty(len(states), n, dtype=dtype, device=device)
+    norms = torch.full((len(states), n), torch.nan, dtype=dtype, device=device)
     for s, (state, gram) in enumerate(zip(states, grams, strict=True)):
         if gram is None or not _centre_gram(gram, matrices[s]):
             flags[s] = _centred_gram(state.to(dtype), matrices[s])
@@ -482,7 +489,10 @@ def _normalised(hsic: np.ndarray, noise: np.ndarray, flags: np.ndarray, undefine
 
 
 class CkaRows(LoopRows):
-    """The table `cka`: all pairs of states of a loop, by each kernel and estimator."""
+    """The table `cka`: all pairs of states of a loop, by each kernel and estimator.
+
+    States of different numbers of positions (latents and tokens) have none with each other.
+    """
 
     table = "cka"
     by_sample = True
@@ -499,11 +509,23 @@ class CkaRows(LoopRows):
         ]
 
     def fill_sample(self, rows: Rows, sample: int, loop: LoopStates) -> None:
+        lengths = np.array([len(state) for state in loop.states])
+        count, estimates = len(lengths), len(self.options.kernels) * len(ESTIMATORS)
+        value = np.full((estimates, count, count), np.nan)
+        flag = np.full(value.shape, int(Flag.SHAPE), dtype=np.int8)
+        for length in dict.fromkeys(lengths[lengths >= MIN_TOKENS].tolist()):
+            (chosen,) = np.nonzero(lengths == length)
+            pairs = np.ix_(np.arange(estimates), chosen, chosen)
+            value[pairs], flag[pairs] = self._of_states(loop.chosen(chosen.tolist()))
+        a, b = np.triu_indices(count)
+        rows.values["value"][sample] = value[:, a, b].ravel()
+        rows.flag[sample] = flag[:, a, b].ravel()
+
+    def _of_states(self, loop: LoopStates) -> tuple[np.ndarray, np.ndarray]:
+        """Values and flags, (estimate, state, state) each, of states of the same positions."""
         kernels = self.options.kernels
         by_kernel = cka(
             loop.states, kernels=kernels, bandwidth=self.options.bandwidth, grams=loop.grams
         )
         matrices = [getattr(by_kernel[kernel], name) for kernel in kernels for name in ESTIMATORS]
-        a, b = np.triu_indices(len(loop.states))
-        rows.values["value"][sample] = np.concatenate([cka_ab.value[a, b] for cka_ab in matrices])
-        rows.flag[sample] = np.concatenate([cka_ab.flag[a, b] for cka_ab in matrices])
+        return np.stack([m.value for m in matrices]), np.stack([m.flag for m in matrices])

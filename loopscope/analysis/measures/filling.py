@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from loopscope.analysis.measures.gram_matrices import (
     singular_values_of_grams,
     within_range,
 )
+from loopscope.analysis.measures.scoring import NextTokens, Scoring, StateMaps
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import MEASURED, Rows, columns
 from loopscope.models import Hooked, Trajectory
@@ -36,6 +37,7 @@ class Setup:
         unread: Why h(t) cannot be read out in place of h(K); empty where it can.
         start: Number of the first sample among those that `maps` knows.
         maps: For the fitted reading: what brings h(t) to where h(K) would be; None without.
+        scoring: Gives the losses.
     """
 
     model: Hooked
@@ -47,31 +49,8 @@ class Setup:
     no_loss: str = ""
     unread: str = ""
     start: int = 0
-    maps: "StateMaps | None" = None
-
-
-class StateMaps(Protocol):
-    """What is read of a state in the fitted reading (`measuring.map_fitting`)."""
-
-    @property
-    def refits(self) -> bool:
-        """Whether the coda is fitted too, to every state, h(K) included.
-
-        Otherwise a map brings h(t) to h(K), which is left as it is.
-        """
-
-    def losses(self, tokens: Tensor, h: Tensor, t: int, samples: slice) -> Sequence[Tensor]:
-        """Give the loss of each sample when a coda reads h(t) by what was fitted on others.
-
-        Args:
-            tokens: The tokens, (batch, pos).
-            h: h(t) of these samples, (batch, pos, d_model).
-            t: Which state it is.
-            samples: Their numbers.
-
-        Returns:
-            Nats per token, one number per sample.
-        """
+    maps: StateMaps | None = None
+    scoring: Scoring = field(default_factory=NextTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +62,40 @@ class Batch:
         trajectory: Its trajectory, with logits where a measure needs them.
         longer: The trajectory of the model with more iterations, where there is one.
         drop: Tokens to leave out at the start of each sample.
+        inputs: What the model was given.
     """
 
     samples: slice
     trajectory: Trajectory
     longer: Trajectory | None
     drop: int
+    inputs: Any = None
+
+    def kept(self, state: Tensor) -> Tensor:
+        """Leave out the first tokens of a state, or of what a router gives.
+
+        Args:
+            state: (batch, pos, …); latents and other states of fewer positions than the sample has
+                tokens have none of them to leave out.
+
+        Returns:
+            The rest.
+        """
+        return kept_positions(state, self.drop, self.trajectory)
+
+
+def kept_positions(state: Tensor, drop: int, trajectory: Trajectory) -> Tensor:
+    """Leave out the first tokens of a state, as `Batch.kept` does.
+
+    Args:
+        state: (batch, pos, …).
+        drop: How many tokens.
+        trajectory: The trajectory that it is of.
+
+    Returns:
+        The rest; all where it has fewer positions than the sample has tokens.
+    """
+    return state[:, drop:] if state.shape[1] >= trajectory.positions else state
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,34 @@ class LoopStates:
     Attributes:
         states: Each (pos, d_model), in the order of the trajectory's `states`; at another scale
             where its squares would not fit into float64.
-        grams: Gram matrices X Xᵀ of all of them, where they are at hand.
+        products: Gram matrices of all of them, X Xᵀ or the smaller Xᵀ X, where they are at hand.
         sigmas: Their singular values, where asked for.
     """
 
     states: list[Tensor]
-    grams: list[Tensor] | None = None
+    products: list[Tensor] | None = None
     sigmas: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def grams(self) -> list[Tensor] | None:
+        """Gram matrices X Xᵀ of all states, where those are at hand."""
+        if self.products is None:
+            return None
+        pairs = zip(self.products, self.states, strict=True)
+        by_tokens = all(len(product) == len(state) for product, state in pairs)
+        return self.products if by_tokens else None
+
+    def chosen(self, numbers: Sequence[int]) -> "LoopStates":
+        """Give some of the states.
+
+        Args:
+            numbers: Their places.
+
+        Returns:
+            The same of those states alone, without singular values.
+        """
+        products = None if self.products is None else [self.products[n] for n in numbers]
+        return LoopStates([self.states[n] for n in numbers], products)
 
 
 class SampleStates:
@@ -143,15 +171,14 @@ class SampleStates:
             loop: Its name.
 
         Returns:
-            The states, with Gram matrices where those of all are (pos, pos).
+            The states, with Gram matrices and singular values where some measure wants those.
         """
         numbers = self._loops[loop]
         states = [self._states[n] for n in numbers]
         if not self._spectral:
             return LoopStates(states)
-        grams = [self._grams[n] for n in numbers]
-        by_tokens = all(len(product) == len(states[0]) for product in grams)
-        return LoopStates(states, grams if by_tokens else None, [self._sigmas[n] for n in numbers])
+        products = [self._grams[n] for n in numbers]
+        return LoopStates(states, products, [self._sigmas[n] for n in numbers])
 
     @cached_property
     def _grams(self) -> dict[int, Tensor]:

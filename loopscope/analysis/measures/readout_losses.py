@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from loopscope.analysis.flags import flagged
+from loopscope.analysis.flags import Flag, flagged
 from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
 from loopscope.analysis.tables import Rows, columns
+from loopscope.models import Hooked, Trajectory
 from loopscope.names import READINGS
-from loopscope.probes import losses, matched, read_out_losses
+from loopscope.probes import matched
 
 
 def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:
@@ -30,6 +32,24 @@ def beyond(K: int, T: int, *, cheap: bool) -> Sequence[int]:
     return [K + round((T - K) * quarter / 4) for quarter in range(1, 5)]
 
 
+def fits(h: Tensor, h_K: Tensor) -> bool:
+    """Tell whether a state can stand in another's place.
+
+    Args:
+        h: The state, (batch, pos, d_model).
+        h_K: What the coda reads.
+
+    Returns:
+        Whether they have the same shape.
+    """
+    return h.shape == h_K.shape
+
+
+def _nothing(h: Tensor) -> list[Tensor]:
+    """NaN for each sample."""
+    return list(torch.full((len(h),), torch.nan, device=h.device))
+
+
 class ReadoutRows(MeasureRows):
     """The table `readout`: the loss at every h(t) of the main loop, by each reading.
 
@@ -40,6 +60,7 @@ class ReadoutRows(MeasureRows):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.model, self.longer, self.maps = setup.model, setup.longer, setup.maps
+        self.scoring = setup.scoring
         self.start = setup.start
         self.loop, K = setup.first.loop, setup.first.K
         self.rows: Rows | None = None
@@ -58,9 +79,8 @@ class ReadoutRows(MeasureRows):
     def add(self, batch: Batch) -> None:
         if self.rows is None:
             return
-        trajectory, tokens = batch.trajectory, batch.trajectory.tokens
-        assert tokens is not None and trajectory.logits is not None
-        last = losses(trajectory.logits, tokens)
+        trajectory = batch.trajectory
+        last = self.scoring.of_model(trajectory, batch.inputs)
         by_state: list[Sequence[Tensor]] = []
         for reading in self.readings:
             for t, h in enumerate(trajectory.h[:-1]):
@@ -70,22 +90,40 @@ class ReadoutRows(MeasureRows):
             else:
                 by_state.append(last)
         if self.longer is not None and batch.longer is not None:
-            more = [batch.longer.h[t] for t in self.more]
-            by_state += [read_out_losses(self.longer, tokens, h) for h in more]
+            for h in (batch.longer.h[t] for t in self.more):
+                if fits(h, batch.longer.h[-1]):
+                    by_state.append(self._score(self.longer, batch, h))
+                else:
+                    by_state.append(_nothing(h))
         values = torch.stack([torch.stack(list(column)).cpu() for column in by_state], 1).numpy()
-        self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = flagged(values)
+        value, flag = flagged(values)
+        flag[:, self._misfits(trajectory, batch.longer)] = Flag.SHAPE
+        self.rows.values["value"][batch.samples], self.rows.flag[batch.samples] = value, flag
+
+    def _misfits(self, trajectory: Trajectory, longer: Trajectory | None) -> np.ndarray:
+        """Which columns are of a state that does not fit where h(K), or h(T), stands."""
+        columns = [not fits(h, trajectory.h[-1]) for h in trajectory.h] * len(self.readings)
+        if longer is not None and self.longer is not None:
+            columns += [not fits(longer.h[t], longer.h[-1]) for t in self.more]
+        return np.array(columns)
 
     def _read(self, reading: str, batch: Batch, t: int, h: Tensor) -> Sequence[Tensor]:
         """The loss of each sample of a batch when the coda reads h(t)."""
-        tokens = batch.trajectory.tokens
-        assert tokens is not None
+        if not fits(h, batch.trajectory.h[-1]):
+            return _nothing(h)
         if reading == "fitted":
             assert self.maps is not None
             first, stop = batch.samples.start + self.start, batch.samples.stop + self.start
-            return self.maps.losses(tokens, h, t, slice(first, stop))
+            samples = slice(first, stop)
+            return self.scoring.of_fitted(
+                self.model, self.maps, batch.trajectory, batch.inputs, t, samples
+            )
         if reading == "matched":
             h = matched(h, batch.trajectory.h[-1])
-        return read_out_losses(self.model, tokens, h)
+        return self._score(self.model, batch, h)
+
+    def _score(self, model: Hooked, batch: Batch, h: Tensor) -> Sequence[Tensor]:
+        return self.scoring.of_state(model, batch.trajectory, batch.inputs, h)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         return {"readout": [] if self.rows is None else [self.rows.frame(model, self.loop)]}
@@ -96,7 +134,7 @@ class LossRows(MeasureRows):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.loop = setup.first.loop
+        self.loop, self.scoring = setup.first.loop, setup.scoring
         self.rows = None if setup.no_loss else Rows("loss", setup.samples, {})
         if setup.no_loss:
             self.note = f"loss: {setup.no_loss}; the table has no rows"
@@ -104,10 +142,8 @@ class LossRows(MeasureRows):
     def add(self, batch: Batch) -> None:
         if self.rows is None:
             return
-        logits, tokens = batch.trajectory.logits, batch.trajectory.tokens
-        assert logits is not None and tokens is not None
-        by_sample = losses(logits, tokens)
-        value, flag = flagged(torch.stack(by_sample).cpu().numpy())
+        by_sample = self.scoring.of_model(batch.trajectory, batch.inputs)
+        value, flag = flagged(torch.stack(list(by_sample)).cpu().numpy())
         self.rows.values["value"][batch.samples, 0] = value
         self.rows.flag[batch.samples, 0] = flag
 

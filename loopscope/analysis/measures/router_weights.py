@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, Flagged, flagged
-from loopscope.analysis.measures.filling import Batch, LoopRows, Setup
+from loopscope.analysis.measures.filling import Batch, LoopRows, Setup, kept_positions
 from loopscope.analysis.tables import Rows, columns
 from loopscope.models import Trajectory
 from loopscope.names import block_name
@@ -177,26 +177,29 @@ class RoutingKeys:
             trajectory: The batch.
             drop: Tokens left out at the start of each sample.
         """
-        cycles = _cycles(trajectory)
-        self._fill_routers(rows, samples, cycles, drop)
+        self._fill_routers(rows, samples, trajectory, drop)
         if self.alpha and not trajectory.mesh_cycle:  # of a port that is MeSH on other input only
             start = len(self.cycles)
             rows.flag[samples, start : start + len(self.alpha)] = Flag.NONFINITE
         elif self.alpha:
-            self._fill_alpha(rows, samples, cycles, drop)
+            self._fill_alpha(rows, samples, trajectory, drop)
         self._fill_gates(rows, samples, trajectory, drop)
 
-    def _fill_routers(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
+    def _fill_routers(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
         column = 0
-        for w in _all(cycles):
-            mean, entropy = router_statistics(w[:, drop:])
+        for w in _all(_cycles(trajectory)):
+            mean, entropy = router_statistics(kept_positions(w, drop, trajectory))
             slots = slice(column, column := column + w.shape[-1])
             rows.values["mean"][samples, slots] = mean.value
             rows.values["entropy"][samples, slots] = entropy.value[:, None]
             rows.flag[samples, slots] = np.maximum(mean.flag, entropy.flag[:, None])
 
-    def _fill_alpha(self, rows: Rows, samples: slice, cycles: Cycles, drop: int) -> None:
-        stacks = [_stack(list(cycles[kind].values()))[:, drop:] for kind in ("write", "read")]
+    def _fill_alpha(self, rows: Rows, samples: slice, trajectory: Trajectory, drop: int) -> None:
+        cycles = _cycles(trajectory)
+        stacks = [
+            kept_positions(_stack(list(cycles[kind].values())), drop, trajectory)
+            for kind in ("write", "read")
+        ]
         alpha = alpha_statistics(*stacks)
         exists = alpha_exists(stacks[0].shape[2] - 1)
         start = len(self.cycles)
@@ -211,8 +214,7 @@ class RoutingKeys:
             if p is None:
                 rows.flag[samples, column] = Flag.NONFINITE
                 continue
-            drops = p.shape[1] == trajectory.h[0].shape[1]  # else no positions of tokens
-            mean, entropy = gate_statistics(p[:, drop:] if drops else p)
+            mean, entropy = gate_statistics(kept_positions(p, drop, trajectory))
             rows.values["mean"][samples, column] = mean.value
             rows.values["entropy"][samples, column] = entropy.value
             rows.flag[samples, column] = np.maximum(mean.flag, entropy.flag)
@@ -255,7 +257,7 @@ class RoutingKeys:
         values = [w.float().cpu().numpy() for _, w in by_token]
         keys = columns(
             ("kind", "t", "target", "pos"),
-            [(*target, pos) for target in targets for pos in range(len(words))],
+            [(*target, pos) for target, _ in by_token for pos in range(len(words))],
         )
         keys["token"] = np.array(words, dtype=object)[keys["pos"]]
         rows = Rows("tokens", 1, keys)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag, flagged
-from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup
+from loopscope.analysis.measures.filling import Batch, MeasureRows, Setup, kept_positions
 from loopscope.analysis.measures.update_norm import sample_norm
 from loopscope.analysis.tables import Rows, columns
 
 
 class Steps(NamedTuple):
     """The steps of a batch, each (batch, step) in float64; NaN where undefined.
+
+    Undefined are those between states that differ in shape.
 
     Attributes:
         value: `‖h(t+1) − h(t)‖_F / ‖h(t)‖_F`; infinite where only h(t) is zero.
@@ -44,17 +46,24 @@ def steps(h: Sequence[Tensor], *, first: int = 0) -> Steps:
     home = h[0].device
     states = [x.to(home, torch.float64 if exact else torch.float32) for x in h]
     asked = range(first, len(h) - 1)
-    moved = {
-        t: sample_norm(states[t + 1] - states[t]) for t in range(max(first - 1, 0), len(h) - 1)
-    }
     sizes = {t: sample_norm(states[t]) for t in range(first, len(h))}
-    nothing = torch.full_like(moved[first], torch.nan)
+    nothing = torch.full_like(sizes[first], torch.nan)
+    moved = {
+        t: sample_norm(states[t + 1] - states[t]) if _alike(states, t) else nothing
+        for t in range(max(first - 1, 0), len(h) - 1)
+    }
     return Steps(
         torch.stack([_over(moved[t], sizes[t]) for t in asked], 1),
         torch.stack([_over(moved[t], moved[t - 1]) if t else nothing for t in asked], 1),
         torch.stack([_over(2 * moved[t], sizes[t] + sizes[t + 1]) for t in asked], 1),
-        torch.stack([turn(states[t], states[t + 1]) for t in asked], 1),
+        torch.stack(
+            [turn(states[t], states[t + 1]) if _alike(states, t) else nothing for t in asked], 1
+        ),
     )
+
+
+def _alike(states: Sequence[Tensor], t: int) -> bool:
+    return states[t].shape == states[t + 1].shape
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:
@@ -108,11 +117,12 @@ class DeltaRows(MeasureRows):
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
             loop = batch.trajectory.courses[name]
-            h = [state[:, batch.drop :] for state in loop.h]
-            parts = [steps(h)]
+            h = [batch.kept(state) for state in loop.h]
+            parts, differ = [steps(h)], [not _alike(h, t) for t in range(loop.K)]
             if batch.longer is not None and name == self.main:
-                more = [state[:, batch.drop :] for state in batch.longer.h]
+                more = [kept_positions(h_t, batch.drop, batch.longer) for h_t in batch.longer.h]
                 parts.append(Steps(*(x[:, 1:] for x in steps(more, first=self.K - 1))))
+                differ += [not _alike(more, t) for t in range(loop.K, len(more) - 1)]
             measured = {
                 column: torch.cat([getattr(part, column) for part in parts], 1).cpu().numpy()
                 for column in Steps._fields
@@ -120,11 +130,12 @@ class DeltaRows(MeasureRows):
             for column, values in measured.items():
                 rows.values[column][batch.samples] = flagged(values).value
             for t, (state, h_m) in enumerate(zip(h, loop.h_m, strict=False)):
-                if state.shape == h_m[:, batch.drop :].shape:
-                    work = turn(state, h_m[:, batch.drop :].to(state.device))
+                if state.shape == (given := batch.kept(h_m)).shape:
+                    work = turn(state, given.to(state.device))
                     rows.values["work"][batch.samples, t] = flagged(work.cpu().numpy()).value
             flag = flagged(measured["value"]).flag
             flag[np.isinf(measured["value"]) & np.isfinite(measured["mixed"])] = Flag.ZERO
+            flag[:, differ] = Flag.SHAPE
             rows.flag[batch.samples] = flag
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:

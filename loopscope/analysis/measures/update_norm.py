@@ -87,6 +87,6 @@ class UpdateRows(LoopRows):
 
     def fill(self, rows: Rows, batch: Batch, loop: Trajectory) -> None:
         for column, (h, f_h) in enumerate(loop.blocks.values()):
-            value, flag = relative_update(h[:, batch.drop :], f_h[:, batch.drop :])
+            value, flag = relative_update(batch.kept(h), batch.kept(f_h))
             rows.values["value"][batch.samples, column] = value
             rows.flag[batch.samples, column] = flag

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from loopscope.analysis.measuring.sample_items import Items, to_device
+from loopscope.analysis.measuring.token_windows import TokenWindows
 from loopscope.errors import InputError
 from loopscope.models import Hooked
 from loopscope.probes import (
     RIDGE,
     RidgeMap,
     RidgeSums,
-    capture,
     fold_of_samples,
     losses,
     read_out_losses,
@@ -89,6 +90,29 @@ class FittedReading:
             by_sample |= dict(zip(rows.tolist(), values, strict=True))
         return [by_sample[i] for i in range(len(of_batch))]
 
+    @torch.no_grad()
+    def brought(self, h: Tensor, t: int, samples: slice) -> tuple[Tensor, list[bool]]:
+        """Bring h(t) to where the coda expects h(K), by the maps fitted on the other fold.
+
+        Args:
+            h: h(t) of these samples, (batch, pos, d_model).
+            t: Which state it is.
+            samples: Their numbers.
+
+        Returns:
+            The state, and whether a map could be fitted for each sample.
+        """
+        of_batch = torch.tensor(self.folds[samples])
+        moved, fitted = h.clone(), [True] * len(of_batch)
+        for fold in (0, 1):
+            rows = (of_batch == fold).nonzero()[:, 0]
+            part = self._bring(fold, h[rows.to(h.device)], t)
+            if part is not None:
+                moved[rows.to(h.device)] = part
+            else:
+                fitted = [f and int(of_batch[i]) != fold for i, f in enumerate(fitted)]
+        return moved, fitted
+
     def _bring(self, fold: int, h: Tensor, t: int) -> Tensor | None:
         if t == len(self.maps[fold]):  # h(K)
             return h
@@ -102,8 +126,7 @@ class FittedReading:
 
 def fitted_reading(
     model: Hooked,
-    tokens: Tensor,
-    documents: Sequence[str | None],
+    samples: TokenWindows | Items,
     *,
     batch_size: int,
     refit: int = 0,
@@ -112,10 +135,10 @@ def fitted_reading(
 
     Args:
         model: A model with a loop whose states can be read out.
-        tokens: All samples, (sample, pos).
-        documents: The document of each, None where unknown.
+        samples: All samples.
         batch_size: Samples per forward pass.
-        refit: Steps of refitting the coda to each state, on top of its map; 0 leaves it.
+        refit: Steps of refitting the coda to each state, on top of its map; 0 leaves it. Of windows
+            of tokens alone.
 
     Returns:
         What to read by; None where the samples make no two folds.
@@ -123,22 +146,31 @@ def fitted_reading(
     Raises:
         InputError: where the coda is to be refitted and has no parameters of its own.
     """
-    folds = fold_of_samples(documents, [row.numpy().tobytes() for row in tokens])
+    documents = samples.documents or [None] * len(samples)
+    folds = fold_of_samples(documents, samples.keys)
     if not (0 in folds and 1 in folds):
         return None
-    width = capture(model, tokens[:1], memory=False).h[0].shape[-1]
+    first = _inputs(model, samples, range(1))
+    _, pos, width = model.capture(first, memory=False, logits=False).h[0].shape
+    pos = pos if samples.tokens is None else samples.tokens.shape[1]
     need = TOKENS_PER_DIRECTION * width
-    chosen = [_chosen(folds, 1 - fold, need, tokens.shape[1]) for fold in (0, 1)]
-    maps = tuple(_fit(model, tokens[rows], width, batch_size) for rows in chosen)
+    chosen = [_chosen(folds, 1 - fold, need, pos) for fold in (0, 1)]
+    maps = tuple(_fit(model, samples.chosen(rows), width, batch_size) for rows in chosen)
     codas = None
-    if refit:
+    if refit and samples.tokens is not None:
         codas = tuple(
-            _refit(model, tokens[rows], maps[fold], batch_size, refit)
+            _refit(model, samples.tokens[rows], maps[fold], batch_size, refit)
             for fold in (0, 1)
-            for rows in [_chosen(folds, 1 - fold, REFIT_TOKENS, tokens.shape[1])]
+            for rows in [_chosen(folds, 1 - fold, REFIT_TOKENS, pos)]
         )
     counts = tuple(len(rows) for rows in chosen)
     return FittedReading(model=model, folds=folds, maps=maps, codas=codas, windows=counts)
+
+
+def _inputs(model: Hooked, samples: TokenWindows | Items, numbers: range) -> Any:
+    """A batch as the model takes it."""
+    batch = samples.batch(numbers)
+    return batch if samples.tokens is not None else to_device(batch, model.input_device)
 
 
 def _chosen(folds: Sequence[int], fold: int, need: int, pos: int) -> list[int]:
@@ -147,16 +179,20 @@ def _chosen(folds: Sequence[int], fold: int, need: int, pos: int) -> list[int]:
     return rows[: max(1, -(-need // pos))]
 
 
-def _fit(model: Hooked, tokens: Tensor, width: int, batch_size: int) -> list[RidgeMap | None]:
+def _fit(
+    model: Hooked, samples: TokenWindows | Items, width: int, batch_size: int
+) -> list[RidgeMap | None]:
     """The maps of h(0) … h(K−1), in as many passes as memory asks for."""
     at_once = max(1, MEMORY // (2 * 8 * width**2))
     maps: list[RidgeMap | None] = []
     for first in range(0, model.K, at_once):
         sums = [RidgeSums() for _ in range(first, min(first + at_once, model.K))]
-        for batch in tokens.split(batch_size):
-            h = capture(model, batch, memory=False).h
+        for begin in range(0, len(samples), batch_size):
+            numbers = range(begin, min(begin + batch_size, len(samples)))
+            h = model.capture(_inputs(model, samples, numbers), memory=False, logits=False).h
             for t, of_state in enumerate(sums, start=first):
-                of_state.add(h[t], h[-1])
+                if h[t].shape == h[-1].shape:
+                    of_state.add(h[t], h[-1])
         solved = [of_state.solve() for of_state in sums]
         maps += [None if ridge is None else ridge.kept() for ridge in solved]
     return maps
@@ -202,7 +238,9 @@ def _refit(
             "the coda cannot be refitted: the model has no parameters that only what follows the "
             "loop uses; leave refit_coda (--refit-coda) out."
         )
-    captured = [capture(model, batch, memory=False).h for batch in tokens.split(batch_size)]
+    captured = [
+        model.capture(batch, memory=False, logits=False).h for batch in tokens.split(batch_size)
+    ]
     codas = []
     for t in range(model.K + 1):
         h = torch.cat([states[t].cpu() for states in captured])

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup
+from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup, kept_positions
 from loopscope.analysis.tables import BY_NAME, empty, stack
 from loopscope.errors import InputError
 from loopscope.models import Trajectory
@@ -77,7 +77,12 @@ class Recorder:
         ]
 
     def add(
-        self, start: int, trajectory: Trajectory, each: Each, longer: Trajectory | None = None
+        self,
+        start: int,
+        trajectory: Trajectory,
+        each: Each,
+        longer: Trajectory | None = None,
+        inputs: Any = None,
     ) -> None:
         """Measure one batch.
 
@@ -86,6 +91,7 @@ class Recorder:
             trajectory: Its trajectory.
             each: Applies a function to each sample's number, as `one_thread_per_sample` gives it.
             longer: That of the model with more iterations, where there is one.
+            inputs: What the model was given.
 
         Raises:
             InputError: if it has not the first batch's loops and iterations.
@@ -93,8 +99,9 @@ class Recorder:
         self._check(trajectory)
         size, drop = len(trajectory.h_emb), self.options.drop_first
         batch = Batch(
-            samples=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop
-        )
+            samples=slice(start, start + size), trajectory=trajectory, longer=longer, drop=drop,
+            inputs=inputs,
+        )  # fmt: skip
         for rows in self.measures.values():
             rows.add(batch)
         if self._by_sample:
@@ -107,7 +114,9 @@ class Recorder:
         # loops share h_emb and h_out: what depends on a state alone is computed once
         numbers = {name: [id(h) for h in loop.states.values()] for name, loop in loops.items()}
         states = {
-            id(h): h[:, drop:].to(device) for loop in loops.values() for h in loop.states.values()
+            id(h): kept_positions(h, drop, trajectory).to(device)
+            for loop in loops.values()
+            for h in loop.states.values()
         }
 
         def add(i: int) -> None:
@@ -137,9 +146,8 @@ class Recorder:
         if (counts := _counts(trajectory)) != self.counts:
             raise InputError(
                 f"the first batch ran {_in_words(self.counts)} and a later one "
-                f"{_in_words(counts)}: the number of iterations depends on the text. Fix it, with "
-                "loops=n or in the model's configuration; or measure texts of one number of "
-                "iterations at a time."
+                f"{_in_words(counts)}: the number of iterations depends on the text. Measure "
+                "texts of one number of iterations at a time."
             )
 
 

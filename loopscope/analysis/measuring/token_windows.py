@@ -1,7 +1,8 @@
 """Samples as `measure` takes them: checked token windows and where they came from."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,79 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from loopscope.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWindows:
+    """Windows of tokens, checked, and where they came from.
+
+    Attributes:
+        tokens: Ids, (sample, pos).
+        documents: The document of each, None where unknown.
+        provenance: What to record beside every table measured on them.
+    """
+
+    tokens: Int64[Tensor, "sample pos"]
+    documents: Sequence[str | None]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Something of each window that is equal for equal ones."""
+        return [row.numpy().tobytes() for row in self.tokens]
+
+    @property
+    def kinds(self) -> list[Any]:
+        """Windows are of one length: all can be stacked."""
+        return [None] * len(self)
+
+    def batch(self, numbers: range) -> Int64[Tensor, "batch pos"]:
+        """Give some of the windows.
+
+        Args:
+            numbers: Which, one after the other.
+
+        Returns:
+            Their tokens.
+        """
+        return self.tokens[numbers.start : numbers.stop]
+
+    def chosen(self, numbers: Sequence[int]) -> "TokenWindows":
+        """Give some of the windows.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            Their own set.
+        """
+        rows = list(numbers)
+        documents = [self.documents[i] for i in rows]
+        return replace(self, tokens=self.tokens[rows], documents=documents)
+
+
+def read_windows(samples: Any, *, d_vocab: int | None) -> TokenWindows:
+    """Check windows of tokens and take what they say of themselves.
+
+    Args:
+        samples: As `checked_tokens`.
+        d_vocab: As `checked_tokens`.
+
+    Returns:
+        The windows.
+
+    Raises:
+        InputError: as `checked_tokens` and `sample_documents`.
+    """
+    tokens = checked_tokens(samples, d_vocab=d_vocab)
+    return TokenWindows(
+        tokens=tokens,
+        documents=sample_documents(samples, tokens),
+        provenance=samples_provenance(samples, tokens),
+    )
 
 
 def checked_tokens(samples: Any, *, d_vocab: int | None) -> Int64[Tensor, "sample pos"]:

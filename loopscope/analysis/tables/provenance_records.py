@@ -54,11 +54,20 @@ class ModelRecord:
         """Number of token ids; None where nothing tells."""
         return self.config.get("d_vocab")
 
-    @property
-    def directions(self) -> float:
-        """The highest effective rank that a state can have, min(L, D); NaN where nothing tells."""
+    def directions(self, loop: str) -> float:
+        """Tell the highest effective rank that h(K) can have, min(L, D).
+
+        Args:
+            loop: The loop.
+
+        Returns:
+            The smaller of its positions and width; NaN where nothing tells them.
+        """
         width = self.config.get("d_model")
         tokens = (self.values.get("samples") or {}).get("tokens")
+        shape = (self.values.get("states") or {}).get(loop)
+        if shape is not None:
+            return float(min(shape)) if all(shape) else math.nan
         left = (tokens or 0) - self.options.get("drop_first", 0)
         return float(min(width, left)) if width and tokens else math.nan
 

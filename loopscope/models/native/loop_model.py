@@ -363,13 +363,16 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
         return names
 
     @torch.no_grad()
-    def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
+    def capture(
+        self, tokens: Any, *, memory: bool = True, logits: bool = False, output: bool = False
+    ) -> Trajectory:
         """Run the model once and keep the states of every iteration.
 
         Args:
             tokens: Token ids (batch, pos), or text for a model with a tokenizer.
             memory: Keep MeSH's buffer after each write.
             logits: Keep the logits too; otherwise they are not computed.
+            output: Keep what the model returns: the logits.
 
         Returns:
             The trajectory; its tensors carry no gradients.
@@ -382,7 +385,7 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
             ids,
             names_filter=self.state_hooks(memory=memory),
             return_cache_object=False,
-            stop_at_layer=None if logits else self.config.layout.n_layers,
+            stop_at_layer=None if logits or output else self.config.layout.n_layers,
         )
         assert isinstance(cache, dict)
         h = (*self._of_iterations(cache, "hook_in"), cache["coda.hook_in"])
@@ -391,6 +394,7 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
         return self._trajectory(
             cache["hook_embed"], prelude, h, self._of_iterations(cache, "hook_out"),
             cache["hook_h_out"], logits=out if logits else None, tokens=ids,
+            output=out if output else None,
             **self._routing(cache, memory=memory),
         )  # fmt: skip
 
@@ -532,6 +536,7 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
     seed = None  # nothing random is drawn
     reads_out_cheaply = True
     why_no_routing = "the model has no memory slots"
+    coda_hook, output_type = "coda.hook_in", "logits"
 
     @property
     def K(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loopscope.errors import InputError
+from loopscope.errors import InputError, LoopCountError
 from loopscope.models.loops import Call, Loop, LoopMap, Port, RecentFunctions, Step, Trace
 
 Key = tuple[int, int]
@@ -40,12 +40,14 @@ class Schedule:
         calls: How often those are called on the example.
         keys: (module, side, call) to where it stands, for modules that iterations call.
         ends: (module, call) to its place among the module's ends, where that is another.
+        settable: Those of `begins` whose loop's number of iterations can be set.
     """
 
     begins: dict[str, frozenset[int]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[str, str, int], Key] = field(default_factory=dict)
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    settable: frozenset[str] = frozenset()
 
     def inside(self, port: Port) -> bool:
         """Whether iterations call a port's module.
@@ -86,7 +88,8 @@ def schedule(trace: Trace, loop_map: LoopMap) -> Schedule:
     """
     spans = [it.span for loop in loop_map.loops for it in loop.iterations]
     looped = {call.module for a, b in spans for call in trace.calls[a:b]}
-    anchors = {call.index: call for loop in loop_map.loops for call in _anchors(trace, loop)}
+    by_loop = {loop.name: _anchors(trace, loop) for loop in loop_map.loops}
+    anchors = {call.index: call for calls in by_loop.values() for call in calls}
     for loop in loop_map.loops:
         if (last := _after(trace, loop, looped)) is not None:
             anchors[last.index] = last
@@ -102,6 +105,9 @@ def schedule(trace: Trace, loop_map: LoopMap) -> Schedule:
             **_keys("out", _by_end(trace), starts, looped),
         },
         ends=_ends(_by_end(trace), looped),
+        settable=frozenset(
+            call.module for count in loop_map.counts for call in by_loop.get(count.loop, ())
+        ),
     )
 
 
@@ -202,7 +208,7 @@ def tapped(
         A list that holds, after the forward pass, the numbers of the taps that it did not reach.
 
     Raises:
-        InputError: after a forward pass with more or fewer iterations than the example's.
+        LoopCountError: after a forward pass with more or fewer iterations than the example's.
     """
     sides: dict[tuple[str, str], dict[Key, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, (port, _) in enumerate(taps):
@@ -230,12 +236,36 @@ def tapped(
         for handle in handles:
             handle.remove()
     for name, times in run.calls.items():
-        _check(name, times, plan.calls[name])
+        _check(name, times, plan)
     run.missed += [n for n in range(len(taps)) if n not in reached]
 
 
-def _check(name: str, count: int, expected: int) -> None:
+@contextmanager
+def counted(modules: Mapping[str, nn.Module], plan: Schedule) -> Iterator[dict[str, int]]:
+    """Within this context, the calls of what begins iterations are counted.
+
+    Args:
+        modules: Canonical name to module.
+        plan: Where the calls of a forward pass stand.
+
+    Yields:
+        Calls of each module of `plan.begins`, complete after the forward pass.
+    """
+    run = _Run()
+    handles = []
+    try:
+        for name, numbers in plan.begins.items():
+            run.calls[name] = 0
+            handles.append(modules[name].register_forward_pre_hook(_anchor(run, name, numbers)))
+        yield run.calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check(name: str, count: int, plan: Schedule) -> None:
     """Raise if what begins the iterations was called more or less often than on the example."""
+    expected = plan.calls[name]
     if count == expected:
         return
     if count == 0:
@@ -244,10 +274,12 @@ def _check(name: str, count: int, expected: int) -> None:
             "compiled or scripted code calls no hooks, or the model skips its loop on this input. "
             "Use the uncompiled model, or wrap it again with this input as example=."
         )
-    raise InputError(
+    ways = "wrap it again with this input as example=, or measure it: ls.measure takes such texts"
+    if name in plan.settable:
+        ways = f"fix the number (loops=n), {ways}"
+    raise LoopCountError(
         f"{name} was called {count} times, {expected} on the example: this model loops as often as "
-        "its input asks for. Fix the number (loops=n), or wrap it again with this input as "
-        "example=."
+        f"its input asks for. {ways[0].upper()}{ways[1:]}."
     )
 
 

@@ -17,6 +17,7 @@ from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
 from loopscope.models.wrapped.addresses import PATTERN, STATE, Addresses
+from loopscope.models.wrapped.capturing import calls_on, captured, wrapped_on
 from loopscope.models.wrapped.description import (
     WrappedCount,
     address_listing,
@@ -32,7 +33,6 @@ from loopscope.models.wrapped.loop_count import Setting
 from loopscope.models.wrapped.running import SEES_AHEAD, Running
 from loopscope.models.wrapped.shape import LensConfig, WrappedConfig
 from loopscope.models.wrapped.taps import Schedule, Tap
-from loopscope.models.wrapped.trajectories import state_ports, trajectory_of
 from loopscope.models.wrapped.wrapped_cache import WrappedCache
 
 RETURNS = ("logits", "loss", "both", "output", None)
@@ -47,7 +47,7 @@ class Recipe(Protocol):
 
         Args:
             module: The module, or a copy of it.
-            **changes: What shall be otherwise: `loops`, `layout`.
+            **changes: What shall be otherwise: `loops`, `layout`, the example (`args`, `kwargs`).
 
         Returns:
             The wrapped model.
@@ -363,13 +363,16 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     # -- what a trajectory is made of ------------------------------------------------------------
 
     @torch.no_grad()
-    def capture(self, tokens: Any, *, memory: bool = True, logits: bool = False) -> Trajectory:
+    def capture(
+        self, tokens: Any, *, memory: bool = True, logits: bool = False, output: bool = False
+    ) -> Trajectory:
         """Run the model once and keep the states of every iteration of every loop.
 
         Args:
             tokens: Token ids (batch, pos), text, or what its forward takes.
             memory: Keep the memory slots of a MeSH port.
             logits: Keep the logits too.
+            output: Keep what the original returns, in its own form.
 
         Returns:
             The trajectory of the main loop, those of further loops in `others`.
@@ -379,24 +382,10 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
                 did.
         """
         arguments = self.prepare((tokens,), {})
-        ports = state_ports(self.map)
-        output, tensors = self.read(arguments, ports)
-        for key, port in ports.items():
-            if key not in tensors and key[0] != "gate":  # a gate may be skipped
-                raise InputError(
-                    f"{self.name!r} did not call {port.module} in every iteration in which it did "
-                    "on the example, so a state is missing; wrap it again with this input as "
-                    "example=."
-                )
-        ids = self.inputs.tokens_in(*arguments) if self.inputs.tokens is not None else None
-        scores = self.logits_in(output) if logits else None
-        fits = isinstance(scores, Tensor) and ids is not None and scores.shape[:2] == ids.shape
-        if logits and not fits:
-            raise InputError(
-                f"{self.name!r} returns no logits for each token on this input; leave logits=True "
-                "out, or wrap it with an example= whose arguments ask for them."
-            )
-        return trajectory_of(self.map, tensors, tokens=ids, logits=scores, memory=memory)
+        return captured(self, arguments, memory=memory, logits=logits, output=output)
+
+    calls_on = calls_on
+    wrapped_on = wrapped_on
 
     def shortened(self, longer: Trajectory, *, logits: bool = False) -> Trajectory:
         """The trajectory on the tokens of another; the model is run anew.
@@ -413,7 +402,7 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
     @torch.no_grad()
     def read_out(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
-    ) -> Float[Tensor, "batch pos d_out"]:
+    ) -> Float[Tensor, "batch _ d_out"]:
         """What the coda makes of a state: h_out if h(K) were `h`; the model runs whole.
 
         Args:
@@ -438,8 +427,8 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
         return kept[0]
 
     def read_out_logits(
-        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        self, h: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token d_vocab"]:
         """Logits if h(K) were `h`; the model runs whole.
 
         Args:
@@ -452,8 +441,17 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
         Raises:
             InputError: if the model has no loop.
         """
-        after = f"loop.{self._read_loop().name}.after.hook_in"
-        return self.run_with_hooks(tokens, fwd_hooks=[(after, lambda state, hook: h.to(state))])
+        self._read_loop()
+        return self.run_with_hooks(
+            tokens, fwd_hooks=[(self.coda_hook, lambda state, hook: h.to(state))]
+        )
+
+    output_type = "output"
+
+    @property
+    def coda_hook(self) -> str:
+        """The hook at which h(K) is read; empty without a loop."""
+        return "" if self.map.main is None else f"loop.{self.map.main.name}.after.hook_in"
 
     def coda_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the modules after the last loop, by name; not those used before it."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from loopscope.analysis.measuring import streaming as measure_module
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.errors import InputError, UnknownNameError
 
@@ -56,6 +55,6 @@ def test_the_model_is_not_run_before_all_input_is_checked(mesh, samples, monkeyp
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(measure_module, "capture", never)
+    monkeypatch.setattr(mesh, "capture", never)
     with pytest.raises(InputError):
         measure(mesh, samples, bandwidth=-1.0)

@@ -157,5 +157,5 @@ def test_iterations_that_change_between_batches_are_an_error(run):
             short = {n: x for n, x in found.blocks.items() if n != "core3"}
             return replace(found, h=found.h[:-1], h_m=found.h_m[:-1], blocks=short)
 
-    with pytest.raises(InputError, match=r"ran 3 iterations of core and a later one 2 .*loops=n"):
+    with pytest.raises(InputError, match=r"ran 3 iterations of core and a later one 2 .*depends"):
         run(Growing(loop("core", 3, 8, seed=1)), ["rank"], batch_size=2)
