@@ -128,7 +128,7 @@ class Chains:
         item = next((item for item in call.inputs if item.where == where), None)
         if item is None:
             return None
-        return making.follow(item.key, making.count_before(call.start), way)
+        return making.follow(item.key, making.count_before(call.start), way, self.outputs)
 
     def _states(self, chain: list[int], last: dict[int, int]) -> list[int] | None:
         """The chains, where there are several; what stands between counts to what reads it."""

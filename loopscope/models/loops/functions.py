@@ -261,23 +261,28 @@ class Making:
             number = self.maker(key, before)
         return forms
 
-    def follow(self, key: int, before: int, way: Operand) -> int | None:
+    def follow(self, key: int, before: int, way: Operand, ends: Any = ()) -> int | None:
         """What a tensor was made of, by a way that another was made.
 
         Args:
             key: The tensor's identity.
             before: Number of the first function that came after it was used.
             way: The way.
+            ends: Identities of tensors that are not looked behind.
 
         Returns:
             Identity of what stands at its end; None where it was made otherwise.
         """
         for name, place in way:
             number = self.maker(key, before)
-            while number is not None and len(self.functions[number].arguments) == 1:
+            while (
+                number is not None
+                and key not in ends
+                and len(self.functions[number].arguments) == 1
+            ):
                 [key], before = self.functions[number].arguments, number
                 number = self.maker(key, before)
-            if number is None or self.functions[number].name != name:
+            if number is None or key in ends or self.functions[number].name != name:
                 return None
             if place >= len(self.functions[number].arguments):
                 return None
