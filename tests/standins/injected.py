@@ -196,7 +196,7 @@ class Carried(Standin):
         h_emb = self.embed_tokens(tokens)
         high, low, outer, inner = carry.high, carry.low, Walk(), Walk()
         for _ in range(self.high_cycles):
-            outer.h.append(low)
+            outer.h.append(high)
             for _ in range(self.low_cycles):
                 inner.h.append(low)
                 low = through(self.L_level.layers, low + (high + h_emb))

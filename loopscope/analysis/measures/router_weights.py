@@ -253,7 +253,6 @@ class RoutingKeys:
         by_token = [(target, w) for target, w in pairs if len(w) == len(words)]
         if not by_token:
             return None
-        targets = [target for target, _ in by_token]
         values = [w.float().cpu().numpy() for _, w in by_token]
         keys = columns(
             ("kind", "t", "target", "pos"),

@@ -472,8 +472,10 @@ def _no_logits(trajectory: Trajectory, model: Hooked) -> str:
     """Why what a model returns cannot be logits of next tokens; empty where it can."""
     logits, ids = trajectory.logits, trajectory.tokens
     if logits is None or ids is None or logits.shape[:-1] != ids.shape:
-        shape = "" if logits is None or ids is None else (
-            f": {tuple(logits.shape)} for {tuple(ids.shape)} tokens"
+        shape = (
+            ""
+            if logits is None or ids is None
+            else (f": {tuple(logits.shape)} for {tuple(ids.shape)} tokens")
         )
         return f"the model returns no logits for each token{shape}"
     vocabulary = model.config.d_vocab or int(ids.max()) + 1

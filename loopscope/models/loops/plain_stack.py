@@ -74,8 +74,9 @@ def _heads(units: Units, layers: list[Call]) -> tuple[str, ...]:
     result = any(item.key in given for item in last.outputs)
     if (
         not result
+        or len(layers) < 3
         or patterns[-1] in patterns[:-1]
-        or len(set(patterns[:-1])) != 1 < len(layers) - 1
+        or len(set(patterns[:-1])) != 1
     ):
         return ()
     return (

@@ -284,12 +284,27 @@ def value_at(trace: Trace, where: Port) -> Tensor:
     items = call.inputs if where.side == "in" else call.outputs
     item = next(item for item in items if item.where == where.where)
     if where.operand:
-        making = trace.making
-        key = making.follow(item.key, making.count_before(call.start), where.operand)
-        assert key is not None
-        return trace.objects[key].detach()
+        return trace.objects[operand_key(trace, where)].detach()
     tensor = item.tensor
     return tensor if where.columns is None else tensor[..., slice(*where.columns)]
+
+
+def operand_key(trace: Trace, where: Port) -> int:
+    """Identity of what an argument of a call was made of.
+
+    Args:
+        trace: The traced forward pass.
+        where: The port, with an operand.
+
+    Returns:
+        The identity.
+    """
+    call = trace.numbered[where.module, where.call]
+    item = next(item for item in call.inputs if item.where == where.where)
+    before = trace.making.count_before(call.start)
+    key = trace.making.follow(item.key, before, where.operand)
+    assert key is not None
+    return key
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -325,11 +340,12 @@ def with_producers(trace: Trace, loop_map: LoopMap) -> LoopMap:
 
 def _producer(trace: Trace, h: Port) -> Producer | None:
     """What makes a state; None where it is a part of another tensor, or nobody saw."""
-    if h.operand:
-        return None
     if h.side == "out":
         return Producer(port=h) if h.columns is None else None
     call = trace.numbered[h.module, h.call]
+    if h.operand:
+        key = operand_key(trace, h)
+        return trace.made[key].producer if key in trace.made else None
     made = trace.makers.get((call.index, h.where))
     if made is not None and h.columns is not None:
         made = next((part for columns, part in made.parts if columns == h.columns), None)

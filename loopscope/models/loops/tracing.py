@@ -95,6 +95,7 @@ class Trace:
         lookups: The tables in which rows were looked up, in order.
         tensors: The parameters and matrices in `uses` by name, where they are tensors.
         makers: (index of a call, place among its arguments) to what made the tensor there.
+        made: Identity of a tensor to what made it.
     """
 
     root: Call
@@ -110,6 +111,7 @@ class Trace:
     lookups: list[Lookup] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     makers: dict[tuple[int, tuple[Step, ...]], Made] = field(default_factory=dict)
+    made: dict[int, Made] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -297,6 +299,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         lookups=recorder.functions.lookups,
         tensors=recorder.tensors,
         makers=recorder.makers.entering,
+        made=recorder.makers.known,
     )
 
 
@@ -323,10 +326,24 @@ def _tensors(value: Any, where: tuple[Step, ...], depth: int = DEPTH) -> Iterato
 
 def _origins(module: nn.Module, args: Any, kwargs: Any) -> frozenset[int]:
     """Identities of the tensors that a forward pass finds: of the model, and its arguments."""
-    parts = [value for part in module.modules() for value in vars(part).values()]
-    leaves = tree_leaves([parts, args, kwargs])
-    held = [*module.parameters(), *module.buffers()]
-    return frozenset(id(leaf) for leaf in (*leaves, *held) if isinstance(leaf, Tensor))
+    values = [args, kwargs, *(value for part in module.modules() for value in vars(part).values())]
+    held = [tensor for value in values for tensor in _held(value, DEPTH)]
+    return frozenset(id(tensor) for tensor in (*held, *module.parameters(), *module.buffers()))
+
+
+def _held(value: Any, depth: int) -> Iterator[Tensor]:
+    """Tensors in a value, in whatever it holds them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for part in value.values():
+            yield from _held(part, depth - 1)
+    elif depth and isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _held(part, depth - 1)
+    elif depth and is_dataclass(value) and not isinstance(value, type):
+        for part in vars(value).values():
+            yield from _held(part, depth - 1)
 
 
 def _variables(module: nn.Module) -> dict[int, list[str]]:

@@ -14,12 +14,15 @@ from loopscope.models.wrapped.taps import counted
 from loopscope.models.wrapped.trajectories import state_ports, trajectory_of
 
 
-def captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) -> Trajectory:
+def captured(
+    model: Any, arguments: Arguments, *, memory: bool, logits: bool, output: bool
+) -> Trajectory:
     """Run a model once and keep the states of every iteration of every loop.
 
     Args:
         model: The model.
         arguments: Its arguments, from `prepare`.
+        memory: Keep the memory slots of a MeSH port.
         logits: Keep the logits too.
         output: Keep what the original returns.
 
@@ -46,7 +49,7 @@ def captured(model: Any, arguments: Arguments, *, logits: bool, output: bool) ->
             f"{model.name!r} returns no logits for each token on this input; leave logits=True "
             "out, or wrap it with an example= whose arguments ask for them."
         )
-    trajectory = trajectory_of(model.map, tensors, tokens=ids, logits=scores)
+    trajectory = trajectory_of(model.map, tensors, tokens=ids, logits=scores, memory=memory)
     return replace(trajectory, output=returned) if output else trajectory
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from loopscope.errors import InputError
 from loopscope.models.loops import Loop, LoopCount, LoopMap
 from loopscope.models.wrapped.inputs import Arguments
+from loopscope.models.wrapped.token_places import TARGETS
 
 KNOWN = (
     "num_steps", "num_loops", "n_loops", "n_loop", "loops", "num_recur", "num_iterations",
@@ -230,7 +231,8 @@ def with_needed_counts(module: nn.Module, example: Arguments, loops: Any) -> Arg
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     missing = [p.name for p in parameters[len(args) :] if p.default is p.empty]
-    missing = [name for name in missing if name not in kwargs]
+    # targets are given by `Inputs.targeted`, as are the tokens
+    missing = [name for name in missing if name not in kwargs and name not in TARGETS]
     named = loops if isinstance(loops, Mapping) else ()
     counts = [name for name in missing if counts_iterations(name, named)]
     numbers = {name: _asked_for(name, counts, loops) for name in counts}

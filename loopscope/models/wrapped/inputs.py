@@ -304,7 +304,7 @@ class Inputs:
         """
         given = {*self.names[: len(args)], *kwargs}
         example = {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}
-        return [name for name, v in example.items() if name not in given and _holds_tensor(v)]
+        return [name for name, v in example.items() if name not in given and holds_tensor(v)]
 
     def tokens_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The token ids among arguments that `complete` gave.

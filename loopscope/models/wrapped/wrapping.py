@@ -290,8 +290,8 @@ class Recipe:
 
         Args:
             module: The module, or a copy of it.
-            **changes: What shall be otherwise: `loops`, `layout`, the example (`args`, `kwargs`) and
-                other fields.
+            **changes: What shall be otherwise: `loops`, `layout`, the example (`args`, `kwargs`)
+                and other fields.
 
         Returns:
             The wrapped model.
