@@ -212,14 +212,19 @@ def embed_port(units: Units, prelude: Sequence[Unit], loops: Sequence[Loop], spe
                 f"embed = {spec.embed!r} of the specification does not run before the first layer."
             )
         return leaving(units, call)
-    return prelude[0].h if prelude else _before_the_loop(units, loops[0].iterations[0].h)
+    return prelude[0].h if prelude else _before_the_loop(units, loops[0])
 
 
-def _before_the_loop(units: Units, first: Port) -> Port:
+def _before_the_loop(units: Units, loop: Loop) -> Port:
     """The loop's first state where a module gave it, or else the last stream before the loop."""
-    reader = units.trace.numbered[first.module, first.call]
-    state = value_at(units.trace, first)
-    earlier = [c for c in units.trace.calls if -1 < c.end < reader.start]
+    first, trace = loop.iterations[0].h, units.trace
+    reader = trace.numbered[first.module, first.call]
+    if loop.named:  # a state may be read for the first time late in the iteration
+        reader = min(reader, trace.calls[loop.iterations[0].span[0]], key=lambda c: c.start)
+    state = value_at(trace, first)
+    earlier = [c for c in trace.calls if -1 < c.end < reader.start or c is reader]
+    if first.side == "in" or reader is not trace.numbered[first.module, first.call]:
+        earlier = [c for c in earlier if c is not reader]
     streams = [(c, item) for c in earlier if (item := units.streams.leaving(c)) is not None]
     wide = [(c, item) for c, item in streams if item.tensor.shape[-1] == state.shape[-1]]
     streams = wide or streams  # rather than what routers give
