@@ -1,6 +1,7 @@
 """Loop count: how a model is told how often to loop, and a context in which it is."""
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.models.loops import LoopCount, LoopMap, Spec
+from loopscope.models.loops import Loop, LoopCount, LoopMap, Spec
 from loopscope.models.wrapped.count_search import (
     candidates,
     entries,
@@ -315,20 +316,33 @@ def with_effective(loop_map: LoopMap, settings: tuple[Setting, ...]) -> LoopMap:
 
 def _called_as_often(first: LoopMap, second: LoopMap, name: str, wanted: Mapping[str, int]) -> bool:
     """Whether a loop's modules are called as often as the numbers wanted make it."""
-    loop = first.loop(name)
-    total = 1.0
-    around: str | None = name
-    while around is not None:
-        enclosing = first.loop(around)
-        total *= wanted.get(around) or per_run(first, enclosing) or 0
-        around = enclosing.parent
-    modules = {unit.module for iteration in loop.iterations for unit in iteration.units}
-    inner = [child for child in first.loops if child.parent == name]
-    modules -= {u.module for child in inner for it in child.iterations for u in it.units}
-    return bool(modules) and all(
-        second.calls.get(module, 0) * loop.K == first.calls.get(module, 0) * total
-        for module in modules
+    expected: dict[str, float] = dict(first.calls)
+    for loop in first.loops:  # one module may update the states of several
+        for module, calls in _own_calls(first, loop).items():
+            expected[module] += calls * (_iterations(first, loop, wanted) - loop.K) / loop.K
+    modules = _own_calls(first, first.loop(name))
+    return bool(modules) and all(second.calls.get(m, 0) == expected[m] for m in modules)
+
+
+def _own_calls(loop_map: LoopMap, loop: Loop) -> dict[str, float]:
+    """How often a loop calls each module in all its iterations, its inner loops' calls aside."""
+    count: Counter[str] = Counter(
+        unit.module for iteration in loop.iterations for unit in iteration.units
     )
+    for child in loop_map.loops:
+        if child.parent == loop.name:
+            count.subtract(unit.module for it in child.iterations for unit in it.units)
+    return {module: calls for module, calls in count.items() if calls > 0}
+
+
+def _iterations(loop_map: LoopMap, loop: Loop, wanted: Mapping[str, int]) -> float:
+    """How often a loop runs in all, with the numbers wanted."""
+    total, around = 1.0, loop
+    while True:
+        total *= wanted.get(around.name) or per_run(loop_map, around) or 0
+        if around.parent is None:
+            return total
+        around = loop_map.loop(around.parent)
 
 
 def refusal(

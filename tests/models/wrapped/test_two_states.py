@@ -160,3 +160,41 @@ def test_figures_name_the_iterations_of_a_further_state():
     axes = ls.plot.update(tables).axes[1]
     assert axes.get_title().endswith("y.z")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["y0", "y1", "y2"]
+
+
+class Cycled(OneModule):
+    """One module, with the numbers of iterations under the names of HRM and TRM."""
+
+    def __init__(self, high=3, low=2):
+        self.H_cycles, self.L_cycles = high, low
+        super().__init__(high, low)
+        del self.high, self.low
+
+    def loop(self, x):
+        self.high, self.low = self.H_cycles, self.L_cycles
+        try:
+            return super().loop(x)
+        finally:
+            del self.high, self.low
+
+
+@pytest.mark.parametrize(
+    ("loops", "layout"),
+    [
+        (5, "0+(1R2+1)R5+0"),
+        ({"z": 4}, "0+(1R4+1)R3+0"),
+        ({"z": 1}, "0+2R3+0"),
+        ({"y": 1}, "0+1R3+0"),
+    ],
+)
+def test_the_number_of_iterations_of_each_state_is_set_by_name(loops, layout):
+    module = Cycled()
+    model = ls.wrap(module, tokens()).with_loops(loops)
+    assert str(model.map) == layout
+    assert torch.equal(model(tokens()), Cycled(**counts(loops))(tokens()))
+
+
+def counts(loops) -> dict[str, int]:
+    """The arguments of `Cycled` for numbers by loop name."""
+    by_name = loops if isinstance(loops, dict) else {"y": loops}
+    return {"high": by_name.get("y", 3), "low": by_name.get("z", 2)}
