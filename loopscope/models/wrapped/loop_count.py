@@ -324,7 +324,7 @@ def _called_as_often(first: LoopMap, second: LoopMap, name: str, wanted: Mapping
     return bool(modules) and all(second.calls.get(m, 0) == expected[m] for m in modules)
 
 
-def _own_calls(loop_map: LoopMap, loop: Loop) -> dict[str, float]:
+def _own_calls(loop_map: LoopMap, loop: Loop) -> dict[str, int]:
     """How often a loop calls each module in all its iterations, its inner loops' calls aside."""
     count: Counter[str] = Counter(
         unit.module for iteration in loop.iterations for unit in iteration.units
