@@ -17,6 +17,9 @@ from loopscope.models.loops.loop_map import Port
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
 
+MOST_READERS = 64
+"""How many calls are looked at for where a state begins."""
+
 LONGEST = 12
 """How long a name may be that the model's code has for a state, to stand in tables and figures."""
 
@@ -159,18 +162,25 @@ class Chains:
         """
         number = {call.index: n for n, call in enumerate(self.calls)}
         first = number[state.calls[0].index]
-        # where a later update reads the first value, the first update read the initial one
+        values = [number[call.index] for call in state.calls]
+        # where a later call reads a value of the state, the first one read the initial value
         for updated in (state, *(other for other in states if other is not state)):
             numbers = [number[call.index] for call in updated.calls]
-            for j in (n for n in numbers if n > first and self.reads[n] >> first & 1):
-                for where, way in self._places(first, j):
-                    for n in (n for n in numbers if n <= first):
-                        key = self.follow(n, where, way)
-                        if key is None or self._is_mixed(key, n):
-                            continue
-                        if self._symbol(n) == self._symbol(j) and self._value(key, n) is None:
-                            return n, (where, way)
+            early = [n for n in numbers if n <= first]
+            for j in [n for n in numbers if n > first][:MOST_READERS]:
+                for value in (i for i in values if i < j and self.reads[j] >> i & 1):
+                    for where, way in self._places(value, j):
+                        for n in early:
+                            if self._symbol(n) == self._symbol(j) and self._begins(n, where, way):
+                                return n, (where, way)
         return None
+
+    def _begins(self, n: int, where: tuple[str | int, ...], way: Operand) -> bool:
+        """Whether what a call reads at a place is an initial value."""
+        key = self.follow(n, where, way)
+        if key is None or self._is_mixed(key, n):
+            return False
+        return self._value(key, n) is None
 
 
 def _bits(mask: int) -> Iterator[int]:

@@ -56,6 +56,8 @@ def _mixing(trace: Trace, loop_map: LoopMap, loop: Loop) -> str | None:
         return ""
     if any(following.shape != given.shape for _, following, given in pairs):
         return None
+    if not all(torch.isfinite(state).all() for state in (*h, *h_m)):
+        return ""
     formulas: set[str] = set()
     names: list[str] = []
     for t, following, given in reversed(pairs):  # at t = 0 several states are the same

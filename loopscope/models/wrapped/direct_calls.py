@@ -155,7 +155,9 @@ class _Forward:
         self.__wrapped__ = module.forward  # what shows its signature
         self.replaced = vars(module).get("forward")
         # what was compiled in place looks at no forward but the one it was compiled with
-        self.compiled, module._compiled_call_impl = module._compiled_call_impl, None
+        self.compiled = module._compiled_call_impl
+        if self.compiled is not None:
+            module._compiled_call_impl = None
         vars(module)["forward"] = self
         global _entrance  # here, since importing the compiler takes seconds
         if _entrance is _enter:
@@ -171,7 +173,8 @@ class _Forward:
         if forward is not self:
             return
         while isinstance(forward, _Forward) and forward.calls is None:
-            module._compiled_call_impl = module._compiled_call_impl or forward.compiled
+            if forward.compiled is not None and module._compiled_call_impl is None:
+                module._compiled_call_impl = forward.compiled
             forward = forward.replaced
         if forward is None:
             del vars(module)["forward"]
