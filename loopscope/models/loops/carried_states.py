@@ -8,7 +8,11 @@ read for the last time where the next one is made, found without names and witho
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from typing import Any
+
+import torch
 
 from loopscope.errors import InputError
 from loopscope.models.loops.dataflow import Flow
@@ -78,7 +82,7 @@ class Chains:
         likes = [n for n in range(j - 1, -1, -1) if self._symbol(n) == self._symbol(j)]
         left = list(ends)
         for i in ends:
-            for where, way in self._places(i, j):
+            for where, way in self.places(i, j):
                 for n in likes:
                     key = self.follow(n, where, way)
                     if key is None or self._is_mixed(key, n):
@@ -93,28 +97,71 @@ class Chains:
     def _value(self, key: int, n: int) -> int | None:
         """The call that gave what another reads; None for an initial value."""
         before = self.trace.making.count_before(self.calls[n].start)
-        forms = self.trace.making.unmixed(key, before)
-        return next((self.outputs[form] for form in forms if form in self.outputs), None)
+        source = self.trace.making.source(key, before, self.outputs, self._is_constant)
+        return None if source is None else self.outputs[source]
+
+    @cached_property
+    def _held(self) -> set[int]:
+        root = self.trace.modules[""]
+        return {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
+
+    def _is_constant(self, key: int, depth: int = 3) -> bool:
+        """Whether a tensor is a parameter or made of some alone, or a mask."""
+        if key in self._held or self.trace.objects[key].dtype == torch.bool:
+            return True
+        makers = self.trace.making.makers.get(key, ())
+        if depth == 0 or not makers:
+            return False
+        arguments = self.trace.making.functions[makers[-1]].arguments
+        return bool(arguments) and all(self._is_constant(x, depth - 1) for x in arguments)
 
     def _is_mixed(self, key: int, n: int) -> bool:
         """Whether what a call reads is made of what several gave, so that it is no state itself."""
         making = self.trace.making
         before = making.count_before(self.calls[n].start)
-        return bool(making.way(key, before, self.outputs))
+        way = making.way(key, before, self.outputs)
+        return way is not None and self._value(key, n) is None
 
     def _symbol(self, n: int) -> str:
         return self.units.symbol(self.calls[n])
 
-    def _places(self, i: int, j: int) -> Iterator[Place]:
-        """Where a call reads what an earlier one gave."""
-        targets = {item.key for item in self.calls[i].outputs}
+    def places(self, i: int, j: int) -> Iterator[Place]:
+        """Where a call reads what an earlier one gave, or what the code made of that alone.
+
+        Args:
+            i: Number of the earlier call.
+            j: Number of the call.
+
+        Yields:
+            The places.
+        """
         for number, mask in self.flow.direct[j].items():
             if mask >> i & 1:
-                item, making = self.calls[j].inputs[number], self.trace.making
-                before = making.count_before(self.calls[j].start)
-                way = making.way(item.key, before, targets, self.outputs.keys() - targets)
+                way = self.way(self.calls[j], self.calls[j].inputs[number], i)
                 if way is not None:
-                    yield item.where, way
+                    yield self.calls[j].inputs[number].where, way
+
+    def way(self, reader: Call, item: CallTensor, i: int) -> Operand | None:
+        """How an argument of a call was made of what an earlier call gave.
+
+        Args:
+            reader: The call.
+            item: The argument.
+            i: Number of the earlier call.
+
+        Returns:
+            The way to what was made of that alone (a norm, a factor); None where there is none.
+        """
+        making, targets = self.trace.making, {item.key for item in self.calls[i].outputs}
+        before = making.count_before(reader.start)
+        way = making.way(item.key, before, targets, self.outputs.keys() - targets)
+        if way is None:
+            return None
+        for length in range(len(way)):
+            key = making.follow(item.key, before, way[:length], self.outputs)
+            if key is not None and making.source(key, before, targets, self._is_constant):
+                return way[:length]
+        return way
 
     def follow(self, n: int, where: tuple[str | int, ...], way: Operand) -> int | None:
         """What a call reads at a place.
@@ -146,7 +193,38 @@ class Chains:
             if n not in last or last[n] >= next(again, len(chain)):
                 return None
             chain[n] = chain[last[n]]
-        return chain
+        return None if self._begin_anew(chain) or self._lag(chain) else chain
+
+    def _begin_anew(self, chain: Sequence[int]) -> bool:
+        """Whether a module's calls make chains one after the other: a state that begins anew."""
+        spans: dict[int, tuple[int, int]] = {}
+        symbols: dict[int, set[str]] = {}
+        for n, number in enumerate(chain):
+            spans[number] = (spans.get(number, (n, n))[0], n)
+            symbols.setdefault(number, set()).add(self._symbol(n))
+        return any(
+            symbols[a] & symbols[b] and (spans[a][1] < spans[b][0] or spans[b][1] < spans[a][0])
+            for a, b in combinations(spans, 2)
+        )
+
+    def _lag(self, chain: Sequence[int]) -> bool:
+        """Whether calls of one module read the same lags at the same places in several chains.
+
+        Then they are one state that also reads values of earlier iterations.
+        """
+        reads: dict[str, dict[int, frozenset[Any]]] = {}
+        for n in range(len(chain)):
+            lags: set[Any] = {
+                (place, n - i) for i in _bits(self.reads[n]) for place in self.places(i, n)
+            }
+            lags |= {item.where for item in self.calls[n].inputs}
+            reads.setdefault(self._symbol(n), {})[n] = frozenset(lags)
+        for of_module in reads.values():
+            most = max(map(len, of_module.values()))
+            full = {n: lags for n, lags in of_module.items() if len(lags) == most}
+            if len({chain[n] for n in full}) > 1 and len(set(full.values())) == 1:
+                return True
+        return False
 
     def initial(
         self, state: "CarriedState", states: Sequence["CarriedState"]
@@ -169,7 +247,7 @@ class Chains:
             early = [n for n in numbers if n <= first]
             for j in [n for n in numbers if n > first][:MOST_READERS]:
                 for value in (i for i in values if i < j and self.reads[j] >> i & 1):
-                    for where, way in self._places(value, j):
+                    for where, way in self.places(value, j):
                         for n in early:
                             if self._symbol(n) == self._symbol(j) and self._begins(n, where, way):
                                 return n, (where, way)
@@ -260,31 +338,46 @@ def drop_repeated_names(states: Collection[CarriedState]) -> None:
 
 
 def initial_port(
-    units: Units, calls: Sequence[Call], state: CarriedState, states: Sequence[CarriedState]
+    chains: Chains, state: CarriedState, states: Sequence[CarriedState]
 ) -> Port | None:
     """Where the value that a state begins with can be had.
 
     Args:
-        units: The traced forward pass.
-        calls: All calls of the core, in order.
+        chains: The chains of the core's calls.
         state: The state.
         states: All states.
 
     Returns:
         The port; None where that cannot be told.
     """
-    chains = Chains(units, calls)
-    found = chains.initial(state, states)
-    if found is None:
-        return None
-    number, (where, way) = found
-    call = calls[number]
-    key = chains.follow(number, where, way)
+    initial = chains.initial(state, states)
+    return None if initial is None else read_port(chains, chains.calls[initial[0]], *initial[1])
+
+
+def read_port(
+    chains: Chains, call: Call, where: tuple[str | int, ...], way: Operand, *, own: bool = False
+) -> Port:
+    """Where what a call reads can be had.
+
+    Args:
+        chains: The chains of the core's calls.
+        call: The call.
+        where: Which of its arguments.
+        way: How that was made of what is meant.
+        own: Whether it must be what this call reads, and not where a module gave it.
+
+    Returns:
+        The argument itself, what a module gave, or an operand of the argument.
+    """
+    making = chains.trace.making
+    item = next(item for item in call.inputs if item.where == where)
+    key = making.follow(item.key, making.count_before(call.start), way, chains.outputs)
     assert key is not None
-    shape = tuple(units.trace.objects[key].shape)
+    shape = tuple(chains.trace.objects[key].shape)
     if not way:
         return Port(module=call.module, call=call.number, side="in", where=where, shape=shape)
-    for earlier in sorted(units.trace.calls, key=lambda c: c.end):
+    calls = [] if own else sorted(chains.trace.calls, key=lambda c: c.end)
+    for earlier in calls:
         for item in earlier.outputs:
             if item.key == key and earlier.end < call.start:
                 return Port(

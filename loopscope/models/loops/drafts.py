@@ -134,6 +134,7 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
             continue
         flat = replace(units, repeated=set(), calls=[], side=[])
         parts: list[tuple[int, list[int]]] = []
+        outer: list[Call] = []
         for number, span in enumerate(draft.spans()):
             if span.first + place > span.last:
                 continue
@@ -146,6 +147,7 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
             flat.calls += inner.calls
             core = [i + offset for i, c in enumerate(inner.calls) if inner.is_core(c)]
             parts.append((number, core))
+            outer.append(units.calls[span.first + place])
         every = [flat.calls[i] for _, core in parts for i in core]
         carried = carried_states(flat, every)
         runs: list[tuple[Any, Run]] = []
@@ -153,11 +155,24 @@ def _add_inside(units: Units, draft: Draft, drafts: list[Draft]) -> None:
             nodes = fold([_symbol(flat, flat.calls[i], carried) for i in core], core)
             runs += [(number, node) for node in nodes if isinstance(node, Run)][:1]
         if runs:
-            enclosing: Draft | None = draft
+            enclosing: Draft | None = draft if _hand_on(flat, outer, carried) else None
             while enclosing is not None:
                 enclosing.carried = enclosing.carried or carried
                 enclosing = enclosing.parent
             _add(flat, runs, draft, drafts, carried)
+
+
+def _hand_on(units: Units, outer: Sequence[Call], carried: Sequence[CarriedState]) -> bool:
+    """Whether every call of an outer loop hands on the states that its inner calls update."""
+    making = units.trace.making
+    for call in outer:
+        before = making.count_before(call.end)
+        forms = {key for item in call.outputs for key in making.unmixed(item.key, before)}
+        for state in carried:
+            inside = [c for c in state.calls if call.start < c.start < call.end]
+            if not inside or not forms & {item.key for item in inside[-1].outputs}:
+                return False
+    return bool(outer)
 
 
 def _span(body: Node) -> Span:

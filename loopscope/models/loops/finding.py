@@ -409,6 +409,11 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
             spans, paths, boundary.h, boundary.h_m, private, strict=True
         )
     )
+    if named:
+        iterations = tuple(
+            replace(it, read_before=(named[0].name, t) in finder.read_before)
+            for t, it in enumerate(iterations)
+        )
     return Loop(
         name=draft.name,
         iterations=_with_side_branches(units, iterations),

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,15 @@ from loopscope.models.loops.producers import Makers
 
 DEEPEST, MOST_WAYS = 8, 64
 """How many functions a tensor is followed back through, and how many ways at once."""
+
+FORMS = frozenset({
+    "detach", "to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "contiguous",
+    "view", "reshape", "expand", "requires_grad_", "cpu", "cuda", "__get__",
+})  # fmt: skip
+"""Functions of one tensor that give the same values in another form."""
+
+SUMS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "lerp", "cat", "stack"})
+"""Functions that put several tensors together, be they states or constants."""
 
 RECENT = 256
 """How many functions are remembered while a forward pass runs."""
@@ -144,7 +153,7 @@ class RecentFunctions(TorchFunctionMode):
         latest = len(self.entries)
         for step, place in way:
             name, arguments = "", [tensor]
-            while len(arguments) == 1:  # another form of it
+            while name == "" or (name != step and len(arguments) == 1 and name in FORMS):
                 tensor, latest = arguments[0], latest - 1
                 while latest >= 0 and not any(x is tensor for x in self.entries[latest][2]):
                     latest -= 1
@@ -235,10 +244,9 @@ class Making:
                 if number is None:
                     continue
                 name, arguments = self.functions[number].name, self.functions[number].arguments
-                steps = [(name, i) for i in range(len(arguments))]
                 further += [
-                    (way if len(steps) == 1 else (*way, step), argument, number)
-                    for step, argument in zip(steps, arguments, strict=True)
+                    (way if self.is_form(number) else (*way, (name, i)), argument, number)
+                    for i, argument in enumerate(arguments)
                 ]
             reached = further[:MOST_WAYS]
         return None
@@ -255,11 +263,52 @@ class Making:
         """
         forms = {key}
         number = self.maker(key, before)
-        while number is not None and len(self.functions[number].arguments) == 1:
+        while number is not None and self.is_form(number):
             [key], before = self.functions[number].arguments, number
             forms.add(key)
             number = self.maker(key, before)
         return forms
+
+    def is_form(self, number: int) -> bool:
+        """Whether a function gives the values that it is given, in another form.
+
+        Args:
+            number: The function's number.
+
+        Returns:
+            True where it does.
+        """
+        function = self.functions[number]
+        return len(function.arguments) == 1 and function.name in FORMS
+
+    def source(
+        self, key: int, before: int, ends: Any, constant: Callable[[int], bool]
+    ) -> int | None:
+        """What a tensor was made of alone, constants aside: a norm's, a factor's argument.
+
+        Args:
+            key: The tensor's identity.
+            before: Number of the first function that came after it was used.
+            ends: Identities of what is sought.
+            constant: Tells of an identity whether it is a constant.
+
+        Returns:
+            Identity of the one among the ends; None where it was made of several tensors, or of
+            none of the ends.
+        """
+        for _ in range(DEEPEST):
+            if key in ends:
+                return key
+            number = self.maker(key, before)
+            if number is None:
+                return None
+            function = self.functions[number]
+            others = {x for x in function.arguments if not constant(x)}
+            sums = function.name in SUMS and len(function.arguments) > 1
+            if len(others) != 1 or sums:
+                return None
+            [key], before = others, number
+        return None
 
     def follow(self, key: int, before: int, way: Operand, ends: Any = ()) -> int | None:
         """What a tensor was made of, by a way that another was made.
@@ -275,11 +324,7 @@ class Making:
         """
         for name, place in way:
             number = self.maker(key, before)
-            while (
-                number is not None
-                and key not in ends
-                and len(self.functions[number].arguments) == 1
-            ):
+            while number is not None and key not in ends and self.is_form(number):
                 [key], before = self.functions[number].arguments, number
                 number = self.maker(key, before)
             if number is None or key in ends or self.functions[number].name != name:

@@ -85,6 +85,8 @@ class Iteration:
         span: The calls it consists of, light ones too: first and last + 1 in the order of calls.
         grad: Whether gradients flow through all of it.
         own: Names of parameters that only this iteration uses.
+        read_before: Whether its state was read before it began (by another's update), so that it
+            cannot be replaced where it was made.
         producer: What makes the state that enters it; None where that cannot be told.
     """
 
@@ -95,6 +97,7 @@ class Iteration:
     span: tuple[int, int] = (0, 0)
     grad: bool = True
     own: tuple[str, ...] = ()
+    read_before: bool = False
     producer: Producer | None = None
 
 

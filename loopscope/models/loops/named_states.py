@@ -3,9 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopscope.models.loops.carried_states import CarriedState, initial_port, output_of
+from loopscope.models.loops.carried_states import (
+    CarriedState,
+    Chains,
+    initial_port,
+    output_of,
+    read_port,
+)
 from loopscope.models.loops.loop_map import NamedState, Port
-from loopscope.models.loops.ports import equal, port
+from loopscope.models.loops.ports import port
 from loopscope.models.loops.tracing import Call
 from loopscope.models.loops.units import Units
 
@@ -40,7 +46,9 @@ class StatePorts:
             _Bounds(calls[0].index, max(c.index for c in (calls[-1], *calls[-1].descendants())))
             for calls in iterations
         ]
+        self.chains = Chains(units, self.calls)
         self.doubts: list[str] = []
+        self.read_before: set[tuple[str, int]] = set()
 
     def find(self, loop: str) -> list[NamedState]:
         """Find the ports.
@@ -85,47 +93,46 @@ class StatePorts:
     def _ports(self, state: CarriedState, name: str, loop: str) -> NamedState:
         h: list[Port] = []
         h_m: list[Port] = []
-        for bounds in self.bounds:
+        for t, bounds in enumerate(self.bounds):
             earlier = [call for call in state.calls if call.index < bounds.first]
             inside = [call for call in state.calls if call in bounds]
-            h.append(self._entering(earlier[-1]) if earlier else self._initial(state, name))
+            if earlier:
+                port_h, early = self._entering(earlier[-1], bounds)
+                self.read_before |= {(name, t)} if early else set()
+            else:
+                port_h = self._initial(state, name)
+            h.append(port_h)
             h_m.append(self._given(inside[-1]) if inside else h[-1])
         return NamedState(name=name, h=tuple(h), h_m=tuple(h_m), after=self._after(h_m[-1], state))
 
     def _given(self, call: Call) -> Port:
         return port(call, "out", output_of(self.units, call))
 
-    def _entering(self, call: Call) -> Port:
-        """Where a value is read: by the only call that is given it as it is, or where it arose."""
-        item = output_of(self.units, call)
-        readers = [
-            (later, given)
-            for later in self.calls
-            if later.start > call.end
-            for given in later.inputs
-            if given.key == item.key
-        ]
-        making, end = self.units.trace.making, {x.key for c in self.calls for x in c.outputs}
-        indirect = [
-            later
-            for later in self.calls
-            if later.start > call.end
-            and any(
-                x.key != item.key
-                and making.way(
-                    x.key, making.count_before(later.start), {item.key}, end - {item.key}
-                )
-                for x in later.inputs
-            )
-        ]
-        if len(readers) == 1 and not indirect and self.units.streams.is_stream(readers[0][1]):
-            return port(readers[0][0], "in", readers[0][1])
-        return self._given(call)
+    def _entering(self, call: Call, bounds: _Bounds) -> tuple[Port, bool]:
+        """Where an iteration reads a value: what arose where nobody read it before, else as read.
+
+        Also whether a call before the iteration has read it.
+        """
+        number = self.calls.index(call)
+        readers = [n for n, mask in enumerate(self.chains.reads) if mask >> number & 1]
+        early = any(self.calls[n].index < bounds.first for n in readers)
+        later = [n for n in readers if self.calls[n].index >= bounds.first]
+        places = [place for n in later[:1] for place in self.chains.places(number, n)]
+        if not places:
+            return self._given(call), early
+        (where, way), reader = places[0], self.calls[later[0]]
+        key = self.chains.follow(later[0], where, way)
+        raw = output_of(self.units, call).key
+        if way and key == raw and not early:
+            return self._given(call), early
+        if not way and key == raw and not early and (len(later) > 1 or len(places) > 1):
+            return self._given(call), early
+        return read_port(self.chains, reader, where, way, own=early), early
 
     def _initial(self, state: CarriedState, name: str) -> Port:
-        found = initial_port(self.units, self.calls, state, self.carried)
-        if found is not None:
-            return found
+        initial = initial_port(self.chains, state, self.carried)
+        if initial is not None:
+            return initial
         first = state.calls[0]
         item = self.units.streams.entering(first)[0]
         self.doubts.append(
@@ -137,14 +144,15 @@ class StatePorts:
     def _after(self, output: Port, state: CarriedState) -> Port:
         """What enters whatever follows, where that is the state itself; else its last value."""
         last = self._last(state)
-        item = output_of(self.units, last)
         if (output.module, output.call) != (last.module, last.number):
             return output
+        number = self.calls.index(last)
         for call in self.units.trace.calls:
             if call.start > last.end and call not in self.calls:
                 for given in self.units.streams.entering(call):
-                    if equal(given.tensor, item.tensor):
-                        return port(call, "in", given)
+                    way = self.chains.way(call, given, number)
+                    if way is not None:
+                        return read_port(self.chains, call, given.where, way)
                 if self.units.streams.entering(call):
                     break
         return output

@@ -337,7 +337,10 @@ def with_producers(trace: Trace, loop_map: LoopMap) -> LoopMap:
     """
 
     def known(loop: Loop) -> Loop:
-        made = (replace(it, producer=_producer(trace, it.h)) for it in loop.iterations)
+        made = (
+            it if it.read_before else replace(it, producer=_producer(trace, it.h))
+            for it in loop.iterations
+        )
         return replace(loop, iterations=tuple(made))
 
     return replace(loop_map, loops=tuple(map(known, loop_map.loops)))
