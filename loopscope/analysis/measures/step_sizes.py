@@ -70,6 +70,10 @@ def _over(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((a == 0) & (b == 0), 0.0, a / b)
 
 
+ROUNDING = 4
+"""A token as near to the midst as so many roundings of its length lies there."""
+
+
 def turn(before: Tensor, after: Tensor) -> Tensor:
     """Measure how far the tokens turn, seen from the midst of them.
 
@@ -89,6 +93,9 @@ def turn(before: Tensor, after: Tensor) -> Tensor:
     lengths = [
         torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64) for x in centred
     ]
+    for length, state in zip(lengths, (before, after), strict=True):  # rounding has no direction
+        whole = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=torch.float64)
+        length[length <= ROUNDING * torch.finfo(state.dtype).eps * whole] = 0
     counts = ((lengths[0] > 0) & (lengths[1] > 0)) | ~torch.isfinite(lengths[0] + lengths[1])
     a, b = (
         x / torch.where(length == 0, 1, length) for x, length in zip(centred, lengths, strict=True)

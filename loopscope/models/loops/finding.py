@@ -387,7 +387,9 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     units, spans = draft.units, draft.spans()
     boundary = states(units, spans, spec if draft.parent is None else Spec(carried=spec.carried))
     finder = StatePorts(units, [draft.calls(span) for span in spans], draft.carried)
-    named = finder.find(draft.name)
+    fixed = spec.source == "spec" and not spec.states and draft.parent is None
+    fixed = fixed and any((spec.input, spec.output, spec.columns))  # a user's own state
+    named = [] if fixed else finder.find(draft.name)
     if named:
         main = named[0]
         boundary = States(list(main.h), list(main.h_m), main.after, [])

@@ -296,19 +296,32 @@ class Making:
             Identity of the one among the ends; None where it was made of several tensors, or of
             none of the ends.
         """
-        for _ in range(DEEPEST):
-            if key in ends:
-                return key
-            number = self.maker(key, before)
-            if number is None:
-                return None
+        return self._source(key, before, ends, constant, {}, 2 * DEEPEST)
+
+    def _source(
+        self,
+        key: int,
+        before: int,
+        ends: Any,
+        constant: Callable[[int], bool],
+        known: dict[tuple[int, int], int | None],
+        depth: int,
+    ) -> int | None:
+        if key in ends:
+            return key
+        number = self.maker(key, before)
+        if number is None or depth == 0:
+            return None
+        if (key, number) not in known:
             function = self.functions[number]
             others = {x for x in function.arguments if not constant(x)}
-            sums = function.name in SUMS and len(function.arguments) > 1
-            if len(others) != 1 or sums:
-                return None
-            [key], before = others, number
-        return None
+            sources: set[int | None] = {None}
+            if not (function.name in SUMS and len(function.arguments) > 1):
+                sources = {
+                    self._source(x, number, ends, constant, known, depth - 1) for x in others
+                }
+            known[key, number] = sources.pop() if len(sources) == 1 else None
+        return known[key, number]
 
     def follow(self, key: int, before: int, way: Operand, ends: Any = ()) -> int | None:
         """What a tensor was made of, by a way that another was made.

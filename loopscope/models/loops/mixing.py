@@ -11,8 +11,8 @@ from loopscope.models.loops.loop_map import Loop, LoopMap
 from loopscope.models.loops.ports import equal, value_at
 from loopscope.models.loops.tracing import Trace
 
-CLOSE = 1e-3
-"""How near a mixture of states must come to the next state, in parts of its norm."""
+CLOSE = 1e-4
+"""How near a sum of states must come to the next state, in parts of its norm."""
 
 
 def with_mixing(trace: Trace, loop_map: LoopMap) -> LoopMap:
@@ -58,54 +58,83 @@ def _mixing(trace: Trace, loop_map: LoopMap, loop: Loop) -> str | None:
         return None
     if not all(torch.isfinite(state).all() for state in (*h, *h_m)):
         return ""
-    formulas: set[str] = set()
-    names: list[str] = []
-    for t, following, given in reversed(pairs):  # at t = 0 several states are the same
-        parts = {
-            "h_m(t)": given,
-            "h(t)": h[t],
-            "h(0)": h[0],
-            "h_emb": value_at(trace, loop_map.embed),
-        }
-        if loop_map.prelude:
-            parts["the prelude's output"] = value_at(trace, loop_map.prelude[-1].h_m)
-        terms = _sum(following, parts, names)
-        if terms is None:
+    sums = [
+        (
+            following,
+            {"h_m(t)": given, "h(t)": h[t], "h(0)": h[0]} | _around(trace, loop_map),
+        )
+        for t, following, given in pairs
+    ]
+    fits = [len(_columns(parts)) for _, parts in sums]
+    reference = sums[fits.index(max(fits))]  # at t = 0 several states are the same
+    terms = _sum(*reference)
+    if terms is None:
+        return None
+    if not all(_holds(following, parts, terms) for following, parts in sums):
+        if any(_sum(following, parts) is None for following, parts in sums):
             return None
-        names = list(terms)
-        formulas.add(" + ".join(_term(weight, name) for name, weight in terms.items()))
-    formulas.discard("h_m(t)")
-    return " or ".join(sorted(formulas))
+        return "a sum of states, with other weights in each iteration"
+    return " + ".join(_term(weight, name) for name, weight in terms.items())
 
 
-def _sum(state: Tensor, parts: dict[str, Tensor], names: Sequence[str]) -> dict[str, float] | None:
-    """The shortest weighted sum of some tensors that is a state: that of the names, or another."""
+def _around(trace: Trace, loop_map: LoopMap) -> dict[str, Tensor]:
+    """What stands before the loop, and may be added in each iteration."""
+    parts = {"h_emb": value_at(trace, loop_map.embed)}
+    if loop_map.prelude:
+        parts["the prelude's output"] = value_at(trace, loop_map.prelude[-1].h_m)
+    return parts
+
+
+def _columns(parts: dict[str, Tensor]) -> list[Tensor]:
+    """The tensors that differ."""
+    columns: list[Tensor] = []
+    for part in parts.values():
+        if not any(equal(part, other) for other in columns):
+            columns.append(part)
+    return columns
+
+
+def _sum(state: Tensor, parts: dict[str, Tensor]) -> dict[str, float] | None:
+    """The shortest weighted sum of some tensors that is a state."""
     target = state.double().cpu().flatten()
     columns = {
         name: part.double().cpu().flatten()
         for name, part in parts.items()
         if part.shape == state.shape and part.any()
     }
-    choices = [list(names)] if names and columns.keys() >= set(names) else []
     for size in range(1, len(columns) + 1):
         sized = [list(chosen) for chosen in combinations(columns, size)]
-        choices += sorted(sized, key=lambda chosen: "h_m(t)" not in chosen)
-    for chosen in choices:
-        weights = _weights(target, [columns[name] for name in chosen])
-        if weights is not None:
-            return dict(zip(chosen, weights, strict=True))
+        for chosen in sorted(sized, key=lambda names: "h_m(t)" not in names):
+            weights = _weights(target, [columns[name] for name in chosen], _close(state))
+            if weights is not None:
+                return dict(zip(chosen, weights, strict=True))
     return None
 
 
-def _weights(target: Tensor, columns: Sequence[Tensor]) -> list[float] | None:
+def _holds(state: Tensor, parts: dict[str, Tensor], terms: dict[str, float]) -> bool:
+    """Whether a sum with these weights is a state."""
+    if any(parts[name].shape != state.shape for name in terms):
+        return False
+    target = state.double().cpu()
+    total = torch.zeros_like(target)
+    for name, weight in terms.items():
+        total += weight * parts[name].double().cpu()
+    return bool((target - total).norm() <= _close(state) * target.norm())
+
+
+def _close(state: Tensor) -> float:
+    return CLOSE if torch.finfo(state.dtype).eps < 1e-4 else 4 * torch.finfo(state.dtype).eps
+
+
+def _weights(target: Tensor, columns: Sequence[Tensor], close: float) -> list[float] | None:
     basis = torch.stack(list(columns), dim=1)
     scale = basis.norm(dim=0)
     solution = torch.linalg.lstsq(basis / scale, target[:, None]).solution[:, 0]
     rest = target - (basis / scale) @ solution
-    if not rest.norm() <= CLOSE * target.norm():
+    if not rest.norm() <= close * target.norm():
         return None
     return (solution / scale).tolist()
 
 
 def _term(weight: float, name: str) -> str:
-    return name if abs(weight - 1) < CLOSE else f"{weight:.3g}·{name}"
+    return name if abs(weight - 1) < 1e-3 else f"{weight:.3g}·{name}"

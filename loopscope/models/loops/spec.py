@@ -331,7 +331,7 @@ def _states_line(main: Loop, loop_map: LoopMap) -> str:
 def _state_lines(main: Loop, alone: bool) -> list[str]:
     """The table `state`, as a comment where the core is not said by its modules."""
     first = main.iterations[0]
-    mark = "" if main.mechanic == "module" and alone else "# "
+    mark = "" if main.mechanic == "module" and alone and not main.named else "# "
     carried = main.K > 1 and main.iterations[1].h == first.h_m
     lines = ["", "[state]  # h(t) is what `input` is given, h_m(t) what `output` gives"]
     lines.append(f"{mark}input = {_text(CARRIED if carried else first.h.module)}")

@@ -208,8 +208,11 @@ def _name_states(names: Addresses, loop_map: LoopMap, by_port: dict[Port, str]) 
             states[f"loop.{iteration.path}.hook_out"] = iteration.h_m
         for state in loop.named:
             for t, iteration in enumerate(loop.iterations):
-                states[f"loop.{iteration.path}.{state.name}.hook_in"] = state.h[t]
-                states[f"loop.{iteration.path}.{state.name}.hook_out"] = state.h_m[t]
+                prefix = f"loop.{iteration.path}.{state.name}"
+                if any(address.startswith(f"{prefix}.") for address in names.ports):  # a module
+                    prefix = f"loop.{iteration.path}.state.{state.name}"
+                states[f"{prefix}.hook_in"] = state.h[t]
+                states[f"{prefix}.hook_out"] = state.h_m[t]
         states[f"loop.{loop.name}.after.hook_in"] = loop.after
         # a module of that name wins
         if loop is loop_map.main and "coda.hook_in" not in names.ports:

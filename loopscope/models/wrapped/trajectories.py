@@ -116,7 +116,7 @@ def _trajectory(
     if before is not None:
         blocks["prelude"] = (common["h_emb"], tensors["before", loop.name])
     blocks |= {block_name(t): (h[t], h_m[t]) for t in steps}
-    if followed:
+    if followed and not (loop.named and loop.parent):  # what follows reads another state
         blocks["coda"] = (h[-1], common["h_out"])
     routers: dict[str, Router] = {
         router.kind: router for router in loop_map.routers if router.loop == loop.name
