@@ -1,6 +1,7 @@
 """Generation: a model goes on with its tokens, one at a time, with its hooks at every step."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 from warnings import warn
 
@@ -37,6 +38,10 @@ class Sampling:
                 f"{', '.join(given)} would change nothing: without do_sample=True the likeliest "
                 "token is taken. Give do_sample=True, or leave it out."
             )
+        whole_number("seed", self.seed, 0)
+        for name in ("temperature", "top_p"):
+            if not isinstance(options[name], Real | None):
+                raise InputError(f"{name} must be a number, given {options[name]!r}.")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"temperature must be above 0, given {self.temperature!r}; for the likeliest token "
@@ -150,6 +155,8 @@ class GenerationMixin:
                 there is none, or a model that gives no logits to choose a next token from.
         """
         whole_number("max_new_tokens", max_new_tokens, 1)
+        if eos_token_id is not None:
+            whole_number("eos_token_id", eos_token_id, 0)
         sampling = Sampling(
             do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )

@@ -288,9 +288,18 @@ def loss_values(function: LossFunction, output: Any, inputs: Any) -> Tensor:
         Its numbers as a float64 tensor.
 
     Raises:
-        InputError: where it gives no numbers.
+        InputError: where it fails, or gives no numbers.
     """
-    value = function(output, inputs)
+    try:
+        value = function(output, inputs)
+    except InputError:
+        raise
+    except Exception as error:  # somebody else's code
+        raise InputError(
+            f"loss={name_of(function)} fails ({type(error).__name__}: {error}); it is called with "
+            "what the model returns and the batch that it was given, and returns one number for "
+            "each sample."
+        ) from error
     try:
         values = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
         if values.is_complex():

@@ -115,6 +115,20 @@ class Chains:
         arguments = self.trace.making.functions[makers[-1]].arguments
         return bool(arguments) and all(self._is_constant(x, depth - 1) for x in arguments)
 
+    def is_made_of(self, key: int, reader: Call, call: Call) -> bool:
+        """Whether a tensor, when a call began, was what an earlier one gave, or made of it alone.
+
+        Args:
+            key: The tensor's identity.
+            reader: The call that began.
+            call: The earlier one.
+
+        Returns:
+            True where it was.
+        """
+        before, ends = self.trace.making.count_before(reader.start), {x.key for x in call.outputs}
+        return self.trace.making.source(key, before, ends, self._is_constant) is not None
+
     def _is_mixed(self, key: int, n: int) -> bool:
         """Whether what a call reads is made of what several gave, so that it is no state itself."""
         making = self.trace.making
@@ -288,6 +302,7 @@ def carried_states(
     if len(set(names)) == 1 or len(calls) < 2:
         return []
     labels: Sequence[Any] | None
+    chains = Chains(units, calls)
     if names:
         if len(calls) % len(names):
             raise InputError(
@@ -297,30 +312,26 @@ def carried_states(
             )
         labels = list(names) * (len(calls) // len(names))
     else:
-        labels = Chains(units, calls).find()
+        labels = chains.find()
     if labels is None:
         return []
     by_label: dict[Any, CarriedState] = {}
     for call, label in zip(calls, labels, strict=True):
         by_label.setdefault(label, CarriedState()).calls.append(call)
     for label, state in by_label.items():
-        state.name = label if isinstance(label, str) else _variable(units.trace, state, calls)
+        state.name = label if isinstance(label, str) else _variable(chains, state)
     drop_repeated_names(by_label.values())
     return list(by_label.values())
 
 
-def _variable(trace: Trace, state: CarriedState, calls: Sequence[Call]) -> str:
+def _variable(chains: Chains, state: CarriedState) -> str:
     """The name under which the model's code knows what the state's calls give."""
     count: Counter[str] = Counter()
     for call in state.calls:
-        keys = {item.key for item in call.outputs}
-        later = next((other for other in calls if other.start > call.end), None)
-        if later is None:
-            continue
-        before = trace.making.count_before(later.start)
-        for key, names in later.variables.items():
-            if trace.making.unmixed(key, before) & keys:
-                count.update(names)
+        for later in [other for other in chains.calls if other.start > call.end][:1]:
+            for key, names in later.variables.items():
+                if chains.is_made_of(key, later, call):
+                    count.update(names)
     short = [name for name in count if len(name) <= LONGEST]
     return min(short, key=lambda name: (-count[name], len(name)), default="")
 

@@ -54,6 +54,8 @@ def _mixing(trace: Trace, loop_map: LoopMap, loop: Loop) -> str | None:
     pairs = [(t, h[t + 1], h_m[t]) for t in range(len(h) - 1) if runs[t] == runs[t + 1]]
     if all(equal(following, given) for _, following, given in pairs):
         return ""
+    if len(pairs) > 1 and equal(*pairs[-1][1:]):  # what follows the loop reads the output itself
+        pairs.pop()
     if any(following.shape != given.shape for _, following, given in pairs):
         return None
     if not all(torch.isfinite(state).all() for state in (*h, *h_m)):

@@ -308,8 +308,8 @@ def _no_state(loop: Loop) -> list[str]:
         return []
     which = "any iteration" if len(without) == loop.K else f"iteration {_paths(without)}"
     return [
-        f"no hook_state in {which}: h(t) is a part of another tensor there, or made by code that "
-        "cannot be seen"
+        f"no hook_state in {which}: h(t) is a part of another tensor there, read before the "
+        "iteration too, or made by code that cannot be seen"
     ]
 
 

@@ -6,7 +6,7 @@ import torch
 import loopscope as ls
 from loopscope.analysis.tables import MEASURES
 from loopscope.errors import InputError
-from tests.standins.two_states import ByTurns, Injecting, OneModule, Segments, TwoModules
+from tests.standins.two_states import ByTurns, Injected, Injecting, OneModule, Segments, TwoModules
 
 NESTED = {
     "one_module": (OneModule, ("y", "z"), ("y", "z")),
@@ -198,3 +198,97 @@ def counts(loops) -> dict[str, int]:
     """The arguments of `Cycled` for numbers by loop name."""
     by_name = loops if isinstance(loops, dict) else {"y": loops}
     return {"high": by_name.get("y", 3), "low": by_name.get("z", 2)}
+
+
+class Normed(OneModule):
+    """The model's own code norms both states after every update."""
+
+    def loop(self, x):
+        y, z = self.y_first.expand_as(x), self.z_first.expand_as(x)
+        for _ in range(self.high):
+            y_before, z_before = y, z
+            for _ in range(self.low):
+                before, given = z, self.net(z + y + x)
+                z = torch.nn.functional.layer_norm(given, (32,))
+                self.note("inner", before, given)
+            given_y = self.net(y + z)
+            y = torch.tanh(given_y)
+            self.note("y", y_before, given_y)
+            self.note("z", z_before, given)
+        return y
+
+
+class Restarting(OneModule):
+    """The fast state begins anew in each outer iteration: the loop's only state is y."""
+
+    def begin(self, seed):
+        super().begin(seed)
+        self.f, self.g = Injected(1), Injected(2)
+
+    def loop(self, x):
+        y = x
+        for _ in range(self.high):
+            before, z = y, self.z_first.expand_as(x)
+            for _ in range(self.low):
+                z = self.f(z, y + x)
+            y = self.g(y, z)
+            self.note("y", before, y)
+        return y
+
+
+class Lagging(OneModule):
+    """One state, of which each call reads the last two values."""
+
+    def loop(self, x):
+        h, last = x, 0.5 * x
+        for _ in range(self.high):
+            before = h
+            h, last = self.net(h + 0.5 * last), h
+            self.note("h", before, h)
+        return h
+
+
+def test_what_the_code_makes_of_a_state_alone_is_that_state():
+    module = Normed(3, 2)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    inner = trajectory.others["z"]
+    pairs = [(trajectory, "y"), (trajectory.named["z"], "z"), (inner, "inner")]
+    for states, name in pairs:
+        course = module.seen[name]
+        assert all(map(torch.equal, states.h[:-1], course.h)), name
+        assert all(map(torch.equal, states.h_m, course.h_m)), name
+    assert sum("is not h_m(t-1)" in note for note in model.map.state_notes) == 2
+
+
+def test_a_state_that_begins_anew_makes_no_loop_of_its_own():
+    module = Restarting(3, 2)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    assert list(model.loops.values()) == [3, 6]
+    assert all(map(torch.equal, trajectory.h_m, module.seen["y"].h_m))
+    assert model.map.main.mixing.startswith("h_m(t) + ")  # what the first call is given has x in it
+
+
+def test_a_state_that_reads_earlier_values_is_one_state():
+    module = Lagging(6, 1)
+    model = ls.wrap(module, tokens())
+    trajectory = ls.capture(model, tokens())
+    assert model.loops == {"core": 6} and not trajectory.named
+    assert all(map(torch.equal, trajectory.h_m, module.seen["h"].h_m))
+
+
+def test_a_patch_of_a_state_that_was_read_before_changes_nothing_before():
+    module = Injecting(2, 2)
+    model = ls.wrap(module, tokens())
+    other = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(5))
+    at = ("loop.y1.z0.hook_in", lambda z, hook: other)
+    with model.hooks(fwd_hooks=[at]):
+        patched, cache = model.run_with_cache(tokens(), names_filter="loop.y0.hook_out")
+    assert torch.equal(cache["loop.y0.hook_out"], module_outputs(module)["y"].h_m[0])
+    assert not torch.equal(patched, model(tokens()))
+
+
+def module_outputs(module) -> dict:
+    module(tokens())
+    return module.seen
