@@ -37,7 +37,7 @@ def with_mixing(trace: Trace, loop_map: LoopMap) -> LoopMap:
             notes.append(
                 f"h(t) of {loop.name} is not h_m(t-1), and no sum of the states before: the "
                 "model's own code changes the state between iterations (a norm, noise, weights of "
-                "each position)"
+                "each position), or the two are different states"
             )
         loops.append(replace(loop, mixing=mixing or ""))
     return replace(loop_map, loops=tuple(loops), state_notes=tuple(notes))
