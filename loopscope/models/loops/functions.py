@@ -128,17 +128,30 @@ class FunctionLog(TorchFunctionMode):
 
 
 class RecentFunctions(TorchFunctionMode):
-    """Notes the last torch functions of a forward pass with the tensors themselves."""
+    """Notes the last torch functions of a forward pass with the tensors themselves.
 
-    def __init__(self) -> None:
+    Args:
+        reads: How often an operand will be asked for; after that nothing is noted or kept.
+    """
+
+    def __init__(self, reads: int) -> None:
         super().__init__()
+        self.left = reads
         self.entries: deque[tuple[str, list[Tensor], list[Tensor]]] = deque(maxlen=RECENT)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.left == 0:
+            return func(*args, **(kwargs or {}))
         name, arguments, results, result = _called(func, args, kwargs or {})
         if results:
             self.entries.append((name, arguments, results))
         return result
+
+    def done(self) -> None:
+        """Take note that an operand was read."""
+        self.left -= 1
+        if self.left == 0:
+            self.entries.clear()
 
     def operand(self, tensor: Tensor, way: Operand) -> Tensor | None:
         """What a tensor was made of, by a way that `Making.way` gave.

@@ -214,7 +214,8 @@ def tapped(
     for number, (port, _) in enumerate(taps):
         sides[port.module, port.side][plan.key(port)].append(number)
     run, reached = _Run(), set[int]()
-    recent = RecentFunctions() if any(port.operand for port, _ in taps) else None
+    reads = sum(bool(port.operand) for port, _ in taps)
+    recent = RecentFunctions(reads) if reads else None
     anchors = plan.begins if any(plan.inside(port) for port, _ in taps) else {}
     looped = {port.module for port, _ in taps if plan.inside(port)}
     handles = []
@@ -317,6 +318,7 @@ def _before(
             reached.add(number)
             if recent is not None and taps[number][0].operand:
                 _read_operand({"args": args, "kwargs": kwargs}, *taps[number], recent)
+                recent.done()
                 continue
             changed = _apply(replaced or {"args": args, "kwargs": kwargs}, *taps[number])
             replaced = changed if changed is not None else replaced
