@@ -212,7 +212,7 @@ class GenerationMixin:
 
     def _next_logits(self, tokens: Tensor, **kwargs: Any) -> Float[Tensor, "batch d_vocab"]:
         """The logits of the last position."""
-        raise NotImplementedError
+        raise NotImplementedError  # only a model knows where its logits are
 
 
 def last_logits(logits: Any, tokens: Tensor, name: Any) -> Float[Tensor, "batch d_vocab"]:

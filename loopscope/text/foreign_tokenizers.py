@@ -325,6 +325,7 @@ def _size(tokenizer: Any) -> int | None:
     for name in ("get_vocab_size", "get_piece_size", "__len__", "n_vocab", "vocab_size"):
         value = getattr(tokenizer, name, None)
         try:
+            # what is no number is a TypeError, which the loop takes for no answer
             return index(value() if callable(value) else value)  # type: ignore[arg-type]
         except Exception:
             continue

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -42,8 +43,8 @@ class Tiktoken:
     """As tiktoken's Encoding of single bytes: `encode` refuses special tokens, no `add_...`."""
 
     n_vocab = 257
-    _mergeable_ranks = {bytes([i]): i for i in range(256)}  # noqa: RUF012
-    _special_tokens = {"<|endoftext|>": 256}  # noqa: RUF012
+    _mergeable_ranks: ClassVar = {bytes([i]): i for i in range(256)}
+    _special_tokens: ClassVar = {"<|endoftext|>": 256}
     _pat_str = "."
 
     def encode(self, text, *, allowed_special=(), disallowed_special="all"):
@@ -74,7 +75,7 @@ class Llama:
 class Characters:
     """As nanoGPT's character level: what is not in its table is a KeyError."""
 
-    stoi = {c: i for i, c in enumerate(" \nabcdefghijklmnopqrstuvwxyz")}  # noqa: RUF012
+    stoi: ClassVar = {c: i for i, c in enumerate(" \nabcdefghijklmnopqrstuvwxyz")}
 
     def encode(self, s):
         return [self.stoi[c] for c in s]

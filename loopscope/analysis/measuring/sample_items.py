@@ -224,6 +224,7 @@ def _parts(value: Any) -> list[Any] | None:
 def _rebuilt(like: Any, parts: Sequence[Any]) -> Any:
     if isinstance(like, Mapping):
         pairs = dict(zip(like, parts, strict=True))
+        # mappings of the user's own are made of a dict, which `Mapping` does not say
         return pairs if type(like) is dict else type(like)(pairs)  # type: ignore[call-arg]
     if isinstance(like, tuple):
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)

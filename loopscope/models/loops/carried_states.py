@@ -7,7 +7,7 @@ read for the last time where the next one is made, found without names and witho
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -18,6 +18,7 @@ from loopscope.errors import InputError
 from loopscope.models.loops.dataflow import Flow
 from loopscope.models.loops.functions import Operand
 from loopscope.models.loops.loop_map import Port
+from loopscope.models.loops.ports import port
 from loopscope.models.loops.tracing import Call, CallTensor, Trace
 from loopscope.models.loops.units import Units
 
@@ -384,32 +385,12 @@ def read_port(
     item = next(item for item in call.inputs if item.where == where)
     key = making.follow(item.key, making.count_before(call.start), way, chains.outputs)
     assert key is not None
-    shape = tuple(chains.trace.objects[key].shape)
     if not way:
-        return Port(module=call.module, call=call.number, side="in", where=where, shape=shape)
+        return port(call, "in", item)
     calls = [] if own else sorted(chains.trace.calls, key=lambda c: c.end)
     for earlier in calls:
-        for item in earlier.outputs:
-            if item.key == key and earlier.end < call.start:
-                return Port(
-                    module=earlier.module, call=earlier.number, side="out", where=item.where,
-                    shape=shape,
-                )  # fmt: skip
-    return Port(
-        module=call.module, call=call.number, side="in", where=where, shape=shape, operand=way
-    )
-
-
-def output_of(units: Units, call: Call) -> CallTensor:
-    """The stream that a call gives.
-
-    Args:
-        units: The traced forward pass.
-        call: A call of the core.
-
-    Returns:
-        The tensor among its results.
-    """
-    item = units.streams.leaving(call)
-    assert item is not None
-    return item
+        for given in earlier.outputs:
+            if given.key == key and earlier.end < call.start:
+                return port(earlier, "out", given)
+    shape = tuple(chains.trace.objects[key].shape)
+    return replace(port(call, "in", item), shape=shape, operand=way)

@@ -389,7 +389,7 @@ def _loop(draft: Draft, drafts: list[Draft], maker: ports.UnitMaker, spec: Spec)
     finder = StatePorts(units, [draft.calls(span) for span in spans], draft.carried)
     fixed = spec.source == "spec" and not spec.states and draft.parent is None
     fixed = fixed and any((spec.input, spec.output, spec.columns))  # a user's own state
-    named = [] if fixed else finder.find(draft.name)
+    named = [] if fixed else finder.find()
     if named:
         main = named[0]
         boundary = States(list(main.h), list(main.h_m), main.after, [])

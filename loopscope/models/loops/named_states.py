@@ -7,11 +7,10 @@ from loopscope.models.loops.carried_states import (
     CarriedState,
     Chains,
     initial_port,
-    output_of,
     read_port,
 )
 from loopscope.models.loops.loop_map import NamedState, Port
-from loopscope.models.loops.ports import port
+from loopscope.models.loops.ports import leaving, port
 from loopscope.models.loops.tracing import Call
 from loopscope.models.loops.units import Units
 
@@ -50,11 +49,8 @@ class StatePorts:
         self.doubts: list[str] = []
         self.read_before: set[tuple[str, int]] = set()
 
-    def find(self, loop: str) -> list[NamedState]:
+    def find(self) -> list[NamedState]:
         """Find the ports.
-
-        Args:
-            loop: Name of the loop, for a state that has none of its own.
 
         Returns:
             The states that it updates, the main one first.
@@ -64,7 +60,7 @@ class StatePorts:
             return []
         main = self._main(inside)
         ordered = [main, *(state for state in inside if state is not main)]
-        return [self._ports(state, _name(state, self.carried), loop) for state in ordered]
+        return [self._ports(state, _name(state, self.carried)) for state in ordered]
 
     def _main(self, states: Sequence[CarriedState]) -> CarriedState:
         """The state that what follows the loop reads; the one updated last where that is open."""
@@ -90,7 +86,7 @@ class StatePorts:
         return max((c for c in state.calls if c in self.bounds[-1]), default=state.calls[-1],
                    key=lambda c: c.index)  # fmt: skip
 
-    def _ports(self, state: CarriedState, name: str, loop: str) -> NamedState:
+    def _ports(self, state: CarriedState, name: str) -> NamedState:
         h: list[Port] = []
         h_m: list[Port] = []
         for t, bounds in enumerate(self.bounds):
@@ -102,11 +98,8 @@ class StatePorts:
             else:
                 port_h = self._initial(state, name)
             h.append(port_h)
-            h_m.append(self._given(inside[-1]) if inside else h[-1])
+            h_m.append(leaving(self.units, inside[-1]) if inside else h[-1])
         return NamedState(name=name, h=tuple(h), h_m=tuple(h_m), after=self._after(h_m[-1], state))
-
-    def _given(self, call: Call) -> Port:
-        return port(call, "out", output_of(self.units, call))
 
     def _entering(self, call: Call, bounds: _Bounds) -> tuple[Port, bool]:
         """Where an iteration reads a value: what arose where nobody read it before, else as read.
@@ -119,15 +112,14 @@ class StatePorts:
         later = [n for n in readers if self.calls[n].index >= bounds.first]
         places = [place for n in later[:1] for place in self.chains.places(number, n)]
         if not places:
-            return self._given(call), early
-        (where, way), reader = places[0], self.calls[later[0]]
-        key = self.chains.follow(later[0], where, way)
-        raw = output_of(self.units, call).key
-        if way and key == raw and not early:
-            return self._given(call), early
-        if not way and key == raw and not early and (len(later) > 1 or len(places) > 1):
-            return self._given(call), early
-        return read_port(self.chains, reader, where, way, own=early), early
+            return leaving(self.units, call), early
+        where, way = places[0]
+        given = self.units.streams.leaving(call)
+        as_given = given is not None and given.key == self.chains.follow(later[0], where, way)
+        alone = not way and len(later) == len(places) == 1
+        if as_given and not early and not alone:
+            return leaving(self.units, call), early
+        return read_port(self.chains, self.calls[later[0]], where, way, own=early), early
 
     def _initial(self, state: CarriedState, name: str) -> Port:
         initial = initial_port(self.chains, state, self.carried)

@@ -207,7 +207,6 @@ class _Recorder:
             self.functions.seen.append((self.clock[0], self.packed[name]))
         if parent is not None:
             call.variables = _variables(self.modules[parent.module])
-        if parent is not None:
             parent.children.append(call)
         self.calls.append(call)
         self.stack.append(call)
