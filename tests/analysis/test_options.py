@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import loopscope as ls
+from loopscope.analysis.inside_options import INSIDE, LensOptions, ProbeOptions, recorded
 from loopscope.analysis.options import Options, Settings, build_options, read_loops
-from loopscope.analysis.tables.registry import DEFAULT, MEASURES
+from loopscope.analysis.tables.registry import COMPARED, DEFAULT, INSIDE_MEASURES, MEASURES
 from loopscope.errors import InputError, UnknownNameError, whole_number
 from tests.program import called
 
@@ -41,7 +42,7 @@ def test_help_says_what_every_option_does_once(function, kind):
 
 def test_what_is_measured_when_nothing_is_said():
     assert keywords(ls.measure)["measures"] == DEFAULT
-    assert keywords(ls.compare)["measures"] == MEASURES
+    assert keywords(ls.compare)["measures"] == COMPARED
     assert keywords(ls.compare)["samples"] == 500 and keywords(ls.compare)["tokens"] == 256
     assert keywords(ls.measure)["batch_size"] == keywords(ls.compare)["batch_size"] == 16
 
@@ -93,7 +94,33 @@ def test_the_options_of_one_model_are_those_of_the_comparison():
     options = settings.options(more_loops=7)
     assert type(options) is Options
     assert options.record() == settings.record() | {"more_loops": 7}
-    assert options.record().keys() == {entry.name for entry in fields(Options)}
+    assert options.record().keys() == {entry.name for entry in fields(Options)} - INSIDE.keys()
+
+
+def test_compare_looks_inside_only_when_asked_to():
+    assert set(INSIDE_MEASURES) == {"lens", "probe", "intervene", "orbit"} == set(INSIDE)
+    assert sorted((*COMPARED, *INSIDE_MEASURES)) == sorted(MEASURES)
+    assert not set(DEFAULT) & set(INSIDE_MEASURES)
+
+
+def test_options_of_looking_inside_are_given_as_they_are_or_as_a_dict():
+    given = Options(measures=["lens"], lens={"kinds": ("coda",)})
+    assert given.lens == LensOptions(kinds=("coda",))
+    assert given == Options(measures=["lens"], lens=given.lens)
+    assert given.record()["lens"]["kinds"] == ["coda"] and "probe" not in given.record()
+    with pytest.raises(UnknownNameError) as error:
+        Options(lens={"kind": ("coda",)})
+    assert str(error.value) == "unknown option of lens 'kind'; did you mean kinds?"
+    with pytest.raises(InputError, match="probe takes ProbeOptions or a dict of its fields, given"):
+        Options(probe=3)
+
+
+def test_labels_are_recorded_by_their_hash():
+    first, second = np.arange(5000), np.arange(5000)
+    second[2500] = 0  # where a printed array has an ellipsis
+    notes = [recorded(ProbeOptions(labels={"mine": array}))["labels"] for array in (first, second)]
+    assert notes[0]["mine"]["shape"] == [5000] and notes[0] != notes[1]
+    assert recorded(["a", "b"]) == ["a", "b"] and recorded(2.5) == 2.5
 
 
 def test_loops_are_a_number_or_numbers_by_name():
@@ -109,11 +136,12 @@ def test_every_flag_is_in_the_help_once(monkeypatch, capsys):
     code, text, _ = called(monkeypatch, capsys, "compare", "--help")
     assert code == 0
     listed = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
-    flags = [entry.metadata["flag"] for entry in fields(Settings) if entry.metadata["flag"]]
+    declared = [entry for entry in fields(Settings) if entry.name != "text"]
+    flags = [entry.metadata["flag"] for entry in declared if entry.metadata["flag"]]
     assert len(flags) == len(set(flags)) >= 15
     assert {flag: listed.count(flag) for flag in flags} == dict.fromkeys(flags, 1)
     words = " ".join(text.split())
-    for entry in fields(Settings):
+    for entry in declared:
         start = " ".join(entry.metadata["words"].split()[:3])
         assert start in words, entry.name
 

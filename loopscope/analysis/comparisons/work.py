@@ -33,6 +33,7 @@ from loopscope.analysis.comparisons.store import (
     key_of,
     sample_length,
 )
+from loopscope.analysis.inside_options import INSIDE, recorded
 from loopscope.analysis.measuring import Items, Measuring, are_items, read_items
 from loopscope.analysis.options import Settings, build_options, takes
 from loopscope.analysis.tables import BY_NAME, SCHEMAS, Tables
@@ -517,7 +518,8 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
     names = [entry.name for entry in fields(settings) if entry.name != "trust_remote_code"]
     values = {name: getattr(settings, name) for name in names}
-    return {**values, **stamps, "versions": [versions(), commit(), SCHEMAS]}
+    inside = {name: recorded(values[name]) for name in INSIDE}
+    return {**values, **inside, **stamps, "versions": [versions(), commit(), SCHEMAS]}
 
 
 def _is_varied(shard: Tables, checkpoint: Checkpoint) -> bool:
