@@ -69,8 +69,8 @@ def places(
         kinds: Which kinds; see `KINDS`.
 
     Returns:
-        The places, kind by kind in order of execution, and a line for each kind that the model
-        has not, or not everywhere.
+        The places, kind by kind in order of execution, and a line for each reason why the
+        model has not some kinds, or not everywhere.
 
     Raises:
         UnknownNameError: for a kind that does not exist.
@@ -79,13 +79,13 @@ def places(
         if kind not in KINDS:
             raise unknown_name("kind of place", kind, KINDS)
     found: list[Place] = []
-    notes: list[str] = []
+    why: dict[str, list[str]] = {}
     for kind in dict.fromkeys(kinds):
         of_kind, note = _FINDERS[kind](model, trajectory, kind)
         found += of_kind
         if note:
-            notes.append(f"{kind}: {note}")
-    return found, notes
+            why.setdefault(note, []).append(kind)
+    return found, [f"{', '.join(kinds)}: {note}" for note, kinds in why.items()]
 
 
 def place_named(model: Hooked, trajectory: Trajectory, name: str) -> Place:

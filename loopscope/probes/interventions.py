@@ -348,12 +348,13 @@ class _Pass:
 
         def skip(x: Tensor, hook: Any) -> Tensor:
             h = self.now(f"loop.{place.path}.hook_in")
-            if h.shape != x.shape:
+            try:
+                h = h.to(x).expand_as(x)  # an initial vector is the same at every position
+            except RuntimeError:
                 raise InputError(
                     f"{place.name} cannot be skipped: h({place.t}) is {tuple(h.shape)}, what the "
                     f"iteration gives {tuple(x.shape)}."
-                )
-            h = h.to(x)
+                ) from None
             self.note(intervention, x, h)
             return h
 
