@@ -177,6 +177,29 @@ REGISTRY: tuple[Measure, ...] = (
             ),
         ),
     ),
+    Measure(
+        rows="intervention_effects:EffectRows",
+        default=False,
+        logits=True,
+        tables=(
+            Table(
+                name="effect",
+                meaning="what an intervention at a place does to a sample: Δ loss and KL from the "
+                "clean run in nats, the share of changed top tokens; and the mass of the place",
+                keys={
+                    "what": "category",
+                    "kind": "category",
+                    "t": "int16",
+                    "how": "category",
+                    "routers": "category",
+                },
+                averaged="loss",
+                values=dict.fromkeys(
+                    ("loss", "kl", "changed", "mass", "mass_norm", "interchange"), "float64"
+                ),
+            ),
+        ),
+    ),
 )
 """Every measure, in the order of the tables."""
 
