@@ -39,6 +39,9 @@ replaced by its mean over other texts, which takes the information and leaves th
 states are (zero would not; another text's value would put wrong information in its place).
 """
 
+DEFAULT_WHAT = ("iteration", "attention", "mlp", "slot", "write", "read", "edge")
+"""Kinds of places where nothing is said; of attention and MLP whole iterations, not each layer."""
+
 APPLIES = {
     "skip": ("iteration", "attention", "mlp", "head"),
     "zero": KINDS, "mean": KINDS, "resample": KINDS, "patch": KINDS,
@@ -250,12 +253,13 @@ def _targets(
     """The interventions, and a line for each kind or way that cannot be."""
     targets: list[Target] = []
     notes: list[str] = []
-    kinds = tuple(what for what in options.what if what in KINDS)
+    named = options.what or DEFAULT_WHAT
+    kinds = tuple(what for what in named if what in KINDS)
     of_kind, missing = places(model, first.trajectory, kinds) if kinds else ([], [])
     notes += missing
-    if not options.explicit:  # of attention and MLP whole iterations, not each layer
+    if not options.what:
         of_kind = [p for p in of_kind if p.kind not in ("attention", "mlp") or p.layer is None]
-    for what in options.what:
+    for what in named:
         if what in KINDS:
             groups = [(place,) for place in of_kind if place.kind == what]
         else:
@@ -271,11 +275,13 @@ def _ways(group: tuple[Place, ...], options: InterveneOptions, notes: list[str])
     """What is done at one place, or at several at once."""
     what = "+".join(place.name for place in group)
     made = []
-    for how in options.how or ("",):
-        hows = tuple(how or options.default_how or DEFAULT_HOW[place.kind] for place in group)
-        wrong = [p.kind for p, way in zip(group, hows, strict=True) if p.kind not in APPLIES[way]]
-        if wrong:
-            notes.append(f"{how} does not apply to {', '.join(dict.fromkeys(wrong))}")
+    implied = "erase" if options.labels is not None else ""
+    implied = "patch" if options.source is not None else implied
+    for how in options.how or (implied,):
+        hows = tuple(how or DEFAULT_HOW[place.kind] for place in group)
+        reasons = [_why_not(p, way) for p, way in zip(group, hows, strict=True)]
+        if any(reasons):
+            notes += filter(None, reasons)
             continue
         ways = dict.fromkeys(hows)
         made.append(Target(what=what, places=group, hows=hows, how="+".join(ways)))
@@ -283,6 +289,15 @@ def _ways(group: tuple[Place, ...], options: InterveneOptions, notes: list[str])
             control = (CONTROL,) * len(group)
             made.append(Target(what=what, places=group, hows=control, how=CONTROL))
     return made
+
+
+def _why_not(place: Place, how: str) -> str:
+    """Why a way does not apply to a place; empty where it does."""
+    if place.kind not in APPLIES[how]:
+        return f"{how} does not apply to {place.kind}"
+    if how == "erase" and len(place.hooks) > 1:
+        return f"erase applies to one layer at a time, so not to {place.name}"
+    return ""
 
 
 def _pairs(
@@ -448,10 +463,7 @@ def _erasers(
     generator = torch.Generator().manual_seed(seed)
     for name, state in states.items():
         tokens = state.flatten(0, 1)
-        layers = tokens.unbind(1) if tokens.ndim == 3 else (tokens,)
-        fits = [fit_eraser(layer, labels.flatten()) for layer in layers]
-        noise = [torch.randn(len(tokens), max(1, fit.rank), generator=generator) for fit in fits]
-        controls = [fit_eraser(layer, z) for layer, z in zip(layers, noise, strict=True)]
-        if len(fits) == 1:
-            erasers[name, "erase"], erasers[name, CONTROL] = fits[0], controls[0]
+        eraser = fit_eraser(tokens, labels.flatten())
+        noise = torch.randn(len(tokens), max(1, eraser.rank), generator=generator)
+        erasers[name, "erase"], erasers[name, CONTROL] = eraser, fit_eraser(tokens, noise)
     return erasers
