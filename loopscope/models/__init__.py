@@ -7,6 +7,7 @@ from loopscope.lazy import lazy
 if TYPE_CHECKING:
     from loopscope.models.hooked import Branch as Branch
     from loopscope.models.hooked import Hooked as Hooked
+    from loopscope.models.hooked import LayerParts as LayerParts
     from loopscope.models.hooks import NamedHooks as NamedHooks
     from loopscope.models.trajectory import Trajectory as Trajectory
 

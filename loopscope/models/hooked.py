@@ -74,6 +74,26 @@ class Branch:
             yield from branch.lines(depth + 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """The hooks of a layer's parts in one iteration.
+
+    Attributes:
+        attention: Of what its attention gives, a name for each attention that it has.
+        mlp: Of what its MLP gives, likewise.
+        z: Of what the attention's output projection is given, heads side by side in the last axis,
+            or heads × d_head in the last two; empty where that is not known.
+        heads: How many heads are in `z`.
+        shaped: Whether `z` has an axis of heads.
+    """
+
+    attention: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
+    z: str = ""
+    heads: int = 0
+    shaped: bool = False
+
+
 @runtime_checkable
 class Hooked(Protocol):
     """A model whose every iteration has a name; `LoopModel` and `WrappedModel` are.
@@ -92,6 +112,10 @@ class Hooked(Protocol):
         input_device: Where its inputs belong.
         coda_hook: The hook at which h(K) is read.
         output_type: The `return_type` of what it returns in its own form.
+        copies: Whether what a hook keeps must be copied, since the model changes it in place.
+        slots_take_hooks: Whether hooks may change memory slots (`hook_memory`) and give any router
+            weights; otherwise slots are rebuilt after the pass, and a change of them or of weights
+            that no longer sum to one is made in the states that are read from them (`hook_state`).
     """
 
     name: Any
@@ -104,6 +128,11 @@ class Hooked(Protocol):
     reads_out_cheaply: bool
     why_no_routing: str
     output_type: str
+    slots_take_hooks: bool
+
+    @property
+    def copies(self) -> bool:
+        """Whether what a hook keeps must be copied, since the model changes it in place."""
 
     @property
     def input_device(self) -> torch.device:
@@ -167,6 +196,17 @@ class Hooked(Protocol):
             Ids (batch, pos).
         """
 
+    def hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep hooks within a `with` block.
+
+        Args:
+            *args: As of `run_with_hooks`.
+            **kwargs: Likewise.
+
+        Returns:
+            The context.
+        """
+
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with hooks for this call.
 
@@ -188,6 +228,40 @@ class Hooked(Protocol):
 
         Returns:
             The model's output and the cache.
+        """
+
+    def checkpoint_hooks(self) -> list[str]:
+        """Hooks whose tensors of one pass let `resume` begin anywhere in another; may be none."""
+
+    def resume(
+        self,
+        tokens: Any,
+        kept: Mapping[str, Tensor],
+        fwd_hooks: Sequence[tuple[str, Any]],
+        first: Iterable[str],
+    ) -> Any:
+        """Run with hooks from the first place that they change on, where the model allows.
+
+        A native model begins at that layer or cycle; a wrapped one runs whole.
+
+        Args:
+            tokens: The tokens, (batch, pos).
+            kept: `checkpoint_hooks` → their tensors in a pass over the same tokens.
+            fwd_hooks: As in `run_with_hooks`; those before that place may not be called.
+            first: Hooks at which the pass may differ from the earlier one.
+
+        Returns:
+            The logits, bit-equal to those of `run_with_hooks`.
+        """
+
+    def layer_parts(self, path: str) -> tuple[LayerParts, ...]:
+        """Name the hooks of attention, MLP and heads of each layer in one iteration.
+
+        Args:
+            path: Where the iteration stands, as in a trajectory's `path`.
+
+        Returns:
+            The parts of each layer, in order; empty names for what was not found.
         """
 
     def generate(self, *args: Any, **kwargs: Any) -> Int[Tensor, "batch length"]:

@@ -1,6 +1,6 @@
 """Hooks by name: points, aliases, near matches for unknown names, one HookPoint per iteration."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from warnings import warn
@@ -101,6 +101,30 @@ class NamedHooks(HookedRootModule):
             The model.
         """
         return self
+
+    def checkpoint_hooks(self) -> list[str]:
+        """Name the hooks whose tensors of one pass let `resume` begin anywhere in another: none.
+
+        Returns:
+            Canonical names.
+        """
+        return []
+
+    def resume(
+        self, tokens: Any, kept: Any, fwd_hooks: Sequence[tuple[str, Callable]], first: Any
+    ) -> Any:
+        """Run with hooks; a model that knows no better runs whole.
+
+        Args:
+            tokens: The tokens, (batch, pos).
+            kept: `checkpoint_hooks` → their tensors in a pass over the same tokens.
+            fwd_hooks: As in `run_with_hooks`.
+            first: Hooks at which the pass may differ from the earlier one.
+
+        Returns:
+            The logits.
+        """
+        return self.run_with_hooks(tokens, fwd_hooks=list(fwd_hooks))
 
     def setup(self) -> None:
         """Name all modules; call last in `__init__`."""

@@ -5,6 +5,16 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.intervention_places import KINDS as KINDS
+    from loopscope.probes.intervention_places import Place as Place
+    from loopscope.probes.intervention_places import place_named as place_named
+    from loopscope.probes.intervention_places import places as places
+    from loopscope.probes.interventions import GIVEN as GIVEN
+    from loopscope.probes.interventions import HOWS as HOWS
+    from loopscope.probes.interventions import CleanRun as CleanRun
+    from loopscope.probes.interventions import Intervention as Intervention
+    from loopscope.probes.interventions import clean_run as clean_run
+    from loopscope.probes.interventions import intervened as intervened
     from loopscope.probes.readout import losses as losses
     from loopscope.probes.readout import matched as matched
     from loopscope.probes.readout import read_out as read_out

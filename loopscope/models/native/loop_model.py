@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loopscope.errors import InputError, unknown_name
 from loopscope.models.generation import GenerationMixin, last_logits
-from loopscope.models.hooked import ParameterCount, facts_to_html
+from loopscope.models.hooked import LayerParts, ParameterCount, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
 from loopscope.models.native.block import Block, FinalNorm, Stack, VirtualBlock, rotary_tables
 from loopscope.models.native.configuration import Layout, LoopConfig
@@ -21,6 +21,7 @@ from loopscope.models.native.recurrence import (
     WeightedRecurrence,
     make_recurrence,
 )
+from loopscope.models.native.resuming import StreamMixin
 from loopscope.models.native.transformer_lens_api import LensMixin
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory, Transition
@@ -30,7 +31,7 @@ from loopscope.text import tokenizer_stamp
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
+class LoopModel(GenerationMixin, TextMixin, LensMixin, StreamMixin, NamedHooks):
     """A vanilla, recursive or MeSH transformer whose every iteration is addressable by name.
 
     Weights live once (`prelude`, `core`, `coda`); HookPoints are unrolled: `blocks.{v}.…` over the
@@ -266,44 +267,6 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
         loss = F.cross_entropy(flat, tokens[:, 1:].flatten(), reduction=reduction)
         return loss.view(tokens.shape[0], -1) if per_token else loss
 
-    def _stream(
-        self, tokens: Int[Tensor, "batch pos"], stop: int | None
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """h_out, or the stream entering virtual layer `stop`."""
-        layout = self.config.layout
-        x = self.embed(tokens)
-        if self.config.embed_scale:
-            x = x * self.config.d_model**0.5
-        h_emb = x = self.hook_embed(x)
-        rotary = rotary_tables(self.config, tokens.shape[1], x)
-        last = layout.n_layers if stop is None else stop
-        for v in range(layout.prelude):
-            if v == last:
-                return x
-            x = self.blocks[v](x, rotary)
-        if layout.K:
-            points: Any = getattr(self, "transition", None)
-            h, carry = self.recurrence.start(h_emb, x, points)
-            for t, at in enumerate(self._loop_points()):
-                x = h = at.hook_in(h)
-                for v in range(layout.core_start(t), layout.core_start(t + 1)):
-                    if v == last:
-                        return x
-                    x = self.blocks[v](x, rotary)
-                h, carry = self.recurrence.step(t, h, at.hook_out(x), carry, at)
-            x = h
-        return self._coda(x, rotary, last)
-
-    def _coda(self, h: Tensor, rotary: Any, last: int) -> Tensor:
-        """h_out from the state after the loop, or the stream entering virtual layer `last`."""
-        layout = self.config.layout
-        x = self.coda.hook_in(h)
-        for v in range(layout.n_layers - layout.coda, layout.n_layers):
-            if v == last:
-                return x
-            x = self.blocks[v](x, rotary)
-        return self.hook_h_out(x)
-
     def read_out(
         self, h: Float[Tensor, "batch pos d_model"], tokens: Any = None
     ) -> Float[Tensor, "batch pos d_model"]:
@@ -537,6 +500,29 @@ class LoopModel(GenerationMixin, TextMixin, LensMixin, NamedHooks):
     reads_out_cheaply = True
     why_no_routing = "the model has no memory slots"
     coda_hook, output_type = "coda.hook_in", "logits"
+    slots_take_hooks = True
+
+    def layer_parts(self, path: str) -> tuple[LayerParts, ...]:
+        """Name the hooks of attention, MLP and heads of each layer in one iteration.
+
+        Args:
+            path: The iteration, `0` … `K-1`.
+
+        Returns:
+            The parts of each layer, in order.
+        """
+        start = self.config.layout.core_start(int(path))
+        end = self.config.layout.core_start(int(path) + 1)
+        return tuple(
+            LayerParts(
+                attention=(f"blocks.{v}.hook_attn_out",),
+                mlp=(f"blocks.{v}.hook_mlp_out",),
+                z=f"blocks.{v}.attn.hook_z",
+                heads=self.config.n_heads,
+                shaped=True,
+            )
+            for v in range(start, end)
+        )
 
     @property
     def K(self) -> int:

@@ -4,6 +4,7 @@ Each offers `start` (h_emb and the prelude's output give h(0)) and `step` (h(t) 
 output h_m(t) give h(t+1)). They keep no activations: what must be remembered is passed as `carry`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,6 +89,18 @@ class SumRecurrence(nn.Module):
             h_m = h_m + states[name]
         return h_m, carry
 
+    def resumed(self, t: int, kept: Mapping[str, Tensor]) -> Any:
+        """Give what step t is given as `carry`, from the hooks of an earlier pass.
+
+        Args:
+            t: The iteration.
+            kept: Hook names → tensors.
+
+        Returns:
+            The carry.
+        """
+        return {"anchor_emb": kept["hook_embed"], "anchor": kept["loop.0.hook_in"]}
+
 
 class WeightedRecurrence(nn.Module):
     """h(t+1) = a1 h_m(t) + a2 h(0) + a3 h_emb: `static` and `dynamic` (MeSH Table 4).
@@ -147,6 +160,18 @@ class WeightedRecurrence(nn.Module):
         else:
             a1, a2, a3 = self.coefficients.unbind()
         return a1 * h_m + a2 * carry["h0"] + a3 * carry["h_emb"], carry
+
+    def resumed(self, t: int, kept: Mapping[str, Tensor]) -> Any:
+        """Give what step t is given as `carry`, from the hooks of an earlier pass.
+
+        Args:
+            t: The iteration.
+            kept: Hook names → tensors.
+
+        Returns:
+            The carry.
+        """
+        return {"h_emb": kept["hook_embed"], "h0": kept["loop.0.hook_in"]}
 
 
 class Router(nn.Module):
@@ -224,6 +249,18 @@ class MeshRecurrence(nn.Module):
         """
         write, read = self.iterations[t](h, at)
         return self._cycle(carry, h_m, write, read, at)
+
+    def resumed(self, t: int, kept: Mapping[str, Tensor]) -> Any:
+        """Give what step t is given as `carry`, from the hooks of an earlier pass.
+
+        Args:
+            t: The iteration.
+            kept: Hook names → tensors.
+
+        Returns:
+            The carry.
+        """
+        return kept[f"loop.{t - 1}.hook_memory" if t else "transition.hook_memory"]
 
     def _cycle(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loopscope.errors import InputError
-from loopscope.models.hooked import Branch, facts_to_html
+from loopscope.models.hooked import Branch, LayerParts, facts_to_html
 from loopscope.models.hooks import NamedHooks, Point
 from loopscope.models.loops import Loop, LoopMap, Step, to_toml
 from loopscope.models.native import Layout
@@ -29,6 +29,7 @@ from loopscope.models.wrapped.description import (
 from loopscope.models.wrapped.direct_calls import Address, DirectCalls
 from loopscope.models.wrapped.generating import Generating
 from loopscope.models.wrapped.inputs import Inputs, input_device
+from loopscope.models.wrapped.layer_parts import layer_parts
 from loopscope.models.wrapped.loop_count import Setting
 from loopscope.models.wrapped.running import SEES_AHEAD, Running
 from loopscope.models.wrapped.shape import LensConfig, WrappedConfig
@@ -469,6 +470,19 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
             for key, value in self._originals[name].named_parameters()
             if id(value) not in before
         }
+
+    slots_take_hooks = False
+
+    def layer_parts(self, path: str) -> tuple[LayerParts, ...]:
+        """Name the hooks of attention, MLP and heads of each layer in one iteration.
+
+        Args:
+            path: Where the iteration stands.
+
+        Returns:
+            The parts of each layer, in order; empty for what was not found.
+        """
+        return layer_parts(self.hook_dict, self.aliases, self._originals, path)
 
     def _read_loop(self) -> Loop:
         if self.map.main is None:
