@@ -18,12 +18,13 @@ from loopscope.figures.effect_places import (
     kinds_of,
     linear_part,
     mark,
+    model_rows,
     place_means,
     way_sentence,
 )
 from loopscope.figures.names import printable
 from loopscope.figures.notes import note, paths_note, samples_note
-from loopscope.figures.panels import Panel, choose_one, need, say_unsound
+from loopscope.figures.panels import Panel, say_unsound
 from loopscope.figures.style import (
     GREY,
     INK,
@@ -59,9 +60,7 @@ _TITLE = 8.5  # points
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def effect(
-    tables: Tables, model: str, value: str | None = None, loop: str | None = None
-) -> Figure:
+def effect(tables: Tables, model: str, value: str | None = None) -> Figure:
     """Draw what an intervention at each place does: total and direct effect, with intervals.
 
     Points are means over samples, whiskers 95 % intervals by document. Total: routers are
@@ -73,7 +72,6 @@ def effect(
         model: The model's name.
         value: `loss`, `kl`, `changed` or `interchange`; when not given `interchange` where it was
             measured, else `loss`.
-        loop: Which of its loops; not needed where only one has rows.
 
     Returns:
         The figure; one panel for each kind of place.
@@ -81,11 +79,9 @@ def effect(
     Raises:
         InputError: if the table is missing, the model is not in it, or the value was not measured.
     """
-    frame = need(tables, "effect")
-    panel = choose_one(tables, frame, model, loop, "effect")
-    rows = panel.rows(frame)
+    panel, rows = model_rows(tables, model)
     value = _value(rows, value)
-    means = place_means(frame, panel, value)
+    means = place_means(rows, value)
     parts = {kind: means[means["kind"].eq(kind)] for kind in kinds_of(means)}
     drawn = {kind: _Places(part, panel, kind) for kind, part in parts.items()}
     with style():

@@ -2,15 +2,23 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from loopscope.analysis.tables import aggregate
-from loopscope.figures.names import printable, source_label, state_label, step_label
-from loopscope.figures.panels import Panel
+from loopscope.analysis.tables import Tables, aggregate
+from loopscope.errors import InputError
+from loopscope.figures.names import (
+    model_label,
+    printable,
+    source_label,
+    state_label,
+    step_label,
+)
+from loopscope.figures.panels import Panel, choose, need
 from loopscope.figures.style import BLUE, VERMILLION
 from loopscope.names import block_name
 
@@ -45,7 +53,7 @@ ROUTERS = {"recomputed": ("total", BLUE, "o"), "frozen": ("direct", VERMILLION, 
 """With routers recomputed or frozen: what the effect is called, its colour and marker."""
 
 _SLOT = re.compile(r"(?:(write|read) )?(m\d+)@(-?\d+)")
-_PART = re.compile(r"(.*?loop\d+)\.(?:layer(\d+)\.)?(attn|mlp|head)(\d*)")
+_PART = re.compile(r"loop(.+?)(?:\.(?:layer(\d+)\.)?(attn|mlp|head)(\d*))?")
 _OUTPUT = re.compile(r"h_m(\d+)")
 
 
@@ -69,20 +77,21 @@ def mark(what: str, kind: str, t: int, paths: Sequence[str] = ()) -> Mark:
         The label of what it has in common with its neighbours, and its own.
     """
     step = "trans." if t < 0 else step_label(t, paths)
-    number = paths[t] if 0 <= t < len(paths) else f"{t}"
     if kind in ("slot", "write", "read") and (slot := _SLOT.fullmatch(what)):
         return Mark(step, slot[2])
-    if kind in ("attention", "mlp", "head") and (part := _PART.fullmatch(what)):
-        layer = "" if part[2] is None else f"L{part[2]}"
+    if kind in ("iteration", "attention", "mlp", "head") and (part := _PART.fullmatch(what)):
+        path, layer = printable(part[1]), "" if part[2] is None else f"L{part[2]}"
+        step = f"$t={path}$" if path.isdecimal() else path
         if kind == "head":
-            return Mark(f"{step} {layer}".strip(), part[4])
-        return Mark(step, layer) if layer else Mark("", printable(number))
+            return Mark(f"{step} {layer}", part[4])
+        return Mark(step, layer) if layer else Mark("", path)
     if kind == "edge" and ">" in what:
         source, _, state = what.partition(">")
         output = _OUTPUT.fullmatch(source)
-        name = block_name(int(output[1])) if output else source
-        return Mark(state_label(state), source_label(name, paths))
-    return Mark("", printable(number if kind == "iteration" else what))
+        if output:
+            return Mark(state_label(state), source_label(block_name(int(output[1])), paths))
+        return Mark(state_label(state), state_label(source))
+    return Mark("", printable(what))
 
 
 def way_sentence(hows: Sequence[str]) -> str:
@@ -96,6 +105,34 @@ def way_sentence(hows: Sequence[str]) -> str:
     """
     ways = [HOWS[how] for how in HOWS if how in hows]
     return f"{'; '.join(ways)}.".capitalize() if ways else ""
+
+
+def model_rows(tables: Tables, model: str) -> tuple[Panel, pd.DataFrame]:
+    """Get a model's rows of the table `effect`, those of all its loops together.
+
+    Args:
+        tables: What was measured.
+        model: The model's name.
+
+    Returns:
+        The panel, that of its first loop, and the rows, under that loop's name.
+
+    Raises:
+        InputError: if the table is missing, the model is not in it, or at several steps.
+    """
+    frame = need(tables, "effect")
+    panels = choose(tables, frame, model, "effect")
+    if len({panel.step for panel in panels}) > 1:
+        titles = "; ".join(panel.title for panel in panels)
+        raise InputError(
+            f"this figure shows one state of a model, but the table 'effect' holds {model!r} at "
+            f"several steps: {titles}. Select the rows of one step first."
+        )
+    if len(panels) == 1:
+        return panels[0], panels[0].rows(frame)
+    panel = replace(panels[0], title=model_label(model))
+    rows = pd.concat([each.rows(frame) for each in panels])
+    return panel, rows.assign(loop=panel.loop)
 
 
 def kinds_of(frame: pd.DataFrame) -> list[str]:
@@ -112,19 +149,18 @@ def kinds_of(frame: pd.DataFrame) -> list[str]:
     return [kind for kind in [*KINDS, *others] if kind in held]
 
 
-def place_means(frame: pd.DataFrame, panel: Panel, column: str) -> pd.DataFrame:
+def place_means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Average a column over the samples, with its 95 % interval by document.
 
     Args:
-        frame: The table `effect`.
-        panel: Which model.
+        rows: One model's rows of the table `effect`.
         column: What is averaged.
 
     Returns:
         One row per place, way and kind of effect, in the table's order: mean, low, high (Student's
         t on the cluster-robust error; both are the mean of one cluster), n, n_flagged.
     """
-    stats = aggregate.with_errors(panel.rows(frame), PLACE, column)
+    stats = aggregate.with_errors(rows, PLACE, column)
     clusters = stats["clusters"].to_numpy(dtype=np.float64)
     several = clusters > 1
     half = np.zeros(len(stats))

@@ -19,12 +19,13 @@ from loopscope.figures.effect_places import (
     kinds_of,
     linear_part,
     mark,
+    model_rows,
     place_means,
     way_sentence,
 )
 from loopscope.figures.names import printable
 from loopscope.figures.notes import note, samples_note
-from loopscope.figures.panels import Panel, choose_one, need
+from loopscope.figures.panels import Panel
 from loopscope.figures.style import GREY, INK, PAGE_WIDTH, SMALL, TINY, Figure, new_figure, style
 from loopscope.figures.tag_placement import Tag, place_tags_of
 
@@ -56,7 +57,7 @@ class _Cloud(NamedTuple):
     points: pd.DataFrame  # what, kind, t, routers; x, x_low, x_high; y, y_low, y_high
 
 
-def mass_effect(tables: Tables, model: str, loop: str | None = None) -> Figure:
+def mass_effect(tables: Tables, model: str) -> Figure:
     """Draw the effect of each place against its mass, with Spearman's ρ and its interval.
 
     Mass: the mean router weight of writes and reads, |α| of edges, the norm of a part's output over
@@ -65,7 +66,6 @@ def mass_effect(tables: Tables, model: str, loop: str | None = None) -> Figure:
     Args:
         tables: What was measured; needs `effect`.
         model: The model's name.
-        loop: Which of its loops; not needed where only one has rows.
 
     Returns:
         The figure; one panel for each kind of place of which there are at least four.
@@ -73,11 +73,10 @@ def mass_effect(tables: Tables, model: str, loop: str | None = None) -> Figure:
     Raises:
         InputError: if the table is missing, the model is not in it, or it has too few places.
     """
-    frame = need(tables, "effect")
-    panel = choose_one(tables, frame, model, loop, "effect")
-    if reason := why_no_mass_effect(panel.rows(frame)):
+    panel, rows = model_rows(tables, model)
+    if reason := why_no_mass_effect(rows):
         raise InputError(f"mass against effect of {model!r} cannot be drawn: {reason}.")
-    clouds = _clouds(frame, panel)
+    clouds = _clouds(rows)
     with style():
         fig, axes = _page(len(clouds))
         ends = pd.concat([cloud.points[["y_low", "y_high"]].stack() for cloud in clouds])
@@ -131,9 +130,8 @@ def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], str]]:
     return groups
 
 
-def _clouds(frame: pd.DataFrame, panel: Panel) -> list[_Cloud]:
-    rows = panel.rows(frame)
-    mass, loss = (place_means(rows, panel, column) for column in ("mass", "loss"))
+def _clouds(rows: pd.DataFrame) -> list[_Cloud]:
+    mass, loss = (place_means(rows, column) for column in ("mass", "loss"))
     keys = ["what", "kind", "t", "how", "routers"]
     points = mass[[*keys, "mean", "low", "high"]].rename(
         columns={"mean": "x", "low": "x_low", "high": "x_high"}
@@ -175,7 +173,7 @@ def _draw(ax: Axes, cloud: _Cloud, ends: pd.Series) -> None:
         )  # fmt: skip
     ax.axhline(0, color=INK, linewidth=0.5, zorder=0)
     if ends.abs().max() > 0:
-        symlog_y(ax, ends, linear_part(ends), room=0.28)
+        symlog_y(ax, ends, linear_part(ends), room=0.34)
     _scale_x(ax, cloud.points)
     ax.set_xlabel(MASSES.get(cloud.kinds[0], "mass"))
     title = ", ".join(KINDS.get(kind, printable(kind)) for kind in cloud.kinds)

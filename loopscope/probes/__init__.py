@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.concept_erasure import Eraser as Eraser
+    from loopscope.probes.concept_erasure import fit_eraser as fit_eraser
     from loopscope.probes.intervention_places import KINDS as KINDS
     from loopscope.probes.intervention_places import Place as Place
     from loopscope.probes.intervention_places import place_named as place_named

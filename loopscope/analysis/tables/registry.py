@@ -186,6 +186,8 @@ REGISTRY: tuple[Measure, ...] = (
         rows="intervention_effects:EffectRows",
         default=False,
         logits=True,
+        inside=True,
+        asked="intervene",
         tables=(
             Table(
                 name="effect",
