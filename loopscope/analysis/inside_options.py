@@ -60,7 +60,7 @@ class InterveneOptions:
         labels: What `erase` takes away: one label per token (samples, pos) or per window
             (samples,).
         windows: How many windows to measure, of as many documents as can be; when not given as many
-            as about 1,500 forward passes allow, at least 12; all where there is a source.
+            as about 1,200 forward passes allow, at least 12; all where there is a source.
         seed: Chooses the windows to resample from, and the random directions beside erased ones.
 
     Raises:
@@ -86,7 +86,7 @@ class InterveneOptions:
     answers: Any = option(None)
     labels: Any = option(None)
     windows: int | None = option(
-        None, "--windows", "Windows to intervene on (default: what about 1,500 passes allow)."
+        None, "--windows", "Windows to intervene on (default: what about 1,200 passes allow)."
     )
     seed: int = option(0)
 

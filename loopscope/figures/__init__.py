@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from loopscope.figures.update_bars import update as update
 
 __all__ = [
-    "DrawReport", "cka", "draw_all", "fig1", "layers", "loss_per_loop", "plan", "rank", "routers",
-    "save", "series", "spectrum", "steps", "training", "update",
+    "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "loss_per_loop", "mass_effect",
+    "plan", "rank", "routers", "save", "series", "spectrum", "steps", "training", "update",
 ]  # fmt: skip
 
 __getattr__, _offered, _names = lazy(__name__)

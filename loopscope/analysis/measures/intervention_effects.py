@@ -48,34 +48,45 @@ class Effect(NamedTuple):
     changed: Float[Tensor, " batch"]
 
 
-def logits_effect(
-    clean: Float[Tensor, "batch pos d_vocab"],
-    changed: Float[Tensor, "batch pos d_vocab"],
-    tokens: Int[Tensor, "batch pos"],
-) -> Effect:
-    """Compare the predictions of two runs over the same tokens.
+class Predictions:
+    """What a clean run predicts, to hold changed runs over the same tokens against."""
 
-    Args:
-        clean: Logits of the run without an intervention.
-        changed: Those of the run with it.
-        tokens: The tokens, (batch, pos).
+    def __init__(
+        self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+    ) -> None:
+        """Take the clean run.
 
-    Returns:
-        Δ loss over the tokens but the first; KL(clean ‖ changed) and the share of other top tokens
-        over all. All are exactly 0 where the logits are equal.
-    """
-    rows = [_of_window(*window) for window in zip(clean, changed, tokens, strict=True)]
-    return Effect(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        Args:
+            logits: Its logits.
+            tokens: Its tokens.
+        """
+        self._next = tokens[:, 1:].to(logits.device)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        self._log_p = [x.to(wide).log_softmax(-1) for x in logits]
+        self._top = [p.argmax(-1) for p in self._log_p]
+        pairs = zip(self._log_p, self._next, strict=True)
+        self._loss = [F.nll_loss(p[:-1], ids) for p, ids in pairs]
 
+    def effect(self, changed: Float[Tensor, "batch pos d_vocab"]) -> Effect:
+        """Compare the predictions of a changed run.
 
-def _of_window(clean: Tensor, changed: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(clean.dtype, torch.float32)
-    p, q = (x.to(clean.device, wide).log_softmax(-1) for x in (clean, changed))
-    next_tokens = tokens[1:].to(p.device)
-    loss = F.nll_loss(q[:-1], next_tokens) - F.nll_loss(p[:-1], next_tokens)
-    kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
-    other = (p.argmax(-1) != q.argmax(-1)).to(wide).mean()
-    return loss, kl, torch.where(loss.isfinite(), other, torch.nan)
+        Args:
+            changed: Its logits.
+
+        Returns:
+            Δ loss over the tokens but the first; KL(clean ‖ changed) and the share of other top
+            tokens over all. All are exactly 0 where the logits are equal.
+        """
+        rows = [self._of_window(i, x) for i, x in enumerate(changed)]
+        return Effect(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def _of_window(self, i: int, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = self._log_p[i]
+        q = changed.to(p).log_softmax(-1)
+        loss = F.nll_loss(q[:-1], self._next[i]) - self._loss[i]
+        kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
+        other = (self._top[i] != q.argmax(-1)).to(p.dtype).mean()
+        return loss, kl, torch.where(loss.isfinite(), other, torch.nan)
 
 
 def answered(
@@ -127,7 +138,7 @@ class EffectRows(MeasureRows):
         for target in self.plan.targets:
             loops = {place.loop for place in target.places}
             loop = loops.pop() if len(loops) == 1 else main
-            for routers in self._routers:
+            for routers in self.routers:
                 key = (target.what, target.kind, target.t, target.how, routers)
                 by_loop.setdefault(loop, []).append(key)
         if self.plan.answers is not None:
@@ -141,7 +152,8 @@ class EffectRows(MeasureRows):
                 self.place[what, how, routers] = rows, number
 
     @property
-    def _routers(self) -> tuple[str, ...]:
+    def routers(self) -> tuple[str, ...]:
+        """Whether effects are total, or total and direct."""
         return (TOTAL, DIRECT) if self.plan.routed else (TOTAL,)
 
     def add(self, batch: Batch) -> None:
@@ -201,7 +213,7 @@ class _Windows:
     def __init__(self, rows: EffectRows, windows: Sequence[int], tokens: Tensor) -> None:
         self.rows, self.plan, self.windows = rows, rows.plan, windows
         self.clean = clean_run(rows.model, tokens)
-        self.tokens = tokens
+        self.predictions = Predictions(self.clean.logits, tokens)
         self.partners = self.sources = None
         plan = rows.plan
         if plan.needs("resample") and plan.references is not None:
@@ -219,8 +231,10 @@ class _Windows:
             mass, norm = place_mass(self.clean, target.places[0])
             masses = {"mass": mass, "mass_norm": norm}
         changes = self.plan.interventions(target, self.windows, self.partners, self.sources)
-        for routers in self.rows._routers:
-            values = masses | self._effect(target, changes, frozen=routers == DIRECT)
+        values: dict[str, Tensor] = {}
+        for routers in self.rows.routers:
+            if routers == TOTAL or not _last(target, self.clean):
+                values = masses | self._effect(target, changes, frozen=routers == DIRECT)
             self.rows.write(target.what, target.how, routers, self.windows, values)
 
     def _effect(self, target: Target, changes: Any, *, frozen: bool) -> dict[str, Tensor]:
@@ -233,7 +247,7 @@ class _Windows:
             return {"loss": torch.full((len(self.windows),), torch.nan)}
         for warning in caught:
             self.rows.remark(str(warning.message).rstrip("."))
-        effect = logits_effect(self.clean.logits, logits, self.tokens)._asdict()
+        effect = self.predictions.effect(logits)._asdict()
         if self.answers is not None:
             effect["interchange"] = answered(logits, self.answers)
         return effect
@@ -250,4 +264,13 @@ class _Windows:
                 self.rows.write(what, "none", TOTAL, self.windows, {"interchange": share})
 
 
-__all__ = ["EffectRows", "Effect", "answered", "logits_effect"]
+def _last(target: Target, clean: CleanRun) -> bool:
+    """Whether no router comes after the places, so that the total effect is the direct one."""
+    loops = clean.trajectory.loops
+    return all(
+        place.kind in ("slot", "write", "read", "edge") and place.t == loops[place.loop].K - 1
+        for place in target.places
+    )
+
+
+__all__ = ["Effect", "EffectRows", "Predictions", "answered"]

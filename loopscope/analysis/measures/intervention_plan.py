@@ -52,7 +52,7 @@ APPLIES = {
 REFERENCES = 24
 """Reference windows."""
 
-PASSES = 1500
+PASSES = 1200
 """About so many passes are run where no number of windows is given, in at least `FEWEST`."""
 
 FEWEST = 12
