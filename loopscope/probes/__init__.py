@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.concept_erasure import Eraser as Eraser
+    from loopscope.probes.concept_erasure import fit_eraser as fit_eraser
     from loopscope.probes.readout import losses as losses
     from loopscope.probes.readout import matched as matched
     from loopscope.probes.readout import read_out as read_out
