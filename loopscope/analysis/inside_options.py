@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 
 from loopscope.analysis.declaring import option
+from loopscope.errors import unknown_name, whole_number
+from loopscope.probes import TARGETS, check_targets, read_labels
+
+
+def _names(typed: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in typed.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +33,49 @@ class ProbeOptions:
     """What linear probes are fitted to.
 
     Attributes:
-        labels: Names of built-in labels, or name → an array with one label per token or sample.
+        labels: Names of built-in labels (`current`, `previous` and `next` token's class,
+            `position`, `indentation`, `brackets`) and files of labels; or name → an array with one
+            label per token (samples × pos) or sample. Integers and strings are classes, floats
+            numbers. `current`, `previous` and `next` when not given.
+        of: What they are fitted to, h_emb besides: kinds (`h` states, `h_m` core outputs, `m`
+            slots, `w_write` and `w_read` router weights), or single ones (`h2`, `m1@0`).
+        folds: Parts that the documents are shared out in, each scored by probes fitted to the
+            others.
+        probed_tokens: The most tokens of a sample that are used, drawn at random.
+
+    Raises:
+        UnknownNameError: for labels or targets that do not exist, with near matches.
+        InputError: for labels of a wrong form, fewer than 2 folds, or no tokens.
     """
 
-    labels: Any = option(None)
+    labels: Any = option(
+        None,
+        "--labels",
+        "current,next,previous (class of a token), position, indentation, brackets; or a .npy, "
+        ".csv or .parquet file with one label per token or sample. Default: the classes.",
+        typed=str | None,
+    )
+    of: Sequence[str] = option(
+        ("h",),
+        "--of",
+        "What probes are fitted to: h (states), h_m, m (slots), w_write, w_read, or single ones "
+        "(h2, m1@0), with commas.",
+        typed=str,
+        read=_names,
+    )
+    folds: int = option(5, "--folds", "Parts that the documents are shared out in.")
+    probed_tokens: int = option(
+        32, "--probed-tokens", "The most tokens of a sample that probes are fitted to."
+    )
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "labels", read_labels(self.labels))
+        put(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        if (name := check_targets(self.of)) is not None:
+            raise unknown_name("target of probes", name, TARGETS, hint="Or single ones: h2, m1@0.")
+        put(self, "folds", whole_number("folds", self.folds, 2))
+        put(self, "probed_tokens", whole_number("probed_tokens", self.probed_tokens, 1))
 
 
 @dataclass(frozen=True, kw_only=True)

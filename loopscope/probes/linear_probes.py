@@ -4,15 +4,14 @@ A probe finds what is there, not what is used, and finds more the wider a state 
 something beside those of control tasks (Hewitt & Liang 1909.03368) only.
 """
 
-import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Shaped
+from jaxtyping import Float64, Int, Shaped
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -26,9 +25,6 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 TOLERANCE, STEPS = 1e-3, 1000
 """Of the largest slope at which a logistic regression ends, and its most steps."""
-
-Probe = Callable[[int], Any]
-"""Makes a scikit-learn estimator for states of a width."""
 
 
 def class_probe(width: int) -> Any:
@@ -130,7 +126,7 @@ def cross_validated(
     Args:
         x: States of tokens, all finite.
         y: The class of each as a whole number, or a number.
-        fold: The fold of each; at least two.
+        fold: The fold of each; of a single fold nothing is scored.
         classes: Whether `y` are classes.
 
     Returns:
@@ -140,6 +136,8 @@ def cross_validated(
     x = _within_range(x)
     for f in np.unique(fold):
         test, train = fold == f, fold != f
+        if not train.any():
+            continue
         parts = x[train], y[train], x[test], y[test]
         single = len(np.unique(parts[1])) == 1
         if classes:
@@ -254,22 +252,22 @@ def shuffled_labels(
 
 
 def fit_together(
-    jobs: Iterable[Callable[[], TokenScores]],
+    jobs: Sequence[Callable[[], TokenScores]], *, threads: int
 ) -> tuple[list[TokenScores], int]:
     """Run fits on several cores, each of them on one.
 
     Args:
         jobs: The fits.
+        threads: How many to run at a time.
 
     Returns:
         Their scores in the order of the jobs, the same on any number of cores; and how many
         logistic regressions ended before their slope was small enough.
     """
-    jobs = list(jobs)
     # warnings are of the whole process: what its threads raise is caught here, and counted
     with warnings.catch_warnings(record=True) as caught, threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("always", ConvergenceWarning)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             scores = list(pool.map(lambda job: job(), jobs))
     for warning in caught:
         if not issubclass(warning.category, ConvergenceWarning):
@@ -279,20 +277,8 @@ def fit_together(
     return scores, sum(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
-def finite_rows(x: Shaped[np.ndarray, "token width"]) -> Bool[np.ndarray, " token"]:
-    """Tell which tokens' states are finite.
-
-    Args:
-        x: States.
-
-    Returns:
-        Whether all numbers of each are.
-    """
-    return np.isfinite(x).all(1)
-
-
 __all__ = [
     "ALPHAS", "STEPS", "TOLERANCE", "SampleScores", "TokenScores", "by_sample", "class_probe",
-    "cross_validated", "finite_rows", "fit_together", "group_folds", "number_probe",
+    "cross_validated", "fit_together", "group_folds", "number_probe",
     "random_labels", "shuffled_labels",
 ]  # fmt: skip

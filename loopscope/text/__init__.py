@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopscope.text.token_classes import BUILT_IN_LABELS as BUILT_IN_LABELS
     from loopscope.text.token_classes import CLASS_LABELS as CLASS_LABELS
     from loopscope.text.token_classes import CLASSES as CLASSES
+    from loopscope.text.token_classes import is_python as is_python
     from loopscope.text.token_classes import token_labels as token_labels
     from loopscope.text.token_classes import token_pieces as token_pieces
     from loopscope.text.windows import Samples as Samples

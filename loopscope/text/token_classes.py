@@ -119,7 +119,10 @@ def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def token_labels(
-    pieces: Sequence[Sequence[str]], names: Sequence[str] = BUILT_IN_LABELS
+    pieces: Sequence[Sequence[str]],
+    names: Sequence[str] = BUILT_IN_LABELS,
+    *,
+    python: bool = True,
 ) -> dict[str, Float64[np.ndarray, "sample pos"]]:
     """Label every token of windows.
 
@@ -130,13 +133,13 @@ def token_labels(
             `CLASSES`; `position` counts from 0; `indentation` is the leading white space of the
             token's line in levels of four columns; `brackets` how many were opened before it in
             this window and are not closed.
+        python: Whether to look for Python's keywords, strings and comments.
 
     Returns:
         Name → (samples × tokens); NaN where the window does not tell: before its first and after
         its last token, and the indentation of its first line.
     """
     texts = ["".join(window) for window in pieces]
-    python = is_python(texts)
     windows = [_window_labels(*pair, python) for pair in zip(pieces, texts, strict=True)]
     return {name: np.stack([labels[name] for labels in windows]) for name in names}
 
