@@ -89,9 +89,7 @@ class EachFigure:
 
 EACH_FIGURES: tuple[EachFigure, ...] = (
     EachFigure(prefix="effect_", table="effect", draw=effect),
-    EachFigure(
-        prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect
-    ),
+    EachFigure(prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect),
 )
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"

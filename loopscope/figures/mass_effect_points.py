@@ -125,7 +125,10 @@ def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], str]]:
     for group in [*((k,) for k in kinds), *([parts] if parts else [])]:
         of_kind = sound[sound["kind"].isin(group)]
         for how in dict.fromkeys(of_kind["how"].astype(str)):
-            if how != "erase_random" and of_kind.loc[of_kind["how"].eq(how), "what"].nunique() >= FEWEST:
+            if (
+                how != "erase_random"
+                and of_kind.loc[of_kind["how"].eq(how), "what"].nunique() >= FEWEST
+            ):
                 groups.append((group, how))
     return groups
 

@@ -21,11 +21,19 @@ from loopscope.probes import (
     KINDS,
     CleanRun,
     Intervention,
+    Labels,
     Place,
     clean_run,
     fit_eraser,
     place_named,
     places,
+)
+from loopscope.text import (
+    BUILT_IN_LABELS,
+    CLASS_LABELS,
+    is_python,
+    token_labels,
+    token_pieces,
 )
 
 DEFAULT_HOW = {
@@ -371,8 +379,7 @@ def _with_references(
     means, states = _reference_values(plan, model, references, batch_size)
     erasers: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     if states:
-        labels = reference_labels(model, samples, options)[rows]
-        erasers = _erasers(states, labels, options.seed)
+        erasers = _erasers(states, _labels(model, samples, options, rows), options.seed)
     return Plan(
         **plan.__dict__
         | {
@@ -426,44 +433,54 @@ def _reference_values(
     )
 
 
-def reference_labels(model: Hooked, samples: SampleSet, options: InterveneOptions) -> Tensor:
-    """Give the label of each token of each window.
-
-    Args:
-        model: The model, for its tokenizer.
-        samples: The windows.
-        options: Hold the labels.
-
-    Returns:
-        (sample, pos).
-
-    Raises:
-        InputError: where there are none, or they do not fit the samples.
-    """
+def _labels(
+    model: Hooked, samples: SampleSet, options: InterveneOptions, rows: Sequence[int]
+) -> Labels:
+    """The label of each token of some windows, (window, pos)."""
     tokens = samples.tokens
     assert tokens is not None
-    if options.labels is None:
-        raise InputError("how='erase' takes labels=, one label per token or per window.")
-    labels = torch.as_tensor(np.asarray(options.labels))
-    if labels.shape == tokens.shape[:1]:
-        labels = labels[:, None].expand(tokens.shape)
-    if labels.shape != tokens.shape:
+    if not options.labels:
         raise InputError(
-            f"labels must be one per token {tuple(tokens.shape)} or per window ({len(tokens)},), "
-            f"given {tuple(labels.shape)}."
+            f"how='erase' takes labels=: one of {', '.join(BUILT_IN_LABELS)}, or one label per "
+            "token or per window."
         )
-    return labels
+    ((name, given),) = options.labels.items()
+    if given is None:
+        return _built_in(model, name, tokens[list(rows)])
+    labels = given.of_samples(name, *tokens.shape).chosen(rows)
+    if labels.values.ndim == 2:
+        return labels
+    return Labels(values=np.repeat(labels.values[:, None], tokens.shape[1], axis=1))
+
+
+def _built_in(model: Hooked, name: str, tokens: Tensor) -> Labels:
+    """Labels that the text gives."""
+    if name == "position":
+        values = np.tile(np.arange(float(tokens.shape[1])), (len(tokens), 1))
+        return Labels(values=values)
+    if model.tokenizer is None:
+        raise InputError(
+            f"labels {name!r} are told from text, and the model has no tokenizer; give one label "
+            "per token."
+        )
+    pieces = [token_pieces(model.tokenizer, row) for row in tokens.tolist()]
+    python = is_python(["".join(window) for window in pieces])
+    values = token_labels(pieces, [name], python=python)[name]
+    codes = np.nan_to_num(values, nan=-1.0).astype(np.int64)
+    return Labels(values=codes if name in CLASS_LABELS else values)
 
 
 def _erasers(
-    states: Mapping[str, Tensor], labels: Tensor, seed: int
+    states: Mapping[str, Tensor], labels: Labels, seed: int
 ) -> dict[tuple[str, str], Callable[[Tensor], Tensor]]:
     """What erases the labels at each place, and as many directions that mean nothing."""
     erasers: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     generator = torch.Generator().manual_seed(seed)
+    present = torch.from_numpy(labels.present.reshape(-1))
+    values = torch.from_numpy(labels.values.reshape(-1))[present]
     for name, state in states.items():
-        tokens = state.flatten(0, 1)
-        eraser = fit_eraser(tokens, labels.flatten())
+        tokens = state.flatten(0, 1)[present.to(state.device)]
+        eraser = fit_eraser(tokens, values)
         noise = torch.randn(len(tokens), max(1, eraser.rank), generator=generator)
         erasers[name, "erase"], erasers[name, CONTROL] = eraser, fit_eraser(tokens, noise)
     return erasers

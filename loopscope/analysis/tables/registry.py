@@ -183,6 +183,30 @@ REGISTRY: tuple[Measure, ...] = (
         ),
     ),
     Measure(
+        rows="probe_scores:ProbeRows",
+        default=False,
+        inside=True,
+        tables=(
+            Table(
+                name="probe",
+                meaning="how well a linear probe, fitted to other documents, tells a label from a "
+                "state (accuracy, or R² of numbers), beside its control tasks",
+                keys=dict.fromkeys(("labels", "target", "control"), "category"),
+                averaged="score",
+                values=dict.fromkeys(
+                    (
+                        "score",
+                        "baseline",
+                        "cross_entropy",
+                        "baseline_cross_entropy",
+                        "tokens",
+                    ),
+                    "float64",
+                ),
+            ),
+        ),
+    ),
+    Measure(
         rows="intervention_effects:EffectRows",
         default=False,
         logits=True,
