@@ -85,15 +85,14 @@ def effect(tables: Tables, model: str, value: str | None = None) -> Figure:
     parts = {kind: means[means["kind"].eq(kind)] for kind in kinds_of(means)}
     drawn = {kind: _Places(part, panel, kind) for kind, part in parts.items()}
     with style():
-        fig, axes = _page(drawn)
+        fig, axes, leftmost = _page(drawn)
         places = means[~means["kind"].eq("control")]
         for kind, ax in axes.items():
             _draw(ax, drawn[kind], kind)
             _draw_controls(ax, means[means["kind"].eq("control")], kind == next(iter(axes)))
         _scale(list(axes.values()), places, value)
-        for ax in axes.values():
-            if ax.get_subplotspec().is_first_col():
-                ax.set_ylabel(VALUES[value], fontsize=SMALL)
+        for ax in leftmost:
+            ax.set_ylabel(VALUES[value], fontsize=SMALL)
         _legend(fig, places, panel)
         note(
             fig,
@@ -146,7 +145,7 @@ class _Places:
         self.units = max(x, 3.0)
 
 
-def _page(drawn: dict[str, _Places]) -> tuple[Figure, dict[str, Axes]]:
+def _page(drawn: dict[str, _Places]) -> tuple[Figure, dict[str, Axes], list[Axes]]:
     """Panels in rows of about equal numbers of places."""
     widest = max([_LEAST_UNITS, *(places.units for places in drawn.values())])
     room = 0.06 * widest  # of a panel's edge
@@ -172,7 +171,7 @@ def _page(drawn: dict[str, _Places]) -> tuple[Figure, dict[str, Axes]]:
             axes[kind] = fig.add_subplot(row[place], sharey=first)
             if place:
                 axes[kind].tick_params(labelleft=False)
-    return fig, axes
+    return fig, axes, [axes[kinds[0]] for kinds in lines]
 
 
 def _draw(ax: Axes, places: _Places, kind: str) -> None:
@@ -231,12 +230,13 @@ def _label(ax: Axes, places: _Places, kind: str) -> None:
 
 def _draw_controls(ax: Axes, controls: pd.DataFrame, first: bool) -> None:
     """The shares without an intervention: of the base, and of the source by itself."""
-    for row in controls[controls["n"] > 0].drop_duplicates("what").itertuples():
-        source = row.what == "source"
-        ax.axhline(row.mean, color=GREY, linewidth=0.8, linestyle=":" if source else "--")
+    shares = controls[controls["n"] > 0].groupby("what", observed=True)["mean"].first()
+    for what, share in shares.items():
+        source = what == "source"
+        ax.axhline(float(share), color=GREY, linewidth=0.8, linestyle=":" if source else "--")
         if first:
             ax.annotate(
-                "source itself" if source else "not patched", (1.0, row.mean), (-1, 1),
+                "source itself" if source else "not patched", (1.0, share), (-1, 1),
                 xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
                 va="bottom", fontsize=TINY, color=GREY,
             )  # fmt: skip

@@ -79,7 +79,8 @@ def mass_effect(tables: Tables, model: str) -> Figure:
     clouds = _clouds(rows)
     with style():
         fig, axes = _page(len(clouds))
-        ends = pd.concat([cloud.points[["y_low", "y_high"]].stack() for cloud in clouds])
+        low_high = [cloud.points[end] for cloud in clouds for end in ("y_low", "y_high")]
+        ends = pd.concat(low_high)
         for number, (ax, cloud) in enumerate(zip(axes, clouds, strict=True)):
             _draw(ax, cloud, ends)
             _tell(ax, cloud)
@@ -124,12 +125,9 @@ def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], str]]:
     groups = []
     for group in [*((k,) for k in kinds), *([parts] if parts else [])]:
         of_kind = sound[sound["kind"].isin(group)]
-        for how in dict.fromkeys(of_kind["how"].astype(str)):
-            if (
-                how != "erase_random"
-                and of_kind.loc[of_kind["how"].eq(how), "what"].nunique() >= FEWEST
-            ):
-                groups.append((group, how))
+        places = of_kind.groupby("how", observed=True, sort=False)["what"].nunique()
+        enough = places.index[places.ge(FEWEST)].astype(str)
+        groups += [(group, how) for how in enough if how != "erase_random"]
     return groups
 
 

@@ -44,8 +44,9 @@ def effect_table(
                 shrunk = size * (0.6 if routers == "frozen" else 1.0)
                 for sample in range(samples):
                     loss = shrunk * rng.normal(1, 0.4) - 0.003 * scale * rng.uniform()
-                    rows.append((sample, what, kind, t, how, routers, loss, abs(loss) * 1.2,
-                                 min(1.0, abs(loss)), mass * rng.normal(1, 0.05), 9 * mass))  # fmt: skip
+                    key = (sample, what, kind, t, how, routers)
+                    shown = mass * rng.normal(1, 0.05)
+                    rows.append((*key, loss, abs(loss) * 1.2, min(1.0, abs(loss)), shown, 9 * mass))
     columns = ["sample", "what", "kind", "t", "how", "routers", "loss", "kl", "changed"]
     frame = pd.DataFrame(rows, columns=[*columns, "mass", "mass_norm"])
     return as_tables(frame.assign(interchange=np.nan), name, documents=documents)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loopscope.analysis.flags import flagged
+from loopscope.analysis.inside_options import InterveneOptions
 from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleSet, Setup
 from loopscope.analysis.measures.intervention_plan import NOT_ASKED, Plan, Target, make_plan
 from loopscope.analysis.measures.place_masses import place_mass
@@ -114,7 +115,9 @@ class EffectRows(MeasureRows):
     def prepare(
         cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
     ) -> Plan:
-        return make_plan(model, samples, options.intervene, batch_size=batch_size)
+        chosen = options.intervene
+        assert isinstance(chosen, InterveneOptions)
+        return make_plan(model, samples, chosen, batch_size=batch_size)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -268,6 +268,7 @@ def _targets(
     if not options.what:
         of_kind = [p for p in of_kind if p.kind not in ("attention", "mlp") or p.layer is None]
     for what in named:
+        groups: list[tuple[Place, ...]]
         if what in KINDS:
             groups = [(place,) for place in of_kind if place.kind == what]
         else:

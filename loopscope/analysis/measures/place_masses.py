@@ -51,10 +51,8 @@ def place_mass(clean: CleanRun, place: Place) -> Mass:
         of = _written(loop, place.t) if place.kind == "write" else _memory(loop, place)
         return Mass(_mean(value), _mean(_wide(value) * _length(of).to(value.device)))
     if place.kind == "slot":
-        later = torch.stack(
-            [_read(loop, s, place).to(value.device) for s in range(place.t, loop.K)]
-        )
-        weight = later.mean(0)
+        reads = [_read(loop, s, place).to(value.device) for s in range(place.t, loop.K)]
+        weight = torch.stack(reads).mean(0)
         return Mass(_mean(weight), _mean(weight * _length(value)))
     if place.kind == "edge":
         length = _length(value)
