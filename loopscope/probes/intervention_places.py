@@ -37,6 +37,7 @@ class Place:
         path: Where the iteration stands; empty for the transition.
         layer: The layer of the iteration, None for all of them.
         head, slot: Which one.
+        heads: Of a head, how many lie side by side in the last axis; 0 where they have an axis.
         source: Of an edge: `h_emb`, `prelude`, `h0`, `h_m0` …
         hooks: Where it is replaced; several for the parts of several layers.
     """
@@ -49,6 +50,7 @@ class Place:
     layer: int | None = None
     head: int | None = None
     slot: int | None = None
+    heads: int = 0
     source: str = ""
     hooks: tuple[str, ...] = ()
 
@@ -69,8 +71,8 @@ def places(
         kinds: Which kinds; see `KINDS`.
 
     Returns:
-        The places, kind by kind in order of execution, and a line for each kind that the model
-        has not, or not everywhere.
+        The places, kind by kind in order of execution, and a line for each reason why the
+        model has not some kinds, or not everywhere.
 
     Raises:
         UnknownNameError: for a kind that does not exist.
@@ -79,13 +81,13 @@ def places(
         if kind not in KINDS:
             raise unknown_name("kind of place", kind, KINDS)
     found: list[Place] = []
-    notes: list[str] = []
+    why: dict[str, list[str]] = {}
     for kind in dict.fromkeys(kinds):
         of_kind, note = _FINDERS[kind](model, trajectory, kind)
         found += of_kind
         if note:
-            notes.append(f"{kind}: {note}")
-    return found, notes
+            why.setdefault(note, []).append(kind)
+    return found, [f"{', '.join(kinds)}: {note}" for note, kinds in why.items()]
 
 
 def place_named(model: Hooked, trajectory: Trajectory, name: str) -> Place:
@@ -102,11 +104,25 @@ def place_named(model: Hooked, trajectory: Trajectory, name: str) -> Place:
     Raises:
         UnknownNameError: if the model has no such place; near matches are listed.
     """
-    every, notes = places(model, trajectory)
-    by_name = {place.name: place for place in every}
-    if name not in by_name:
-        raise unknown_name("place", name, by_name, hint=" ".join(f"({note})" for note in notes))
-    return by_name[name]
+    named = [place for place in places(model, trajectory, [_kind(name)])[0] if place.name == name]
+    if not named:
+        every, notes = places(model, trajectory)
+        hint = " ".join(f"({note})" for note in notes)
+        raise unknown_name("place", name, [place.name for place in every], hint=hint)
+    return named[0]
+
+
+def _kind(name: str) -> str:
+    """The kind that a name looks like."""
+    if ">" in name:
+        return "edge"
+    if "@" in name:
+        first = name.partition(" ")[0]
+        return first if first in ("write", "read") else "slot"
+    last = name.rpartition(".")[2]
+    return {"attn": "attention", "mlp": "mlp"}.get(
+        last, "head" if last.startswith("head") else "iteration"
+    )
 
 
 def has_hook(model: Hooked, name: str) -> bool:
@@ -176,7 +192,8 @@ def _heads(model: Hooked, trajectory: Trajectory, kind: str) -> Found:
             found += [
                 Place(
                     name=f"loop{path}.layer{i}.head{head}", kind=kind, t=t, loop=name, path=path,
-                    layer=i, head=head, hooks=(layer.z,),
+                    layer=i, head=head, heads=0 if layer.shaped else layer.heads,
+                    hooks=(layer.z,),
                 )
                 for i, layer in enumerate(parts)
                 for head in range(layer.heads)

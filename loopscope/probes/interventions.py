@@ -173,7 +173,7 @@ class CleanRun:
             self._keep_parts()
         tensors = [self._parts[hook] for hook in place.hooks]
         if place.kind == "head":
-            return _of_head(self.model, place, tensors[0])
+            return _of_head(place, tensors[0])
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=2)
 
     @torch.no_grad()
@@ -348,12 +348,13 @@ class _Pass:
 
         def skip(x: Tensor, hook: Any) -> Tensor:
             h = self.now(f"loop.{place.path}.hook_in")
-            if h.shape != x.shape:
+            try:
+                h = h.to(x).expand_as(x)  # an initial vector is the same at every position
+            except RuntimeError:
                 raise InputError(
                     f"{place.name} cannot be skipped: h({place.t}) is {tuple(h.shape)}, what the "
                     f"iteration gives {tuple(x.shape)}."
-                )
-            h = h.to(x)
+                ) from None
             self.note(intervention, x, h)
             return h
 
@@ -366,7 +367,7 @@ class _Pass:
             return w
 
         def head(z: Tensor, hook: Any) -> Tensor:
-            old = _of_head(self.model, place, z)
+            old = _of_head(place, z)
             old.copy_(self.answer(intervention, old))
             return z
 
@@ -482,7 +483,8 @@ class SlotsInStates:
     def _reading(self, made: Tensor, memory: Tensor, read: Tensor, reading: Tensor) -> Tensor:
         """What is read of the slots as they are to be; what was made where nothing differs."""
         assert self.put is not None and self.drift is not None
-        same = (self.put == 0).all(-1).all(1) & (read == reading).all(-1)
+        unread = (self.put == 0).all(-1).mT | (reading == 0)  # of each token and slot
+        same = (unread & (read == reading)).all(-1)
         if bool(same.all()):
             return made
         slots = (memory.to(self.put) + self.drift) + self.put
@@ -527,13 +529,12 @@ def _weights(trajectory: Trajectory, kind: str, t: int) -> Tensor:
     return weights
 
 
-def _of_head(model: Hooked, place: Place, z: Tensor) -> Tensor:
+def _of_head(place: Place, z: Tensor) -> Tensor:
     """The part of `z` that is a head's, as a view."""
-    assert place.layer is not None and place.head is not None
-    parts = model.layer_parts(place.path)[place.layer]
-    if parts.shaped:
+    assert place.head is not None
+    if not place.heads:
         return z[..., place.head, :]
-    width = z.shape[-1] // parts.heads
+    width = z.shape[-1] // place.heads
     return z[..., place.head * width : (place.head + 1) * width]
 
 

@@ -201,7 +201,9 @@ def _tolerance(trajectory: Trajectory) -> float:
 
 
 def _off(state: Tensor, reading: Tensor) -> float:
-    """The largest distance relative to the largest element; NaN counts as infinitely far."""
+    """The largest distance relative to the largest element; NaN in both is left out."""
+    sound = state.isfinite() | reading.isfinite()
+    state, reading = state[sound], reading[sound]
     if not state.numel():
         return 0.0
     scale = state.abs().max().clamp_min(torch.finfo(state.dtype).tiny)
@@ -209,7 +211,7 @@ def _off(state: Tensor, reading: Tensor) -> float:
 
 
 def _first(x: Tensor) -> Tensor:
-    """The first sample that is finite throughout, in float32 at least."""
+    """The first sample, in float32 at least."""
     return x[:1].to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -255,7 +257,9 @@ def _scalars(trajectory: Trajectory) -> tuple[float, ...] | None:
         states.append(_first(trajectory.h[t + 1]).flatten().cpu().double())
     matrix = torch.stack([torch.cat(column) for column in columns], 1)
     state = torch.cat(states)
-    if not (matrix.isfinite().all() and state.isfinite().all()):
+    sound = matrix.isfinite().all(1) & state.isfinite()
+    matrix, state = matrix[sound], state[sound]
+    if not len(state):
         return None
     weights = torch.linalg.lstsq(matrix, state[:, None], driver="gelsd").solution[:, 0]
     if _off(state, matrix @ weights) > _tolerance(trajectory):
