@@ -8,6 +8,21 @@ from typing import Any
 import numpy as np
 
 from loopscope.analysis.declaring import option
+from loopscope.errors import InputError, unknown_name, whole_number
+from loopscope.probes import TARGETS, check_targets, read_labels
+
+WAYS = ("skip", "zero", "mean", "resample", "patch", "erase")
+"""How something inside a model can be replaced."""
+
+
+def _names(typed: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in typed.split(","))
+
+
+def _listed(typed: str | None) -> tuple[str, ...]:
+    """Names with commas between them; none where nothing was typed."""
+    return () if typed is None else _names(typed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +41,49 @@ class ProbeOptions:
     """What linear probes are fitted to.
 
     Attributes:
-        labels: Names of built-in labels, or name → an array with one label per token or sample.
+        labels: Names of built-in labels (`current`, `previous` and `next` token's class,
+            `position`, `indentation`, `brackets`) and files of labels; or name → an array with one
+            label per token (samples × pos) or sample. Integers and strings are classes, floats
+            numbers. `current`, `previous` and `next` when not given.
+        of: What they are fitted to, h_emb besides: kinds (`h` states, `h_m` core outputs, `m`
+            slots, `w_write` and `w_read` router weights), or single ones (`h2`, `m1@0`).
+        folds: Parts that the documents are shared out in, each scored by probes fitted to the
+            others.
+        probed_tokens: The most tokens of a sample that are used, drawn at random.
+
+    Raises:
+        UnknownNameError: for labels or targets that do not exist, with near matches.
+        InputError: for labels of a wrong form, fewer than 2 folds, or no tokens.
     """
 
-    labels: Any = option(None)
+    labels: Any = option(
+        None,
+        "--labels",
+        "current,next,previous (class of a token), position, indentation, brackets; or a .npy, "
+        ".csv or .parquet file with one label per token or sample. Default: the classes.",
+        typed=str | None,
+    )
+    of: Sequence[str] = option(
+        ("h",),
+        "--of",
+        "What probes are fitted to: h (states), h_m, m (slots), w_write, w_read, or single ones "
+        "(h2, m1@0), with commas.",
+        typed=str,
+        read=_names,
+    )
+    folds: int = option(5, "--folds", "Parts that the documents are shared out in.")
+    probed_tokens: int = option(
+        32, "--probed-tokens", "The most tokens of a sample that probes are fitted to."
+    )
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "labels", read_labels(self.labels))
+        put(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        if (name := check_targets(self.of)) is not None:
+            raise unknown_name("target of probes", name, TARGETS, hint="Or single ones: h2, m1@0.")
+        put(self, "folds", whole_number("folds", self.folds, 2))
+        put(self, "probed_tokens", whole_number("probed_tokens", self.probed_tokens, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +91,72 @@ class InterveneOptions:
     """Where and how a model is intervened on.
 
     Attributes:
-        what: Kinds of places, or places by name.
-        how: Ways of intervening.
+        what: Kinds of places (`iteration`, `attention`, `mlp`, `slot`, `write`, `read`, `edge`,
+            `head`), places by name (`loop1`, `loop1.attn`, `m2@1`, `read m2@1`, `h_m0>h2`), or
+            several at once (`loop1+m2@1`). When not given all kinds but heads, attention and MLP of
+            whole iterations.
+        how: `skip`, `zero`, `mean`, `resample`, `patch`, `erase`, or several. When not given each
+            kind's own: iterations are skipped, writes and reads set to 0, the others replaced by
+            their mean over other texts; with `source` all are patched, with `labels` erased.
+        source: Tokens (samples, pos): window i is patched with what stands there in source i.
+        answers: The token that should follow each window (samples,) if the source's value stood
+            there, or each of its tokens (samples, pos), -100 where none is asked for.
+        labels: What `erase` takes away: one set of labels, as `probe` takes them.
+        windows: How many windows to measure, of as many documents as can be; when not given as many
+            as about 1,200 forward passes allow, at least 12; all where there is a source.
+        seed: Chooses the windows to resample from, and the random directions beside erased ones.
+
+    Raises:
+        InputError: for ways that do not exist, no places, or fewer than 1 window.
     """
 
-    what: Sequence[str] = option(("iteration",))
-    how: Sequence[str] = option(("skip",))
+    what: Sequence[str] = option(
+        (),
+        "--what",
+        "Kinds of places (iteration, attention, mlp, slot, write, read, edge, head), places "
+        "(loop1.attn, m2@1, 'read m2@1', h_m0>h2), several at once with +; separated by commas.",
+        typed=str | None,
+        read=_listed,
+    )
+    how: Sequence[str] = option(
+        (),
+        "--how",
+        "skip, zero, mean, resample, or several, separated by commas; default: each kind's own.",
+        typed=str | None,
+        read=_listed,
+    )
+    source: Any = option(None)
+    answers: Any = option(None)
+    labels: Any = option(
+        None,
+        "--labels",
+        "What erase takes away: a built-in label (see probe), or a file of labels.",
+        typed=str | None,
+    )
+    windows: int | None = option(
+        None, "--windows", "Windows to intervene on (default: what about 1,200 passes allow)."
+    )
+    seed: int = option(0)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name in ("what", "how"):
+            given = getattr(self, name)
+            given = (given,) if isinstance(given, str) else tuple(given)
+            put(self, name, tuple(dict.fromkeys(entry.strip() for entry in given)))
+        for how in self.how:
+            if how not in WAYS:
+                raise unknown_name("way to intervene", how, WAYS)
+        if any(not part.strip() for what in self.what for part in what.split("+")):
+            raise InputError(f"what={list(self.what)} has an empty name; leave it out.")
+        put(self, "labels", read_labels(self.labels))
+        if self.labels is not None and len(self.labels) > 1:
+            raise InputError(
+                f"one set of labels is erased at a time, given {', '.join(self.labels)}; give one."
+            )
+        if self.windows is not None:
+            put(self, "windows", whole_number("windows", self.windows, 1))
+        put(self, "seed", whole_number("seed", self.seed, 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from loopscope.figures.drawing import DrawReport as DrawReport
     from loopscope.figures.drawing import draw_all as draw_all
     from loopscope.figures.drawing import save as save
+    from loopscope.figures.effect_bars import effect as effect
     from loopscope.figures.figure1 import fig1 as fig1
     from loopscope.figures.jobs import Job as Job
     from loopscope.figures.jobs import plan as plan
     from loopscope.figures.layer_distribution import layers as layers
     from loopscope.figures.loss_lines import loss_per_loop as loss_per_loop
+    from loopscope.figures.mass_effect_points import mass_effect as mass_effect
     from loopscope.figures.panels import Panel as Panel
     from loopscope.figures.panels import choose as choose
     from loopscope.figures.panels import loops_of as loops_of
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from loopscope.figures.update_bars import update as update
 
 __all__ = [
-    "DrawReport", "cka", "draw_all", "fig1", "layers", "loss_per_loop", "plan", "rank", "routers",
-    "save", "series", "spectrum", "steps", "training", "update",
+    "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "loss_per_loop", "mass_effect",
+    "plan", "rank", "routers", "save", "series", "spectrum", "steps", "training", "update",
 ]  # fmt: skip
 
 __getattr__, _offered, _names = lazy(__name__)

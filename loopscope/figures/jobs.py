@@ -11,9 +11,11 @@ from loopscope.analysis.tables import BY_NAME, INSIDE_MEASURES, Tables
 from loopscope.analysis.tables import training_curves as curves
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
+from loopscope.figures.effect_bars import effect
 from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
+from loopscope.figures.mass_effect_points import mass_effect, why_no_mass_effect
 from loopscope.figures.names import file_names, loop_file_names
 from loopscope.figures.panels import all_models, choose, loops_of, need
 from loopscope.figures.rank_lines import rank
@@ -85,7 +87,10 @@ class EachFigure:
     why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
 
 
-EACH_FIGURES: tuple[EachFigure, ...] = ()
+EACH_FIGURES: tuple[EachFigure, ...] = (
+    EachFigure(prefix="effect_", table="effect", draw=effect),
+    EachFigure(prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect),
+)
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
 STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)

@@ -61,8 +61,24 @@ def place_tags(fig: Figure, ax: Axes, tags: Sequence[Tag]) -> None:
         ax: Where the points are.
         tags: What to write.
     """
+    place_tags_of(fig, [(ax, tags)])
+
+
+def place_tags_of(fig: Figure, panels: Sequence[tuple[Axes, Sequence[Tag]]]) -> None:
+    """Write the tags of several panels, as `place_tags` does.
+
+    Args:
+        fig: The figure, everything else drawn; its layout is computed here.
+        panels: Each with what to write into it.
+    """
     for _ in range(2):  # the layout settles when it has seen the ticks that it leads to
         fig.draw_without_rendering()
+    for ax, tags in panels:
+        if tags:
+            _place(ax, tags, fig)
+
+
+def _place(ax: Axes, tags: Sequence[Tag], fig: Figure) -> None:
     unit = fig.dpi / 72
     points = np.array([_around(ax, tag, unit) for tag in tags])
     taken, lines = points, _lines(ax, unit)

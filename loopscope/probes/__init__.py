@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.concept_erasure import Eraser as Eraser
+    from loopscope.probes.concept_erasure import fit_eraser as fit_eraser
     from loopscope.probes.intervention_places import KINDS as KINDS
     from loopscope.probes.intervention_places import Place as Place
     from loopscope.probes.intervention_places import place_named as place_named
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
     from loopscope.probes.interventions import Intervention as Intervention
     from loopscope.probes.interventions import clean_run as clean_run
     from loopscope.probes.interventions import intervened as intervened
+    from loopscope.probes.linear_probes import ALPHAS as ALPHAS
+    from loopscope.probes.linear_probes import SampleScores as SampleScores
+    from loopscope.probes.linear_probes import TokenScores as TokenScores
+    from loopscope.probes.linear_probes import by_sample as by_sample
+    from loopscope.probes.linear_probes import cross_validated as cross_validated
+    from loopscope.probes.linear_probes import fit_together as fit_together
+    from loopscope.probes.linear_probes import group_folds as group_folds
+    from loopscope.probes.linear_probes import random_labels as random_labels
+    from loopscope.probes.linear_probes import shuffled_labels as shuffled_labels
+    from loopscope.probes.probe_labels import Labels as Labels
+    from loopscope.probes.probe_labels import read_labels as read_labels
+    from loopscope.probes.probe_targets import TARGETS as TARGETS
+    from loopscope.probes.probe_targets import Places as Places
+    from loopscope.probes.probe_targets import answers as answers
+    from loopscope.probes.probe_targets import check_targets as check_targets
+    from loopscope.probes.probe_targets import collect_states as collect_states
+    from loopscope.probes.probe_targets import target_kind as target_kind
+    from loopscope.probes.probe_targets import targets as targets
     from loopscope.probes.readout import losses as losses
     from loopscope.probes.readout import matched as matched
     from loopscope.probes.readout import read_out as read_out

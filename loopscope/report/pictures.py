@@ -79,6 +79,22 @@ CAPTIONS = {
         "which on a run is judged bad, the shade before it spans the step in which that happened.",
         "Small line charts of every measure of collapse over training steps, one line per run",
     ),
+    "effect_": Caption(
+        "What does the prediction need?",
+        "What the loss gains when one thing is left out or loses what it knows of the token: "
+        "iterations are skipped, writes and reads are cut, attention, MLP, slots and edges take "
+        "the mean of other texts. Total: routers answer to the change; direct: they keep their "
+        "weights. A place with an interval about 0 is not needed by itself; another may hold the "
+        "same, so several places without effect may be needed together.",
+        "Points with intervals: change of the loss in nats at each place, total and direct",
+    ),
+    "mass_effect_": Caption(
+        "Is what is weighted most needed most?",
+        "Effect against mass, a point per place. Mass is what router weights and norms show; "
+        "effect is what the loss shows. ρ near 1: the weights tell what is needed; near 0: they "
+        "do not. Places with much mass and no effect are written or read for nothing.",
+        "Scatter plots of the change of the loss against weights and norms, by kind of place",
+    ),
 }
 
 """Name of a figure, or how the names of figures of one model begin (`…_`) → its caption."""

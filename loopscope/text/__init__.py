@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from loopscope.text.foreign_tokenizers import tokenizer_stamp as tokenizer_stamp
     from loopscope.text.foreign_tokenizers import usable_tokenizer as usable_tokenizer
     from loopscope.text.foreign_tokenizers import without_limits as without_limits
+    from loopscope.text.token_classes import BUILT_IN_LABELS as BUILT_IN_LABELS
+    from loopscope.text.token_classes import CLASS_LABELS as CLASS_LABELS
+    from loopscope.text.token_classes import CLASSES as CLASSES
+    from loopscope.text.token_classes import is_python as is_python
+    from loopscope.text.token_classes import token_labels as token_labels
+    from loopscope.text.token_classes import token_pieces as token_pieces
     from loopscope.text.windows import Samples as Samples
     from loopscope.text.windows import load_samples as load_samples
     from loopscope.text.windows import one_text as one_text

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loopscope.analysis.collapse.findings import Findings as Findings
     from loopscope.analysis.collapse.sign_values import NEEDED as NEEDED
     from loopscope.analysis.collapse.sign_values import per_sample as per_sample
+    from loopscope.analysis.collapse.spearman import RankCorrelation as RankCorrelation
+    from loopscope.analysis.collapse.spearman import rank_correlation as rank_correlation
     from loopscope.analysis.collapse.statistics import differences as differences
     from loopscope.analysis.collapse.statistics import signs as signs
     from loopscope.analysis.collapse.verdicts import LADDER as LADDER

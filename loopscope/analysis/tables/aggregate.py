@@ -68,13 +68,7 @@ def with_errors(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd
     keys = KEYS + by
     part = frame[[*keys, "sample", "document"]].assign(_v=frame[column].astype(np.float64))
     part = part[sound(frame, column)]
-    windows = "window " + part["sample"].astype(str)
-    known = part["document"].notna()
-    documents = part["document"].astype(object).where(known, windows)
-    by_model = part["model"]
-    enough = documents.groupby(by_model, observed=True).transform("nunique") >= FEWEST_DOCUMENTS
-    enough &= known.groupby(by_model, observed=True).transform("any")
-    part["_cluster"] = documents.where(enough, windows)
+    part["_cluster"] = clusters(part)
     cells = part.groupby([*keys, "_cluster"], observed=True, sort=False, dropna=False)["_v"]
     sums = cells.agg(["sum", "count"]).reset_index()
     of_cell = sums.groupby(keys, observed=True, sort=False, dropna=False)
@@ -87,6 +81,25 @@ def with_errors(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd
     table = summarise(frame, by, column)
     table = table.merge(errors[["error", "clusters"]].reset_index(), on=keys, how="left")
     return table.fillna({"clusters": 0})
+
+
+def clusters(frame: pd.DataFrame) -> pd.Series:
+    """Tell which rows are not independent of each other.
+
+    Args:
+        frame: A measured table.
+
+    Returns:
+        A label per row: its document, or its window where there are fewer than 8 documents, or none
+        is known, model by model.
+    """
+    windows = "window " + frame["sample"].astype(str)
+    known = frame["document"].notna()
+    documents = frame["document"].astype(object).where(known, windows)
+    by_model = frame["model"]
+    enough = documents.groupby(by_model, observed=True).transform("nunique") >= FEWEST_DOCUMENTS
+    enough &= known.groupby(by_model, observed=True).transform("any")
+    return documents.where(enough, windows)
 
 
 def means(frame: pd.DataFrame, table: str) -> pd.DataFrame:

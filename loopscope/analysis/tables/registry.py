@@ -182,6 +182,55 @@ REGISTRY: tuple[Measure, ...] = (
             ),
         ),
     ),
+    Measure(
+        rows="probe_scores:ProbeRows",
+        default=False,
+        inside=True,
+        tables=(
+            Table(
+                name="probe",
+                meaning="how well a linear probe, fitted to other documents, tells a label from a "
+                "state (accuracy, or R² of numbers), beside its control tasks",
+                keys=dict.fromkeys(("labels", "target", "control"), "category"),
+                averaged="score",
+                values=dict.fromkeys(
+                    (
+                        "score",
+                        "baseline",
+                        "cross_entropy",
+                        "baseline_cross_entropy",
+                        "tokens",
+                    ),
+                    "float64",
+                ),
+            ),
+        ),
+    ),
+    Measure(
+        rows="intervention_effects:EffectRows",
+        default=False,
+        logits=True,
+        inside=True,
+        asked="intervene",
+        tables=(
+            Table(
+                name="effect",
+                meaning="what an intervention at a place does to a sample: Δ loss and KL from the "
+                "clean run in nats, the share of changed top tokens; and the mass of the place",
+                keys={
+                    "what": "category",
+                    "kind": "category",
+                    "t": "int16",
+                    "how": "category",
+                    "routers": "category",
+                },
+                averaged="loss",
+                values=dict.fromkeys(
+                    ("loss", "kl", "changed", "mass", "mass_norm", "interchange"), "float64"
+                ),
+            ),
+        ),
+    ),
 )
 """Every measure, in the order of the tables."""
 
