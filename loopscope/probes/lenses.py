@@ -25,13 +25,16 @@ from torch import Tensor
 
 from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
-from loopscope.names import state_name
+from loopscope.names import state_name, state_number
 
 KINDS = ("logit", "coda")
 """The lenses that need no fitting."""
 
 VALUES = ("loss", "kl_final", "kl_next", "entropy", "rank_final", "rank_true", "top")
 """What `lens_values` gives of each token."""
+
+OWN = ("", "")
+"""The key of the model's own prediction in what `lens_values` gives."""
 
 CHUNK = 2**19
 """Log-probabilities worked on at a time on a CPU, so that they stay in its cache."""
@@ -180,11 +183,9 @@ def why_no_coda_lens(model: Hooked, trajectory: Trajectory) -> str:
 
 
 def _elsewhere(state: Tensor) -> Tensor:
-    """A state that no model leaves: turned round, the tokens in another order."""
-    other = -state.roll(1, dims=1)
-    if torch.equal(other, state):  # of a state that is zero
-        other = torch.ones_like(state)
-    return other
+    """A state that no model leaves: noise."""
+    noise = torch.randn(state.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(state)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -196,12 +197,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class LensReader:
-    """Reads the logits of lenses out of one batch, some tokens at a time.
+    """Reads the logits of lenses out of some samples, a few tokens at a time.
 
     Args:
         model: The model.
-        trajectory: The batch's trajectory, with logits.
-        states: Each state by its name, (batch, pos, d_model).
+        trajectory: The trajectory of these samples, with logits.
+        states: Further states by name, (batch, pos, d_model): layers, and those beyond K.
         longer: The model that runs on beyond K, for the coda lens of those states.
         maps: For the tuned lens: gives what h_out is taken to be, from a state and its name.
         unembeds: Whether the model's states can be unembedded by themselves.
@@ -211,16 +212,18 @@ class LensReader:
         self,
         model: Hooked,
         trajectory: Trajectory,
-        states: Mapping[str, Tensor],
+        states: Mapping[str, Tensor] | None = None,
         *,
         longer: Hooked | None = None,
         maps: Callable[[Tensor, str], Tensor] | None = None,
         unembeds: bool = True,
     ) -> None:
         assert trajectory.logits is not None and trajectory.tokens is not None
-        self.model, self.trajectory, self.states = model, trajectory, states
-        self.longer, self.maps = longer, maps
+        self.model, self.longer, self.maps = model, longer, maps
         self.own, self.tokens = trajectory.logits, trajectory.tokens
+        self.states = {**trajectory.states, **(states or {})}
+        self.h_K, self.h_out = trajectory.h[-1], trajectory.h_out
+        self.K = trajectory.K
         self.alone = unembeds and model.unembeds_alone(self.tokens)
         self._read: dict[tuple[str, str], Tensor] = {}
 
@@ -231,11 +234,14 @@ class LensReader:
             lens: The lens and the state.
 
         Returns:
-            Whether it can be read.
+            Whether it can be read; for the tuned lens, whether it has the positions of h_out.
         """
-        place = self.trajectory.h[-1] if lens.kind == "coda" else self.trajectory.h_out
         state = self.states.get(lens.state)
-        return state is not None and (lens.kind == "tuned" or state.shape == place.shape)
+        if state is None:
+            return False
+        if lens.kind == "tuned":
+            return state.shape[:2] == self.h_out.shape[:2]
+        return state.shape == (self.h_K if lens.kind == "coda" else self.h_out).shape
 
     def logits(self, lens: LensState, rows: slice) -> Float[Tensor, "row d_vocab"]:
         """Give the logits of some tokens.
@@ -257,13 +263,13 @@ class LensReader:
     def _before_unembedding(self, lens: LensState) -> Tensor:
         """What the final norm reads, (batch, pos, d_out)."""
         if lens.key not in self._read:
-            h_out, state = self.trajectory.h_out, self.states[lens.state]
+            state = self.states[lens.state]
             if lens.kind == "coda":
                 state = self._coda_model(lens).read_out(state, self.tokens)
             elif lens.kind == "tuned":
                 assert self.maps is not None
                 state = self.maps(state, lens.state)
-            self._read[lens.key] = state.to(h_out)
+            self._read[lens.key] = state.to(self.h_out)
         return self._read[lens.key]
 
     def _of_whole_run(self, lens: LensState) -> Tensor:
@@ -278,11 +284,11 @@ class LensReader:
         return self._read[lens.key]
 
     def _coda_model(self, lens: LensState) -> Hooked:
-        beyond = lens.state not in self.trajectory.states and "." not in lens.state
-        return self.longer if beyond and self.longer is not None else self.model
+        t = state_number(lens.state)
+        return self.longer if self.longer is not None and (t or 0) > self.K else self.model
 
     def chunks(self) -> Iterator[slice]:
-        """Share the tokens of the batch between chunks that fit into the cache."""
+        """Share the tokens between chunks that fit into the cache."""
         count, most = self.tokens.numel(), CHUNK if self.own.device.type == "cpu" else DEVICE_CHUNK
         size = max(FEWEST, most // self.own.shape[-1])
         for begin in range(0, count, size):
@@ -301,9 +307,9 @@ def samples_at_once(model: Hooked, trajectory: Trajectory, states: int, *, unemb
     Returns:
         Samples; all where the unembedding runs by itself, since then no logits are held.
     """
-    logits, tokens = trajectory.logits, trajectory.tokens
+    logits = trajectory.logits
     assert logits is not None
-    if unembeds and model.unembeds_alone(tokens):
+    if unembeds and model.unembeds_alone(trajectory.tokens):
         return len(logits)
     return max(1, WHOLE_RUNS // (states * logits[0].numel()))
 
@@ -417,19 +423,20 @@ def lens_values(
         lenses: What to read, as `lens_states` lists it.
 
     Returns:
-        (kind, state) → `VALUES` of each token, in float64 on the CPU (on MPS float32): `kl_next` is
-        NaN for the last state, loss and the rank of the true token for the last token. States that
-        do not fit are left out.
+        (kind, state) → `VALUES` of each token, in float64 on the CPU (of MPS in float32), and
+        `OWN` → those of the model's own prediction. `kl_next` is NaN for the last state, loss and
+        the rank of the true token for the last token. States that do not fit are left out.
     """
     batch, pos = reader.tokens.shape
     truth = torch.nn.functional.pad(reader.tokens[:, 1:], (0, 1), value=-1).flatten()
     truth = truth.to(reader.own.device)
     read = [lens for lens in lenses if reader.fits(lens)]
-    parts: dict[tuple[str, str], list[Tensor]] = {lens.key: [] for lens in read}
+    parts: dict[tuple[str, str], list[Tensor]] = {key: [] for key in (OWN, *(r.key for r in read))}
     awaited = {(lens.kind, lens.following) for lens in read}
     comparer = Comparer()
     for rows in reader.chunks():
         final = comparer.prediction(reader.own.flatten(0, 1)[rows])
+        parts[OWN].append(_compared(comparer, final, final, None, truth[rows]))
         waiting: dict[tuple[str, str], Prediction] = {}
         for lens in reversed(read):
             q = final if lens.final else comparer.prediction(reader.logits(lens, rows))
@@ -437,7 +444,10 @@ def lens_values(
             following = final if after == ("tuned", "h_out") else waiting.pop(after, None)
             if lens.key in awaited:
                 waiting[lens.key] = q
-            parts[lens.key].append(_compared(comparer, q, final, following, truth[rows]))
+            if lens.final and following is None:
+                parts[lens.key].append(parts[OWN][-1])
+            else:
+                parts[lens.key].append(_compared(comparer, q, final, following, truth[rows]))
     whole = {key: torch.cat(values, 1).cpu() for key, values in parts.items()}
     return {key: values.unflatten(1, (batch, pos)) for key, values in whole.items()}
 
@@ -507,7 +517,7 @@ def layer_states(model: Hooked, inputs: Any) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "KINDS", "VALUES", "Comparer", "LensReader", "LensState", "Prediction", "layer_states",
+    "KINDS", "OWN", "VALUES", "Comparer", "LensReader", "LensState", "Prediction", "layer_states",
     "lens_states", "lens_values", "samples_at_once", "top_tokens", "why_no_coda_lens",
     "why_no_logit_lens",
 ]  # fmt: skip
