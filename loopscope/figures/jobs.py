@@ -13,6 +13,7 @@ from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
+from loopscope.figures.lens_lines import lens
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.names import file_names, loop_file_names
 from loopscope.figures.panels import all_models, choose, loops_of, need
@@ -23,6 +24,7 @@ from loopscope.figures.series_steps import of_steps, steps_of
 from loopscope.figures.spectra import spectrum
 from loopscope.figures.step_lines import steps
 from loopscope.figures.style import Figure
+from loopscope.figures.token_grid import lens_tokens
 from loopscope.figures.training_lines import training
 from loopscope.figures.update_bars import update
 from loopscope.names import block_number
@@ -62,6 +64,7 @@ PANEL_FIGURES = (
     PanelFigure(stem="rank", table="rank", draw=rank),
     PanelFigure(stem="loss_per_loop", table="readout", draw=loss_per_loop, optional=True),
     PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
+    PanelFigure(stem="lens", table="lens", draw=lens, optional=True),
 )  # fmt: skip
 
 
@@ -85,7 +88,9 @@ class EachFigure:
     why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
 
 
-EACH_FIGURES: tuple[EachFigure, ...] = ()
+EACH_FIGURES: tuple[EachFigure, ...] = (
+    EachFigure(prefix="lens_tokens_", table="lens_tokens", draw=lens_tokens),
+)
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
 STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)

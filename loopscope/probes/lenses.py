@@ -60,6 +60,7 @@ class LensState:
         following: The state after it; None for the last.
         final: Whether it is the model's own prediction: h_out under the logit lens, h(K) under
             the coda lens.
+        beyond: Whether it takes more iterations than the model runs.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class LensState:
     previous: str | None
     following: str | None
     final: bool = False
+    beyond: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -107,7 +109,9 @@ def lens_states(
             )
         for name, before, after in _neighbours(beyond):
             previous = before or state_name(K)
-            listed.append(LensState(kind=kind, state=name, previous=previous, following=after))
+            listed.append(
+                LensState(kind=kind, state=name, previous=previous, following=after, beyond=True)
+            )
     return [lens for lens in listed if not (lens.kind == "tuned" and lens.final)]
 
 

@@ -170,8 +170,8 @@ class TunedLens:
         facts = json.loads(told["facts"])
         if facts["model"] != fingerprint(model):
             raise InputError(
-                f"{path} was fitted to other weights than those of {model.name!r}; remove it to fit "
-                "it again, or give another folder."
+                f"{path} was fitted to other weights than those of {model.name!r}; remove it to "
+                "fit it again, or give another folder."
             )
         maps: list[dict[str, TunedMap]] = [{} for _ in facts["fitted_on"]]
         for name, weight in tensors.items():

@@ -75,8 +75,7 @@ def fitted_lens(
         return FittedLens(why_not=reason)
     documents = samples.documents or [None] * len(samples)
     hashes = [
-        sample_hashes(key, document)
-        for key, document in zip(samples.keys, documents, strict=True)
+        sample_hashes(key, document) for key, document in zip(samples.keys, documents, strict=True)
     ]
     path = None
     if folder is not None:
@@ -85,7 +84,7 @@ def fitted_lens(
             return FittedLens(lens=TunedLens.load(path, model), hashes=hashes)
     fold_of = fold_of_samples(documents, samples.keys)
     if not (0 in fold_of and 1 in fold_of):
-        return FittedLens(why_not="it takes two samples that differ, to fit on one and read another")
+        return FittedLens(why_not="it takes two samples that differ, one to fit on")
     trajectory = model.capture(samples.tokens[:1], memory=False, logits=True)
     if why_not := why_no_logit_lens(model, trajectory):
         return FittedLens(why_not=why_not)

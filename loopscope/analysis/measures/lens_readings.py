@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loopscope.analysis.flags import Flag
+from loopscope.analysis.inside_options import LensOptions
 from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleSet, Setup
 from loopscope.analysis.measures.lens_fitting import FittedLens, fitted_lens
 from loopscope.analysis.measures.readout_losses import beyond
@@ -40,7 +41,7 @@ class LensRows(MeasureRows):
     def prepare(
         cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
     ) -> FittedLens | None:
-        lens = options.lens
+        lens = _own(options)
         if not lens.tuned:
             return None
         return fitted_lens(model, samples, lens.tuned_folder, batch_size=batch_size)
@@ -48,7 +49,7 @@ class LensRows(MeasureRows):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.model, self.longer, self.words = setup.model, setup.longer, setup.words
-        self.options, self.start = setup.options.lens, setup.start
+        self.options, self.start = _own(setup.options), setup.start
         self.loop, self.K = setup.first.loop, setup.first.K
         self.fitted: FittedLens | None = setup.prepared.get("lens")
         self.rows: Rows | None = None
@@ -67,8 +68,9 @@ class LensRows(MeasureRows):
         self.lenses = self._listed(kinds, more, layers)
         self.note = "; ".join(remarks)
         if self.lenses:
-            keys = [lens.key for lens in self.lenses]
-            self.rows = Rows("lens", setup.samples, columns(("kind", "state"), keys))
+            keys = [(lens.kind, lens.state, lens.beyond) for lens in self.lenses]
+            names = ("kind", "state", "beyond")
+            self.rows = Rows("lens", setup.samples, columns(names, keys))
 
     def _kinds(self, first: Trajectory) -> tuple[list[str], list[str]]:
         """The lenses that the model allows, and why others are left out."""
@@ -106,9 +108,7 @@ class LensRows(MeasureRows):
             return
         trajectory = batch.trajectory
         states = self._further_states(batch)
-        at_once = samples_at_once(
-            self.model, trajectory, len(self.lenses), unembeds=self.unembeds
-        )
+        at_once = samples_at_once(self.model, trajectory, len(self.lenses), unembeds=self.unembeds)
         for begin in range(0, len(trajectory.h_emb), at_once):
             part = slice(begin, min(begin + at_once, len(trajectory.h_emb)))
             first = batch.samples.start + part.start
@@ -158,6 +158,11 @@ class LensRows(MeasureRows):
             name: [] if rows is None else [rows.frame(model, self.loop)]
             for name, rows in tables.items()
         }
+
+
+def _own(options: Options) -> LensOptions:
+    assert isinstance(options.lens, LensOptions)  # a mapping was turned into it
+    return options.lens
 
 
 def _cut(trajectory: Trajectory, part: slice) -> Trajectory:
@@ -245,9 +250,8 @@ def token_rows(
         The rows of the table `lens_tokens`.
     """
     decode = _Decoder(reader.model.tokenizer)
-    keys: dict[str, list[Any]] = {
-        name: [] for name in ("kind", "state", "pos", "input", "rank", "token")
-    }
+    names = ("kind", "state", "beyond", "pos", "input", "rank", "token")
+    keys: dict[str, list[Any]] = {name: [] for name in names}
     probabilities = []
     for lens in lenses:
         values, ids = top_tokens(reader, lens, 0, k)
@@ -255,6 +259,7 @@ def token_rows(
         probabilities.append(values.flatten().float().numpy())
         keys["kind"] += [lens.kind] * (pos * count)
         keys["state"] += [lens.state] * (pos * count)
+        keys["beyond"] += [lens.beyond] * (pos * count)
         keys["pos"] += [p for p in range(pos) for _ in range(count)]
         keys["input"] += [words[p] for p in range(pos) for _ in range(count)]
         keys["rank"] += list(range(1, count + 1)) * pos
