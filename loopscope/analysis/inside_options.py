@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,48 @@ def _listed(typed: str | None) -> tuple[str, ...]:
     return () if typed is None else _names(typed)
 
 
+_TUNED = "The tuned lens is asked for by tuned=True (--tuned)."
+
+
 @dataclass(frozen=True, kw_only=True)
 class LensOptions:
     """How states are read by lenses.
 
     Attributes:
         kinds: `logit` (final norm and unembedding) and/or `coda` (the coda before them).
+        within: Read the stream after every layer of every iteration too.
+        top_k: Tokens per state and position in the table `lens_tokens`.
+        tuned: Fit the tuned lens too: an affine map per state, on other samples than it reads.
+        tuned_folder: Folder in which the fitted maps of each model are kept and found again;
+            implies `tuned`.
+
+    Raises:
+        UnknownNameError: for a lens that does not exist, with near matches.
+        InputError: for no lens, or `top_k` below 1.
     """
 
-    kinds: Sequence[str] = option(("logit", "coda"))
+    kinds: Sequence[str] = option(
+        ("logit", "coda"), "--kind", "logit and/or coda (default: both).", typed=list[str]
+    )
+    within: bool = option(False, "--within", "Read after every layer of every iteration too.")
+    top_k: int = option(5, "--top-k", "Tokens per state and position in the table of tokens.")
+    tuned: bool = option(False, "--tuned", "Fit the tuned lens too: an affine map per state.")
+    tuned_folder: str | Path | None = option(
+        None, "--tuned-folder", "Keep the maps of the tuned lens here, or read them again.",
+        typed=Path | None,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(dict.fromkeys(self.kinds))
+        for kind in kinds:
+            if kind not in ("logit", "coda"):
+                raise unknown_name("lens", kind, ["logit", "coda"], hint=_TUNED)
+        put = object.__setattr__
+        put(self, "kinds", kinds)
+        put(self, "top_k", whole_number("top_k", self.top_k, 1))
+        put(self, "tuned", bool(self.tuned) or self.tuned_folder is not None)
+        if not kinds and not self.tuned:
+            raise InputError("no lens was asked for; choose logit, coda, or tuned=True.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +220,8 @@ def recorded(value: Any) -> Any:
         return {str(name): recorded(part) for name, part in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return list(value)
     array = np.asarray(value)

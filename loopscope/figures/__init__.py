@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loopscope.figures.jobs import Job as Job
     from loopscope.figures.jobs import plan as plan
     from loopscope.figures.layer_distribution import layers as layers
+    from loopscope.figures.lens_lines import lens as lens
     from loopscope.figures.loss_lines import loss_per_loop as loss_per_loop
     from loopscope.figures.mass_effect_points import mass_effect as mass_effect
     from loopscope.figures.panels import Panel as Panel
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     from loopscope.figures.step_lines import steps as steps
     from loopscope.figures.style import Figure as Figure
     from loopscope.figures.ticks import every as every
+    from loopscope.figures.token_grid import lens_tokens as lens_tokens
     from loopscope.figures.training_lines import training as training
     from loopscope.figures.update_bars import update as update
 
 __all__ = [
-    "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "loss_per_loop", "mass_effect",
+    "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "lens", "lens_tokens",
+    "loss_per_loop", "mass_effect",
     "plan", "rank", "routers", "save", "series", "spectrum", "steps", "training", "update",
 ]  # fmt: skip
 

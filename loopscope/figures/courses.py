@@ -210,7 +210,7 @@ def draw_course(ax: Axes, course: Course, last: int) -> None:
 
 
 def line_page(
-    titles: Sequence[str], panels: int = 1, height: float = 2.1
+    titles: Sequence[str], panels: int = 1, height: float = 2.1, rows: int = 1
 ) -> tuple[Figure, list[Axes], int]:
     """Make a figure of axes beside each other, of one y-axis, with room for a legend above them.
 
@@ -218,9 +218,10 @@ def line_page(
         titles: What the legend lists.
         panels: How many axes: one is a column wide, several share a page.
         height: Inches of the axes.
+        rows: Rows of such axes, each with a y-axis of its own.
 
     Returns:
-        The figure, its axes, and how many columns the legend has.
+        The figure, its axes row by row, and how many columns the legend has.
     """
     width = min(PAGE_WIDTH, WIDTH * panels)
     letters = max(len(line) for title in titles for line in title.split("\n"))
@@ -231,8 +232,9 @@ def line_page(
     for start in range(0, len(titles), columns):
         lines += max(title.count("\n") + 1 for title in titles[start : start + columns])
     heads = 0.3 if panels > 1 else 0.0
-    fig = new_figure(width, height + 0.55 + 0.135 * lines + heads)
-    return fig, list(fig.subplots(1, panels, sharey=True, squeeze=False)[0]), columns
+    fig = new_figure(width, rows * height + 0.55 + 0.135 * lines + heads)
+    axes = fig.subplots(rows, panels, sharex=rows > 1, sharey="row", squeeze=False)
+    return fig, list(axes.flat), columns
 
 
 def head_panel(ax: Axes, title: str, meaning: str) -> None:

@@ -14,6 +14,7 @@ from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.effect_bars import effect
 from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
+from loopscope.figures.lens_lines import lens
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.mass_effect_points import mass_effect, why_no_mass_effect
 from loopscope.figures.names import file_names, loop_file_names
@@ -25,6 +26,7 @@ from loopscope.figures.series_steps import of_steps, steps_of
 from loopscope.figures.spectra import spectrum
 from loopscope.figures.step_lines import steps
 from loopscope.figures.style import Figure
+from loopscope.figures.token_grid import lens_tokens
 from loopscope.figures.training_lines import training
 from loopscope.figures.update_bars import update
 from loopscope.names import block_number
@@ -64,6 +66,7 @@ PANEL_FIGURES = (
     PanelFigure(stem="rank", table="rank", draw=rank),
     PanelFigure(stem="loss_per_loop", table="readout", draw=loss_per_loop, optional=True),
     PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
+    PanelFigure(stem="lens", table="lens", draw=lens, optional=True),
 )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ class EachFigure:
 EACH_FIGURES: tuple[EachFigure, ...] = (
     EachFigure(prefix="effect_", table="effect", draw=effect),
     EachFigure(prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect),
+    EachFigure(prefix="lens_tokens_", table="lens_tokens", draw=lens_tokens),
 )
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"

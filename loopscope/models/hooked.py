@@ -345,6 +345,36 @@ class Hooked(Protocol):
             (pos, d_vocab) of each sample, one after the other.
         """
 
+    def unembed_state(
+        self, state: Float[Tensor, "batch _ d_out"], tokens: Any = None
+    ) -> Iterable[Float[Tensor, "_ d_vocab"]]:
+        """Give the logits if h_out were a state: the final norm and the unembedding alone.
+
+        Args:
+            state: Any state of the shape of h_out, (batch, pos, d_model).
+            tokens: What the model was given; a native model needs none.
+
+        Returns:
+            (pos, d_vocab) of each sample, one after the other.
+        """
+
+    def unembeds_alone(self, tokens: Any) -> bool:
+        """Whether `unembed_state` runs no more than the final norm and the unembedding.
+
+        Args:
+            tokens: What the model takes; a wrapped model may be run on it to find out.
+
+        Returns:
+            Whether it does; then the state may be of any number of samples and positions.
+        """
+
+    def layer_hooks(self) -> Mapping[str, str]:
+        """Name the stream after every layer of every iteration, and the hook at which it is.
+
+        Returns:
+            `prelude.0` …, `core1.0` …, `coda.0` … → hook, in the order in which they run.
+        """
+
     def coda_parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters that only what follows the main loop uses, the unembedding aside."""
 

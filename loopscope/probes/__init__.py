@@ -1,4 +1,4 @@
-"""Looking inside: capture and readout."""
+"""Looking inside: capture, readout, lenses."""
 
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from loopscope.probes.interventions import Intervention as Intervention
     from loopscope.probes.interventions import clean_run as clean_run
     from loopscope.probes.interventions import intervened as intervened
+    from loopscope.probes.lenses import OWN as OWN
+    from loopscope.probes.lenses import VALUES as VALUES
+    from loopscope.probes.lenses import LensReader as LensReader
+    from loopscope.probes.lenses import LensState as LensState
+    from loopscope.probes.lenses import layer_states as layer_states
+    from loopscope.probes.lenses import lens_states as lens_states
+    from loopscope.probes.lenses import lens_values as lens_values
+    from loopscope.probes.lenses import samples_at_once as samples_at_once
+    from loopscope.probes.lenses import top_tokens as top_tokens
+    from loopscope.probes.lenses import why_no_coda_lens as why_no_coda_lens
+    from loopscope.probes.lenses import why_no_logit_lens as why_no_logit_lens
     from loopscope.probes.linear_probes import ALPHAS as ALPHAS
     from loopscope.probes.linear_probes import SampleScores as SampleScores
     from loopscope.probes.linear_probes import TokenScores as TokenScores
@@ -44,5 +55,12 @@ if TYPE_CHECKING:
     from loopscope.probes.ridge_maps import RidgeSums as RidgeSums
     from loopscope.probes.ridge_maps import fold_of_samples as fold_of_samples
     from loopscope.probes.state_capture import capture as capture
+    from loopscope.probes.tuned_maps import TunedFold as TunedFold
+    from loopscope.probes.tuned_maps import TunedLens as TunedLens
+    from loopscope.probes.tuned_maps import brought as brought
+    from loopscope.probes.tuned_maps import fingerprint as fingerprint
+    from loopscope.probes.tuned_maps import fit_maps as fit_maps
+    from loopscope.probes.tuned_maps import sample_hashes as sample_hashes
+    from loopscope.probes.tuned_maps import training_tokens as training_tokens
 
 __getattr__, __dir__, __all__ = lazy(__name__)

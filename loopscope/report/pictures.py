@@ -73,6 +73,25 @@ CAPTIONS = {
         "to h(K) is rank collapse; towards 1 nothing else is left.",
         "Line chart of the effective rank of each state, one line per model",
     ),
+    "lens": Caption(
+        "What would be predicted at every state?",
+        "What the model would say if it read out a state now: the logit lens unembeds it, the coda "
+        "lens lets the coda read it in place of h(K), the tuned lens maps it first, as fitted on "
+        "other text. Where the lenses agree that a line falls, the loops bring the prediction "
+        "closer. Where the logit lens is far off and another is not, the state holds the answer in "
+        "another basis; where they disagree, believe none alone. Compare with the dashed lines of "
+        "the untrained twin. A lens shows what can be read of a state, not what the model uses.",
+        "Line charts of loss, KL divergence from the final prediction and share of equal top "
+        "tokens against the states, one column per lens, one line per model",
+    ),
+    "lens_tokens_": Caption(
+        "One text, state by state",
+        "The token that the lens puts first at each position (columns) and state (rows, in the "
+        "order of computation), coloured by its probability. Framed is the state from which on the "
+        "final answer stays on top: frames in the upper rows are answers that the later loops do "
+        "not change. Bold is the token that follows in the text.",
+        "Grids of the top token of each state at each position of one text",
+    ),
     "series": Caption(
         "The measures over training",
         "One panel per measure, one line per run. A vertical line stands at the checkpoint from "

@@ -183,6 +183,54 @@ REGISTRY: tuple[Measure, ...] = (
         ),
     ),
     Measure(
+        rows="lens_readings:LensRows",
+        default=False,
+        logits=True,
+        longer=True,
+        inside=True,
+        tables=(
+            Table(
+                name="lens",
+                meaning="what would be predicted if the model read out each state now (logit, coda "
+                "or tuned lens): loss and entropy, KL from the final and from the next state's "
+                "prediction to it, in nats; shares of positions whose top token is the final one, "
+                "and where it changed from the state before; ranks of the final and the true token",
+                averaged="loss",
+                keys={"kind": "category", "state": "category", "beyond": "bool"},
+                values=dict.fromkeys(
+                    (
+                        "loss",
+                        "kl_final",
+                        "kl_next",
+                        "entropy",
+                        "top_final",
+                        "flipped",
+                        "rank_final",
+                        "rank_final_median",
+                        "rank_true",
+                        "rank_true_median",
+                    ),
+                    "float64",
+                ),
+            ),
+            Table(
+                name="lens_tokens",
+                meaning="the likeliest tokens at each state and position of the first sample",
+                averaged="probability",
+                keys={
+                    "kind": "category",
+                    "state": "category",
+                    "beyond": "bool",
+                    "pos": "int32",
+                    "input": "category",
+                    "rank": "int16",
+                    "token": "category",
+                },
+                values={"probability": "float32"},
+            ),
+        ),
+    ),
+    Measure(
         rows="probe_scores:ProbeRows",
         default=False,
         inside=True,

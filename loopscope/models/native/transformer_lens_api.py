@@ -1,5 +1,6 @@
 """What TransformerLens's tools ask of a model: `cfg`, hook names, weights in its shapes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtyping import Float
@@ -7,8 +8,9 @@ from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
 
 from loopscope.errors import InputError
-from loopscope.models.native.block import VirtualBlock
+from loopscope.models.native.block import FinalNorm, VirtualBlock
 from loopscope.models.native.configuration import LoopConfig
+from loopscope.names import block_name
 
 
 class LensMixin:
@@ -23,6 +25,7 @@ class LensMixin:
     hook_dict: dict[str, Any]
     aliases: dict[str, str]
     embed: nn.Embedding
+    ln_final: FinalNorm
     unembed: nn.Linear
     blocks: nn.ModuleList
 
@@ -100,6 +103,45 @@ class LensMixin:
                 f"layers; give 0 … {depth}, or -{depth} … -1."
             )
         return stop
+
+    def unembed_state(
+        self, state: Float[Tensor, "batch pos d_model"], tokens: Any = None
+    ) -> Iterator[Float[Tensor, "pos d_vocab"]]:
+        """Give the logits if h_out were a state, `W_U · ln_f(state)`: a logit lens.
+
+        Args:
+            state: Any state, (batch, pos, d_model).
+            tokens: Not needed.
+
+        Returns:
+            (pos, d_vocab) of each sample, one after the other.
+        """
+        normed = self.ln_final(state)
+        return (self.unembed(sample) for sample in normed)
+
+    def unembeds_alone(self, tokens: Any) -> bool:
+        """Yes: the final norm and the unembedding are modules of the model.
+
+        Args:
+            tokens: Not needed.
+
+        Returns:
+            True.
+        """
+        return True
+
+    def layer_hooks(self) -> dict[str, str]:
+        """Name the stream after every layer of every iteration, and the hook at which it is.
+
+        Returns:
+            `prelude.0` …, `core1.0` …, `coda.0` … → `blocks.{v}.hook_resid_post`, in order.
+        """
+        layout = self.config.layout
+        depths = {"prelude": layout.prelude}
+        depths |= {block_name(t): depth for t, depth in enumerate(layout.cores)}
+        depths["coda"] = layout.coda
+        names = [f"{block}.{layer}" for block, depth in depths.items() for layer in range(depth)]
+        return {name: f"blocks.{v}.hook_resid_post" for v, name in enumerate(names)}
 
     def hook_patterns(self) -> dict[str, int]:
         """Give the hook names with the virtual layer written {v} and the iteration {t}.

@@ -34,6 +34,11 @@ from loopscope.models.wrapped.loop_count import Setting
 from loopscope.models.wrapped.running import SEES_AHEAD, Running
 from loopscope.models.wrapped.shape import LensConfig, WrappedConfig
 from loopscope.models.wrapped.taps import Schedule, Tap
+from loopscope.models.wrapped.unembedded_states import (
+    layer_hooks,
+    unembed_state,
+    unembeds_alone,
+)
 from loopscope.models.wrapped.wrapped_cache import WrappedCache
 
 RETURNS = ("logits", "loss", "both", "output", None)
@@ -447,6 +452,9 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
             tokens, fwd_hooks=[(self.coda_hook, lambda state, hook: h.to(state))]
         )
 
+    unembed_state = unembed_state
+    unembeds_alone = unembeds_alone
+    layer_hooks = layer_hooks
     output_type = "output"
 
     @property
