@@ -65,7 +65,7 @@ class OrbitOptions:
         32, "--close-samples", "Samples whose layers, attention and early exits are followed."
     )
     contraction_samples: int = option(
-        8, "--contraction-samples", "Samples whose iterations are differentiated; 0: none."
+        4, "--contraction-samples", "Samples whose iterations are differentiated; 0: none."
     )
     power_steps: int = option(8, "--power-steps", "Steps of the power iteration of contraction.")
 

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from loopscope.probes.early_exits import exit_times as exit_times
     from loopscope.probes.early_exits import quantile_thresholds as quantile_thresholds
     from loopscope.probes.early_exits import readings as readings
-    from loopscope.probes.jacobians import iterations as iterations
+    from loopscope.probes.jacobians import jacobian_products as jacobian_products
     from loopscope.probes.jacobians import largest_singular_value as largest_singular_value
     from loopscope.probes.jacobians import of_directions as of_directions
-    from loopscope.probes.jacobians import products as products
+    from loopscope.probes.jacobians import separate_iterations as separate_iterations
     from loopscope.probes.jacobians import start_vector as start_vector
     from loopscope.probes.jacobians import state_hooks as state_hooks
     from loopscope.probes.paths import LEAST_STATES as LEAST_STATES
     from loopscope.probes.paths import directions as directions
-    from loopscope.probes.paths import kinds as kinds
-    from loopscope.probes.paths import paths as paths
+    from loopscope.probes.paths import path_kinds as path_kinds
+    from loopscope.probes.paths import token_paths as token_paths
     from loopscope.probes.readout import losses as losses
     from loopscope.probes.readout import matched as matched
     from loopscope.probes.readout import read_out as read_out

@@ -61,7 +61,7 @@ def state_hooks(model: Hooked, path: Sequence[str]) -> tuple[list[str], bool]:
     return [f"loop.{place}.hook_in" for place in path], False
 
 
-def iterations(model: Hooked, inputs: Any, path: Sequence[str]) -> list[Iteration]:
+def separate_iterations(model: Hooked, inputs: Any, path: Sequence[str]) -> list[Iteration]:
     """Run a model once so that each of its iterations can be differentiated by itself.
 
     h(t) is cut from what made it and put back as a leaf, for all that reads it. So the derivative
@@ -114,7 +114,7 @@ def _differentiable(model: Hooked) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def products(iteration: Iteration) -> tuple[Product, Product]:
+def jacobian_products(iteration: Iteration) -> tuple[Product, Product]:
     """Give the products with the Jacobian J = ∂h(t+1)/∂h(t) of all positions of a sample.
 
     The graph of one forward pass serves all of them: Jᵀu is a backward pass, and since it is
@@ -123,7 +123,7 @@ def products(iteration: Iteration) -> tuple[Product, Product]:
     one each, and there is none of fused attention.
 
     Args:
-        iteration: One of `iterations`.
+        iteration: One of `separate_iterations`.
 
     Returns:
         v → Jv and u → Jᵀu, of tensors (batch, pos, d_model), by sample.
@@ -166,8 +166,8 @@ def of_directions(iteration: Iteration, both: tuple[Product, Product]) -> tuple[
     h(t) turns, its length is held, and only the turn of h(t+1) counts.
 
     Args:
-        iteration: One of `iterations`.
-        both: Its `products`.
+        iteration: One of `separate_iterations`.
+        both: Its `jacobian_products`.
 
     Returns:
         v → Dv and u → Dᵀu.
@@ -271,6 +271,11 @@ def start_vector(h: State, numbers: Sequence[int]) -> State:
 
 
 __all__ = [
-    "Iteration", "iterations", "largest_singular_value", "of_directions", "products",
-    "start_vector", "state_hooks",
+    "Iteration",
+    "jacobian_products",
+    "largest_singular_value",
+    "of_directions",
+    "separate_iterations",
+    "start_vector",
+    "state_hooks",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Paths: how far, and which way, the states of each token move from iteration to iteration."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def directions(h: Sequence[Stream]) -> list[Stream]:
     return [x / torch.where(n == 0, 1, n) for x, n in zip(h, lengths, strict=True)]
 
 
-def paths(h: Sequence[Stream]) -> Paths:
+def token_paths(h: Sequence[Stream]) -> Paths:
     """Measure the path of each token through h(0) … h(T).
 
     Step, cosine and acceleration follow Pappone et al. (2509.23314), whose acceleration
@@ -85,15 +86,15 @@ def paths(h: Sequence[Stream]) -> Paths:
     Returns:
         Each of them per token, the rate per sample.
     """
-    moves = [b - a for a, b in zip(h, h[1:], strict=False)]
+    moves = [b - a for a, b in pairwise(h)]
     sizes = [_norm(x) for x in h]
     lengths = [_norm(move) for move in moves]
     undefined = torch.full_like(lengths[0], torch.nan)
-    pairs = list(zip(moves, moves[1:], strict=False))
+    pairs = list(pairwise(moves))
     cosines = [undefined, *(_cosine(before, move) for before, move in pairs)]
     turns = [undefined, *(_norm(move - before) for before, move in pairs)]
     whole = [torch.linalg.vector_norm(length, dim=-1) for length in lengths]
-    rates = [_over(after, before) for before, after in zip(whole, whole[1:], strict=False)]
+    rates = [_over(after, before) for before, after in pairwise(whole)]
     limit, exists = limits(h)
     to_limit = _distances(h, limit)
     to_limit[~exists] = torch.nan
@@ -133,7 +134,7 @@ def limits(h: Sequence[Stream]) -> tuple[Stream, Bool[Tensor, "batch pos"]]:
     return last + factor.unsqueeze(-1) * move, exists
 
 
-def kinds(h: Sequence[Stream]) -> Kinds:
+def path_kinds(h: Sequence[Stream]) -> Kinds:
     """Tell settling, orbiting and drifting paths apart, by their step norms and angles.
 
     * settles: the geometric mean of ‖Δ(t+1)‖/‖Δ(t)‖ over the later half of the steps (of two at
@@ -150,7 +151,7 @@ def kinds(h: Sequence[Stream]) -> Kinds:
     Returns:
         Which tokens' paths are of each kind.
     """
-    moves = [b - a for a, b in zip(h, h[1:], strict=False)]
+    moves = [b - a for a, b in pairwise(h)]
     lengths = [_norm(move) for move in moves]
     T = len(moves)
     middle = max(min(T // 2, T - 2), 0)

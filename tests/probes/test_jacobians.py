@@ -10,10 +10,10 @@ from torch.func import jacrev, jvp, vjp
 import loopscope as ls
 from loopscope.errors import InputError
 from loopscope.probes.jacobians import (
-    iterations,
+    jacobian_products,
     largest_singular_value,
     of_directions,
-    products,
+    separate_iterations,
     start_vector,
     state_hooks,
 )
@@ -24,7 +24,7 @@ PATH = ("0", "1", "2")
 
 
 def contraction(iteration, steps=STEPS):
-    forward, backward = products(iteration)
+    forward, backward = jacobian_products(iteration)
     return largest_singular_value(
         forward, backward, start_vector(iteration.h, range(len(iteration.h))), steps=steps
     )
@@ -51,7 +51,7 @@ def by_hand(model, tokens, t):
 def test_contraction_is_the_largest_singular_value_of_the_full_jacobian(make_model, variant):
     model = make_model(variant, d_model=16).double()
     tokens = torch.randint(61, (1, 4), generator=torch.Generator().manual_seed(1))
-    for t, iteration in enumerate(iterations(model, tokens, PATH)):
+    for t, iteration in enumerate(separate_iterations(model, tokens, PATH)):
         function, h = by_hand(model, tokens, t)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             full = jacrev(function)(h).reshape(h.numel(), h.numel())
@@ -62,9 +62,9 @@ def test_contraction_is_the_largest_singular_value_of_the_full_jacobian(make_mod
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_products_are_those_of_torch_func(make_model, tokens):
     model = make_model("mesh").double()
-    iteration = iterations(model, tokens, PATH)[1]
+    iteration = separate_iterations(model, tokens, PATH)[1]
     function, h = by_hand(model, tokens, 1)
-    forward, backward = products(iteration)
+    forward, backward = jacobian_products(iteration)
     v, u = (start_vector(h, numbers) for numbers in ((1, 2), (3, 4)))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         after, pushed = jvp(function, (h,), (v,))
@@ -77,7 +77,7 @@ def test_products_are_those_of_torch_func(make_model, tokens):
 def test_directions_have_the_jacobian_of_the_map_between_them(make_model):
     model = make_model("residual", d_model=16).double()
     tokens = torch.randint(61, (1, 4), generator=torch.Generator().manual_seed(1))
-    iteration = iterations(model, tokens, PATH)[0]
+    iteration = separate_iterations(model, tokens, PATH)[0]
     function, h = by_hand(model, tokens, 0)
     lengths = h.norm(dim=-1, keepdim=True)
 
@@ -88,7 +88,7 @@ def test_directions_have_the_jacobian_of_the_map_between_them(make_model):
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         full = jacrev(between)(h / lengths).reshape(h.numel(), h.numel())
-    turned = of_directions(iteration, products(iteration))
+    turned = of_directions(iteration, jacobian_products(iteration))
     value = largest_singular_value(*turned, start_vector(h, [0]), steps=STEPS)
     torch.testing.assert_close(value[0], torch.linalg.svdvals(full)[0])
 
@@ -136,7 +136,7 @@ def test_a_linear_iteration_has_its_spectral_norm_wherever_it_is(A):
     model = wrapped_linear(A)
     tokens = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(0))
     path = model.capture(tokens).path
-    for iteration in iterations(model, tokens, path):
+    for iteration in separate_iterations(model, tokens, path):
         expected = torch.linalg.matrix_norm(A, 2)
         torch.testing.assert_close(contraction(iteration, 12), expected.expand(3))
 
@@ -158,11 +158,11 @@ def test_power_iteration_gives_the_svd_of_any_matrix_from_below():
 
 def test_samples_do_not_depend_on_their_batch(make_model, tokens):
     model = make_model("mesh").double()
-    both = [contraction(x, 6) for x in iterations(model, tokens, PATH)]
+    both = [contraction(x, 6) for x in separate_iterations(model, tokens, PATH)]
     for i in range(2):
-        for t, iteration in enumerate(iterations(model, tokens[i : i + 1], PATH)):
+        for t, iteration in enumerate(separate_iterations(model, tokens[i : i + 1], PATH)):
             value = largest_singular_value(
-                *products(iteration), start_vector(iteration.h, [i]), steps=6
+                *jacobian_products(iteration), start_vector(iteration.h, [i]), steps=6
             )
             torch.testing.assert_close(value[0], both[t][i])
 
@@ -172,7 +172,7 @@ def test_states_and_parameters_are_left_as_they_were(make_model, tokens):
     model.embed.weight.requires_grad_(False)
     asked = [p.requires_grad for p in model.parameters()]
     trajectory = model.capture(tokens)
-    for t, iteration in enumerate(iterations(model, tokens, PATH)):
+    for t, iteration in enumerate(separate_iterations(model, tokens, PATH)):
         torch.testing.assert_close(iteration.h, trajectory.h[t])
         torch.testing.assert_close(iteration.after, trajectory.h[t + 1])
     assert [p.requires_grad for p in model.parameters()] == asked
@@ -197,7 +197,7 @@ def test_every_mechanic_has_jacobians(case):
     tokens = torch.randint(20, (2, 7), generator=generator)
     model = ls.wrap(case.make(), example=tokens)
     trajectory = model.capture(tokens)
-    found = iterations(model, tokens, trajectory.path)
+    found = separate_iterations(model, tokens, trajectory.path)
     assert len(found) == trajectory.K and state_hooks(model, trajectory.path)[1]
     for t, iteration in enumerate(found):
         torch.testing.assert_close(iteration.after, trajectory.h[t + 1], rtol=1e-4, atol=1e-4)
@@ -207,9 +207,9 @@ def test_every_mechanic_has_jacobians(case):
 def test_a_core_without_gradients_is_told(A):
     tokens = torch.arange(4).view(1, 4)
     model = wrapped_linear(A)
-    iteration = iterations(model, tokens, model.capture(tokens).path)[0]
+    iteration = separate_iterations(model, tokens, model.capture(tokens).path)[0]
     with pytest.raises(InputError, match="no gradient flows"):
-        products(replace(iteration, after=iteration.after.detach()))
+        jacobian_products(replace(iteration, after=iteration.after.detach()))
 
 
 def test_a_gradient_cut_by_the_model_flows_all_the_same(A):
@@ -224,5 +224,5 @@ def test_a_gradient_cut_by_the_model_flows_all_the_same(A):
 
     model = ls.wrap(Cut(A), example=torch.arange(6).view(1, 6))
     tokens = torch.arange(4).view(1, 4)
-    for iteration in iterations(model, tokens, model.capture(tokens).path):
+    for iteration in separate_iterations(model, tokens, model.capture(tokens).path):
         torch.testing.assert_close(contraction(iteration, 12)[0], torch.linalg.matrix_norm(A, 2))

@@ -1,6 +1,7 @@
 """Head drift: how far the attention patterns of each head move between iterations."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class HeadDrift:
             patterns = [kept[name][row : row + 1] for name in hooks if name in kept]
             if len(patterns) < len(hooks) or any(p.shape != patterns[0].shape for p in patterns):
                 continue
-            for t, (p, q) in enumerate(zip(patterns, patterns[1:], strict=False)):
+            for t, (p, q) in enumerate(pairwise(patterns)):
                 by_query = trim(jensen_shannon(p, q).transpose(1, 2))
                 for head, value in enumerate(by_query[0].mean(0).tolist()):
                     values[layer, head, t] = value

@@ -14,7 +14,7 @@ from loopscope.analysis.measures.filling import SampleSet, kept_positions
 from loopscope.analysis.options import Options
 from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
-from loopscope.probes import paths, quantile_thresholds, readings
+from loopscope.probes import quantile_thresholds, readings, token_paths
 
 FITTED = 8
 """Samples that components and thresholds are fitted to, evenly spaced."""
@@ -100,6 +100,7 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
     """
     if model.K == 0:
         return OrbitPlan()
+    settings: Any = options.orbit
     runner = _longest(model, options.more_loops)
     readable = options.loss is None and samples.tokens is not None and not model.why_no_loss()
     states: dict[str, list[np.ndarray]] = {}
@@ -122,8 +123,8 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
         if parts
     }
     return OrbitPlan(
-        close=tuple(spaced(options.orbit.close_samples, len(samples))),
-        differentiated=tuple(spaced(options.orbit.contraction_samples, len(samples))),
+        close=tuple(spaced(settings.close_samples, len(samples))),
+        differentiated=tuple(spaced(settings.contraction_samples, len(samples))),
         components={name: parts for name, parts in components.items() if parts is not None},
         thresholds={rule: values for rule, values in thresholds.items() if len(values)},
     )
@@ -152,7 +153,7 @@ def exit_signals(
     with torch.no_grad():
         logits = [next(iter(model.read_out_logits(x[some], tokens[some]))) for x in h]
         read = readings(logits, tokens[sample])
-        path = paths([widened(x[some]) for x in h])
+        path = token_paths([widened(x[some]) for x in h])
     signals = {"step": path.step, "acceleration": path.acceleration}
     by_rule = {rule: signal[0, :-1].T for rule, signal in signals.items()}
     return read.loss, {**by_rule, "kl": read.kl}
@@ -221,6 +222,4 @@ def _components(states: np.ndarray) -> Components | None:
         return None
     fit = PCA(n_components=count, svd_solver="full" if states.shape[1] <= 512 else "randomized",
               random_state=0).fit(states)  # fmt: skip
-    return Components(
-        mean=fit.mean_, axes=fit.components_, explained=fit.explained_variance_ratio_
-    )
+    return Components(mean=fit.mean_, axes=fit.components_, explained=fit.explained_variance_ratio_)

@@ -28,16 +28,16 @@ from loopscope.probes import (
     LEAST_STATES,
     activations,
     directions,
-    iterations,
-    kinds,
+    jacobian_products,
     largest_singular_value,
     of_directions,
-    paths,
+    path_kinds,
     pattern_names,
-    products,
+    separate_iterations,
     start_vector,
     state_hooks,
     stream_names,
+    token_paths,
 )
 
 CORE = "core"
@@ -57,7 +57,8 @@ class OrbitRows(MeasureRows):
         super().__init__(setup)
         self.plan: OrbitPlan = setup.prepared.get("orbit") or OrbitPlan()
         self.model, self.longer = setup.model, setup.longer
-        self.options, self.start = setup.options.orbit, setup.start
+        self.options: Any = setup.options.orbit
+        self.start = setup.start
         self.main = setup.first.loop
         here = range(setup.start, setup.start + setup.samples)
         self.close = [n - setup.start for n in self.plan.close if n in here]
@@ -98,8 +99,8 @@ class OrbitRows(MeasureRows):
         if len(self.plan.close) < total or len(self.plan.differentiated) < total:
             say(
                 f"layers, attention and early exits of {len(self.plan.close)} samples, contraction "
-                f"of {len(self.plan.differentiated)} ({self.options.power_steps} steps of the power "
-                "iteration)"
+                f"of {len(self.plan.differentiated)} ({self.options.power_steps} steps of the "
+                "power iteration)"
             )
         if self.close and not self.streams:
             say("no layer of the core has a stream at every iteration, so there are no layers")
@@ -215,7 +216,7 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
     sound[:, 1:] &= finite[:, :-1]
     sound[:, :-1] &= finite[:, 1:]
     whole = finite.all(1)
-    path = paths(h)
+    path = token_paths(h)
     values = {
         name: _mean(getattr(path, name))
         for name in ("step", "cosine", "acceleration", "to_last", "to_limit")
@@ -224,7 +225,7 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
     values["to_limit"] = values["to_limit"].where(limits, torch.nan)
     values["rate"] = path.rate.double()
     if T + 1 >= LEAST_STATES:
-        for name, share in zip(("settles", "orbits", "drifts"), kinds(h), strict=True):
+        for name, share in zip(("settles", "orbits", "drifts"), path_kinds(h), strict=True):
             values[name] = share.double().mean(1, keepdim=True).expand(-1, T + 1)
     for name in ("to_last", "to_limit", "settles", "orbits", "drifts"):
         if name in values:
@@ -262,8 +263,8 @@ def contractions(
         RuntimeError: of torch, where something cannot be differentiated twice.
     """
     values = np.full((len(VIEWS), len(path)), np.nan)
-    for t, iteration in enumerate(iterations(model, inputs, path)):
-        both = products(iteration)
+    for t, iteration in enumerate(separate_iterations(model, inputs, path)):
+        both = jacobian_products(iteration)
         start = start_vector(iteration.h, [seed] * len(iteration.h))
         for number, view in enumerate(VIEWS):
             if view == "direction" and iteration.h.shape[-1] != iteration.after.shape[-1]:

@@ -45,9 +45,7 @@ class PathComponents:
             tokens = [drop + i for i in spaced(PATHS, loop.h[0].shape[1] - drop)]
             states = [x[0, tokens].double().cpu().numpy() for x in loop.h]
             places = np.stack([components.of(x) for x in states], 1)  # (token, t, component)
-            keys = columns(
-                ("pos", "t"), [(pos, t) for pos in tokens for t in range(len(loop.h))]
-            )
+            keys = columns(("pos", "t"), [(pos, t) for pos in tokens for t in range(len(loop.h))])
             rows = self.rows[name] = Rows("orbit_path", 1, keys)
             for number in range(COMPONENTS):
                 if number < len(components.explained):

@@ -191,14 +191,22 @@ REGISTRY: tuple[Measure, ...] = (
         tables=(
             Table(
                 name="orbit",
-                meaning="where the tokens' states go: step, angle to the step before, acceleration, "
-                "distances, observed rate, contraction, and shares of the kinds of path",
+                meaning="where the tokens' states go: step, angle to the step before, "
+                "acceleration, distances, rate, contraction, and shares of the kinds of path",
                 keys={"part": "category", "view": "category", "t": "int16"},
                 averaged="step",
                 values=dict.fromkeys(
                     (
-                        "step", "cosine", "acceleration", "to_last", "to_limit", "rate",
-                        "contraction", "settles", "orbits", "drifts",
+                        "step",
+                        "cosine",
+                        "acceleration",
+                        "to_last",
+                        "to_limit",
+                        "rate",
+                        "contraction",
+                        "settles",
+                        "orbits",
+                        "drifts",
                     ),
                     "float64",
                 ),
