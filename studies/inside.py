@@ -1,7 +1,7 @@
 """The tables of docs/FINDINGS.md: lenses, probes, interventions and orbits of trained loops.
 
     python studies/inside.py zoo OUT           # the shipped checkpoints and their untrained twins
-    python studies/inside.py seeds RUNS OUT    # base, residual, anchor, mesh of studies/small_scale.py
+    python studies/inside.py seeds RUNS OUT  # four variants of studies/small_scale.py
     python studies/inside.py tables OUT        # prints what was measured as Markdown
 
 What was measured stays in OUT (`compare` goes on where it was stopped). Every number is a mean over

@@ -195,7 +195,30 @@ class InterveneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OrbitOptions:
-    """How the paths of states are followed."""
+    """How the paths of states are followed.
+
+    Attributes:
+        close_samples: Samples, evenly spaced, whose layers, attention patterns and read-outs (early
+            exit) are followed too; the others have the steps of the state alone.
+        contraction_samples: Samples, evenly spaced, whose iterations are differentiated; 0 for no
+            contraction.
+        power_steps: Steps of the power iteration.
+
+    Raises:
+        InputError: for numbers below 0, or no step.
+    """
+
+    close_samples: int = option(
+        32, "--close-samples", "Samples whose layers, attention and early exits are followed."
+    )
+    contraction_samples: int = option(
+        4, "--contraction-samples", "Samples whose iterations are differentiated; 0: none."
+    )
+    power_steps: int = option(8, "--power-steps", "Steps of the power iteration of contraction.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("close_samples", 0), ("contraction_samples", 0), ("power_steps", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
 
 
 INSIDE: dict[str, type] = {

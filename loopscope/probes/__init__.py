@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.attention_patterns import jensen_shannon as jensen_shannon
     from loopscope.probes.concept_erasure import Eraser as Eraser
     from loopscope.probes.concept_erasure import fit_eraser as fit_eraser
+    from loopscope.probes.core_layers import LayerNames as LayerNames
+    from loopscope.probes.core_layers import activations as activations
+    from loopscope.probes.core_layers import pattern_names as pattern_names
+    from loopscope.probes.core_layers import stream_names as stream_names
+    from loopscope.probes.early_exits import exit_losses as exit_losses
+    from loopscope.probes.early_exits import exit_times as exit_times
+    from loopscope.probes.early_exits import quantile_thresholds as quantile_thresholds
+    from loopscope.probes.early_exits import readings as readings
     from loopscope.probes.intervention_places import KINDS as KINDS
     from loopscope.probes.intervention_places import Place as Place
     from loopscope.probes.intervention_places import place_named as place_named
@@ -17,6 +26,12 @@ if TYPE_CHECKING:
     from loopscope.probes.interventions import Intervention as Intervention
     from loopscope.probes.interventions import clean_run as clean_run
     from loopscope.probes.interventions import intervened as intervened
+    from loopscope.probes.jacobians import jacobian_products as jacobian_products
+    from loopscope.probes.jacobians import largest_singular_value as largest_singular_value
+    from loopscope.probes.jacobians import of_directions as of_directions
+    from loopscope.probes.jacobians import separate_iterations as separate_iterations
+    from loopscope.probes.jacobians import start_vector as start_vector
+    from loopscope.probes.jacobians import state_hooks as state_hooks
     from loopscope.probes.lenses import OWN as OWN
     from loopscope.probes.lenses import VALUES as VALUES
     from loopscope.probes.lenses import LensReader as LensReader
@@ -37,6 +52,10 @@ if TYPE_CHECKING:
     from loopscope.probes.linear_probes import group_folds as group_folds
     from loopscope.probes.linear_probes import random_labels as random_labels
     from loopscope.probes.linear_probes import shuffled_labels as shuffled_labels
+    from loopscope.probes.paths import LEAST_STATES as LEAST_STATES
+    from loopscope.probes.paths import directions as directions
+    from loopscope.probes.paths import path_kinds as path_kinds
+    from loopscope.probes.paths import token_paths as token_paths
     from loopscope.probes.probe_labels import Labels as Labels
     from loopscope.probes.probe_labels import read_labels as read_labels
     from loopscope.probes.probe_targets import TARGETS as TARGETS

@@ -279,6 +279,62 @@ REGISTRY: tuple[Measure, ...] = (
             ),
         ),
     ),
+    Measure(
+        rows="orbit_steps:OrbitRows",
+        default=False,
+        logits=True,
+        longer=True,
+        inside=True,
+        tables=(
+            Table(
+                name="orbit",
+                meaning="where the tokens' states go: step, angle to the step before, "
+                "acceleration, distances, rate, contraction, and shares of the kinds of path",
+                keys={"part": "category", "view": "category", "t": "int16"},
+                averaged="step",
+                values=dict.fromkeys(
+                    (
+                        "step",
+                        "cosine",
+                        "acceleration",
+                        "to_last",
+                        "to_limit",
+                        "rate",
+                        "contraction",
+                        "settles",
+                        "orbits",
+                        "drifts",
+                    ),
+                    "float64",
+                ),
+            ),
+            Table(
+                name="attention_drift",
+                meaning="Jensen-Shannon divergence between the patterns of a head at t and t+1, in "
+                "nats, mean over the queries",
+                keys={"layer": "int16", "head": "int16", "t": "int16"},
+                values=_VALUE,
+            ),
+            Table(
+                name="orbit_path",
+                meaning="paths of tokens of the first sample along the principal components of all "
+                "states, and the share of variance that each component explains",
+                keys={"pos": "int32", "t": "int16"},
+                averaged="pc1",
+                values=dict.fromkeys(
+                    ("pc1", "pc2", "pc3", "explained1", "explained2", "explained3"), "float64"
+                ),
+            ),
+            Table(
+                name="early_exit",
+                meaning="loss against iterations when each token stops by a rule, or after a fixed "
+                "number of loops",
+                keys={"rule": "category", "threshold": "float64"},
+                averaged="loss",
+                values=dict.fromkeys(("iterations", "loss"), "float64"),
+            ),
+        ),
+    ),
 )
 """Every measure, in the order of the tables."""
 

@@ -1,0 +1,323 @@
+"""Orbit steps: how the states of each loop, and of each layer of its core, move."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from loopscope.analysis.flags import Flag
+from loopscope.analysis.measures.exit_curves import ExitCurves
+from loopscope.analysis.measures.filling import (
+    Batch,
+    MeasureRows,
+    SampleSet,
+    Setup,
+    kept_positions,
+)
+from loopscope.analysis.measures.head_drift import HeadDrift
+from loopscope.analysis.measures.orbit_plan import OrbitPlan, alike, make_plan, widened
+from loopscope.analysis.measures.path_components import PathComponents
+from loopscope.analysis.options import Options
+from loopscope.analysis.tables import Rows, columns
+from loopscope.errors import InputError
+from loopscope.models import Hooked, Trajectory
+from loopscope.probes import (
+    LEAST_STATES,
+    activations,
+    directions,
+    jacobian_products,
+    largest_singular_value,
+    of_directions,
+    path_kinds,
+    pattern_names,
+    separate_iterations,
+    start_vector,
+    state_hooks,
+    stream_names,
+    token_paths,
+)
+
+CORE = "core"
+VIEWS = ("state", "direction")
+
+
+class OrbitRows(MeasureRows):
+    """The tables `orbit`, `attention_drift`, `orbit_path` and `early_exit`."""
+
+    @classmethod
+    def prepare(
+        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+    ) -> OrbitPlan:
+        return make_plan(model, samples, options)
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.plan: OrbitPlan = setup.prepared.get("orbit") or OrbitPlan()
+        self.model, self.longer = setup.model, setup.longer
+        self.options: Any = setup.options.orbit
+        self.start = setup.start
+        self.main = setup.first.loop
+        here = range(setup.start, setup.start + setup.samples)
+        self.close = [n - setup.start for n in self.plan.close if n in here]
+        self.differentiated = [n - setup.start for n in self.plan.differentiated if n in here]
+        self.notes: list[str] = []
+        self.rows: dict[str, Rows] = {}
+        self.layers: dict[int, Rows] = {}
+        self.parts: list[HeadDrift | PathComponents | ExitCurves] = []
+        if setup.first.K == 0:
+            self.note = (
+                "orbit: the model has no loop, so its tables have no rows (a plain stack; a layout "
+                "groups its layers into virtual blocks)"
+            )
+            return
+        runner = self.longer or self.model
+        depth = {name: loop.K for name, loop in setup.first.courses.items()}
+        depth[self.main] = runner.K
+        self.rows = {name: _path_rows((CORE,), K, setup.samples) for name, K in depth.items()}
+        self.path = [*setup.first.path, *map(str, range(setup.first.K, runner.K))]
+        if runner is not self.model:
+            self.path = _longer_path(runner, setup.first, self.path)
+        self.streams = stream_names(runner, self.path) if self.close else {}
+        if runner.K >= 2:
+            self.layers = {
+                layer: _path_rows((f"layer{layer}",), runner.K - 1, len(self.close))
+                for layer in self.streams
+            }
+        patterns = pattern_names(runner, self.path) if self.close else {}
+        self.drift = HeadDrift(patterns, self.close, self.main)
+        self.exits = ExitCurves(setup, self.plan, self.close)
+        self.components = PathComponents(setup, self.plan)
+        self._say(setup, patterns)
+
+    def _say(self, setup: Setup, patterns: Mapping[int, Sequence[str]]) -> None:
+        """What is missing, and on how many samples the costly parts rest."""
+        say = self.notes.append
+        total = setup.samples
+        if len(self.plan.close) < total or len(self.plan.differentiated) < total:
+            say(
+                f"layers, attention and early exits of {len(self.plan.close)} samples, contraction "
+                f"of {len(self.plan.differentiated)} ({self.options.power_steps} steps of the "
+                "power iteration)"
+            )
+        if self.close and not self.streams:
+            say("no layer of the core has a stream at every iteration, so there are no layers")
+        if self.close and not patterns:
+            say("no attention patterns are at hand, so attention_drift has no rows")
+        if self.exits.why_not:
+            say(f"early_exit has no rows: {self.exits.why_not}")
+        if self.differentiated and not state_hooks(self.model, setup.first.path)[1]:
+            say("contraction is that of what the core is given: what makes h(t) is not known")
+        self._tell()
+
+    def _tell(self) -> None:
+        self.note = f"orbit: {'; '.join(dict.fromkeys(self.notes))}" if self.notes else ""
+
+    def add(self, batch: Batch) -> None:
+        for name, rows in self.rows.items():
+            whole = batch.trajectory.courses[name]
+            if name == self.main and batch.longer is not None:
+                whole = batch.longer
+            self._fill(rows, batch.samples, whole.h, batch.drop, batch.trajectory)
+        if not self.rows:
+            return
+        self._contract(batch)
+        self.exits.add(batch)
+        self.components.add(batch)
+        for sample, inputs, row in _chosen(batch, self.close):
+            self._look_closely(sample, inputs, row, batch)
+
+    def _fill(
+        self, rows: Rows, samples: slice, h: Sequence[Tensor], drop: int, like: Trajectory
+    ) -> None:
+        """Steps and kinds of the states of some samples."""
+        if not alike(h):
+            rows.flag[samples] = Flag.SHAPE
+            return
+        home = h[0].device
+        states = [widened(kept_positions(x, drop, like)).to(home) for x in h]
+        T = len(states) - 1
+        for number, view in enumerate(VIEWS):
+            seen = states if view == "state" else directions(states)
+            block = slice(number * (T + 1), (number + 1) * (T + 1))
+            values, flag = path_values(seen)
+            for column, numbers in values.items():
+                rows.values[column][samples, block] = numbers
+            rows.flag[samples, block] = flag
+
+    def _contract(self, batch: Batch) -> None:
+        """The contraction of each iteration, of the samples chosen for it."""
+        runner = self.longer or self.model
+        rows = self.rows[self.main]
+        for sample, inputs, row in _chosen(batch, self.differentiated):
+            if not self.differentiated:
+                return
+            try:
+                values = contractions(
+                    runner, inputs, self.path, row, steps=self.options.power_steps,
+                    seed=self.start + sample,
+                )  # fmt: skip
+            except (InputError, RuntimeError, NotImplementedError) as error:
+                self.differentiated = []
+                reason = str(error).strip().split("\n")[0].rstrip(".")
+                self.notes.append(f"no contraction: {reason}")
+                self._tell()
+                return
+            T = runner.K
+            for number, _ in enumerate(VIEWS):
+                start = number * (T + 1)
+                rows.values["contraction"][sample, start : start + T] = values[number]
+
+    def _look_closely(self, sample: int, inputs: Any, row: int, batch: Batch) -> None:
+        """Layers and attention patterns of one sample."""
+        names = [*_all(self.streams.values()), *_all(self.drift.names.values())]
+        kept = activations(self.longer or self.model, inputs, list(dict.fromkeys(names)))
+        place = self.close.index(sample)
+        for layer, rows in self.layers.items():
+            if not all(name in kept for name in self.streams[layer]):
+                rows.flag[place] = Flag.NONFINITE
+                continue
+            h = [kept[name][row : row + 1] for name in self.streams[layer]]
+            self._fill(rows, slice(place, place + 1), h, batch.drop, batch.trajectory)
+        self.drift.add(place, kept, row, lambda x: batch.kept(x))
+
+    def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
+        if not self.rows:
+            return {name: [] for name in ("orbit", "attention_drift", "orbit_path", "early_exit")}
+        orbit = [rows.frame(model, loop) for loop, rows in self.rows.items()]
+        if self.close:
+            orbit += [
+                renumbered(rows.frame(model, self.main), self.close)
+                for rows in self.layers.values()
+            ]
+        return {
+            "orbit": orbit,
+            "attention_drift": self.drift.frames(model),
+            "orbit_path": self.components.frames(model),
+            "early_exit": self.exits.frames(model),
+        }
+
+
+def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Average the paths of the tokens of each sample.
+
+    Args:
+        h: h(0) … h(T), each (batch, pos, d_model), of one shape, float32 or float64.
+
+    Returns:
+        Column of `orbit` → (batch, T + 1) in float64, NaN where it does not exist, and flags: what
+        is not finite where a state beside it is not, zero where no token has a relative step.
+    """
+    T = len(h) - 1
+    finite = torch.stack([torch.isfinite(x).flatten(1).all(1) for x in h], 1)  # (batch, T + 1)
+    sound = finite.clone()
+    sound[:, 1:] &= finite[:, :-1]
+    sound[:, :-1] &= finite[:, 1:]
+    whole = finite.all(1)
+    path = token_paths(h)
+    values = {
+        name: _mean(getattr(path, name))
+        for name in ("step", "cosine", "acceleration", "to_last", "to_limit")
+    }
+    limits = torch.isfinite(path.to_limit).double().mean(1) >= 0.5
+    values["to_limit"] = values["to_limit"].where(limits, torch.nan)
+    values["rate"] = path.rate.double()
+    if T + 1 >= LEAST_STATES:
+        for name, share in zip(("settles", "orbits", "drifts"), path_kinds(h), strict=True):
+            values[name] = share.double().mean(1, keepdim=True).expand(-1, T + 1)
+    for name in ("to_last", "to_limit", "settles", "orbits", "drifts"):
+        if name in values:
+            values[name] = values[name].where(whole[:, None], torch.nan)
+    filled = {}
+    for name, value in values.items():
+        numbers = np.full((len(h[0]), T + 1), np.nan)
+        numbers[:, : value.shape[1]] = value.where(sound[:, : value.shape[1]], torch.nan).cpu()
+        numbers[~np.isfinite(numbers)] = np.nan
+        filled[name] = numbers
+    flag = np.full((len(h[0]), T + 1), int(Flag.NONE), dtype=np.int8)
+    flag[:, :T][np.isnan(filled["step"][:, :T])] = Flag.ZERO
+    flag[~sound.cpu().numpy()] = Flag.NONFINITE
+    return filled, flag
+
+
+def contractions(
+    model: Hooked, inputs: Any, path: Sequence[str], row: int, *, steps: int, seed: int
+) -> np.ndarray:
+    """Compute the largest singular value of each iteration's Jacobian, in both views.
+
+    Args:
+        model: The model.
+        inputs: What it is given.
+        path: Where its iterations stand.
+        row: Which sample of the inputs.
+        steps: Steps of the power iteration.
+        seed: Of its start.
+
+    Returns:
+        (view, t); NaN where a state is not finite.
+
+    Raises:
+        InputError: if no gradient flows.
+        RuntimeError: of torch, where something cannot be differentiated twice.
+    """
+    values = np.full((len(VIEWS), len(path)), np.nan)
+    for t, iteration in enumerate(separate_iterations(model, inputs, path)):
+        both = jacobian_products(iteration)
+        start = start_vector(iteration.h, [seed] * len(iteration.h))
+        for number, view in enumerate(VIEWS):
+            if view == "direction" and iteration.h.shape[-1] != iteration.after.shape[-1]:
+                continue
+            maps = both if view == "state" else of_directions(iteration, both)
+            values[number, t] = largest_singular_value(*maps, start, steps=steps)[row].item()
+    return values
+
+
+def renumbered(frame: pd.DataFrame, numbers: Sequence[int]) -> pd.DataFrame:
+    """Give the rows of chosen samples their samples' numbers.
+
+    Args:
+        frame: Numbered from 0.
+        numbers: The numbers.
+
+    Returns:
+        The same frame.
+    """
+    frame["sample"] = np.asarray(numbers, np.int32)[frame["sample"].to_numpy()]
+    return frame
+
+
+def _path_rows(parts: Sequence[str], T: int, samples: int) -> Rows:
+    places = [(part, view, t) for part in parts for view in VIEWS for t in range(T + 1)]
+    return Rows("orbit", samples, columns(("part", "view", "t"), places))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean over the tokens that have a value, (batch, iter), in float64 where there is that."""
+    wide = values if values.device.type == "mps" else values.double()
+    return wide.nanmean(1)
+
+
+def _chosen(batch: Batch, numbers: Iterable[int]) -> Iterable[tuple[int, Any, int]]:
+    """Samples of a batch that were chosen: number, inputs of the model, and place in them."""
+    for sample in numbers:
+        if batch.samples.start <= sample < batch.samples.stop:
+            place = sample - batch.samples.start
+            if isinstance(batch.inputs, Tensor):
+                yield sample, batch.inputs[place : place + 1], 0
+            else:  # items are stacked leaf by leaf
+                yield sample, batch.inputs, place
+
+
+def _all(names: Iterable[Sequence[str]]) -> list[str]:
+    return [name for of_layer in names for name in of_layer]
+
+
+def _longer_path(runner: Hooked, first: Trajectory, guess: Sequence[str]) -> list[str]:
+    """Where the iterations of a model with more of them stand."""
+    known = {*runner.hook_dict, *runner.aliases}
+    if all(f"loop.{place}.hook_in" in known for place in guess):
+        return list(guess)
+    letters = first.path[0].rstrip("0123456789")
+    return [f"{letters}{t}" for t in range(runner.K)]
