@@ -96,10 +96,10 @@ class Options:
         0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
     )
     loss: Any = option(None)
-    lens: LensOptions | Mapping[str, Any] = option(LensOptions())
-    probe: ProbeOptions | Mapping[str, Any] = option(ProbeOptions())
-    intervene: InterveneOptions | Mapping[str, Any] = option(InterveneOptions())
-    orbit: OrbitOptions | Mapping[str, Any] = option(OrbitOptions())
+    lens: LensOptions = option(LensOptions())
+    probe: ProbeOptions = option(ProbeOptions())
+    intervene: InterveneOptions = option(InterveneOptions())
+    orbit: OrbitOptions = option(OrbitOptions())
 
     def __post_init__(self) -> None:
         for name, kind in INSIDE.items():
