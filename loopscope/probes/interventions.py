@@ -129,7 +129,6 @@ class CleanRun:
         for prefix, t in states.items():
             self.kept.setdefault(f"{prefix}.hook_in", trajectory.h[t])
             self.kept.setdefault(f"{prefix}.hook_out", trajectory.h_m[t])
-        self._parts: dict[str, Tensor] = {}
 
     @property
     def logits(self) -> Tensor:
@@ -169,9 +168,9 @@ class CleanRun:
         if place.kind == "edge":
             part = self.terms.part(place.source, place.t, self.kept.__getitem__)
             return part.to(loop.h[place.t + 1].dtype)
-        if not set(place.hooks) <= self._parts.keys():
+        if not set(place.hooks) <= self.kept.keys():
             self._keep_parts()
-        tensors = [self._parts[hook] for hook in place.hooks]
+        tensors = [self.kept[hook] for hook in place.hooks]
         if place.kind == "head":
             return _of_head(place, tensors[0])
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=2)
@@ -189,7 +188,7 @@ class CleanRun:
         seen = _Seen(self.model)
         names = [name for name in dict.fromkeys(hooks) if name]
         self.model.run_with_hooks(self.tokens, fwd_hooks=[seen.keep(name) for name in names])
-        self._parts = seen.tensors
+        self.kept |= seen.tensors
 
 
 class _Seen:
