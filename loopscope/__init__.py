@@ -12,7 +12,11 @@ from loopscope.lazy import lazy
 if TYPE_CHECKING:
     from loopscope import figures as plot
     from loopscope.analysis.comparisons import compare as compare
+    from loopscope.analysis.measuring import intervene as intervene
+    from loopscope.analysis.measuring import lens as lens
     from loopscope.analysis.measuring import measure as measure
+    from loopscope.analysis.measuring import orbit as orbit
+    from loopscope.analysis.measuring import probe as probe
     from loopscope.analysis.tables import Tables as Tables
     from loopscope.models import Trajectory as Trajectory
     from loopscope.models.native import Layout as Layout
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022  (the order in which they are used)
     "load", "wrap", "zoo", "capture", "measure", "compare", "load_samples", "plot",
-    "Monitor", "LoopCallback",
+    "lens", "probe", "intervene", "orbit", "Monitor", "LoopCallback",
     "Layout", "LoopConfig", "LoopModel", "Tables", "Trajectory", "WrappedModel",
 ]  # fmt: skip
 

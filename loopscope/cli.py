@@ -7,7 +7,17 @@ import warnings
 
 import typer
 
-from loopscope.commands import compare, figures, inspect, params, train
+from loopscope.commands import (
+    compare,
+    figures,
+    inspect,
+    intervene,
+    lens,
+    orbit,
+    params,
+    probe,
+    train,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -17,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="See what happens inside recursive (looped, depth-recurrent) transformers.",
 )
-for command in (figures, compare, inspect, params, train):
+for command in (figures, compare, lens, probe, intervene, orbit, inspect, params, train):
     app.command()(command)
 
 
@@ -53,7 +63,7 @@ def _run() -> int:
     except OSError as error:
         message = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     except KeyboardInterrupt:
-        resumes = sys.argv[1:2] in (["train"], ["compare"], ["figures"])
+        resumes = sys.argv[1:2] not in (["inspect"], ["params"])
         print(f"interrupted{'; the same command goes on' if resumes else ''}", file=sys.stderr)
         return 130
     except Exception as error:

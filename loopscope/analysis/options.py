@@ -6,40 +6,24 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loopscope.analysis.tables import DEFAULT, MEASURES
+from loopscope.analysis.declaring import option
+from loopscope.analysis.inside_options import (
+    INSIDE,
+    InterveneOptions,
+    LensOptions,
+    OrbitOptions,
+    ProbeOptions,
+    recorded,
+)
+from loopscope.analysis.tables import COMPARED, DEFAULT, MEASURES
 from loopscope.errors import InputError, unknown_name, whole_number
 from loopscope.names import MIN_TOKENS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def option(
-    default: Any,
-    flag: str = "",
-    words: str = "",
-    *,
-    typed: Any = None,
-    read: Callable[[Any], Any] | None = None,
-) -> Any:
-    """Declare an option as a field of a dataclass.
-
-    Args:
-        default: Its value where nothing is said.
-        flag: Its name on the command line, such as `--batch-size`; empty for an option that only
-            Python has.
-        words: What it does, as `--help` says it.
-        typed: Its type on the command line, where that differs from the field's.
-        read: Turns what was typed into the value.
-
-    Returns:
-        The field.
-    """
-    flags = {"flag": flag, "words": words, "typed": typed, "read": read}
-    return field(default=default, metadata=flags)
 
 
 def read_loops(text: str | None) -> int | dict[str, int] | None:
@@ -83,6 +67,10 @@ class Options:
         loss: Function of (what the model returns, the batch it was given) to a number for each
             sample, in any unit, in place of the next tokens' cross-entropy; it fills the tables
             loss (asked for with it) and readout.
+        lens: How lenses read states: `LensOptions`, or a dict of its fields.
+        probe: What linear probes are fitted to: `ProbeOptions`, or a dict of its fields.
+        intervene: Where and how to intervene: `InterveneOptions`, or a dict of its fields.
+        orbit: How paths are followed: `OrbitOptions`, or a dict of its fields.
 
     Raises:
         UnknownNameError: for a measure that does not exist, with near matches.
@@ -108,8 +96,14 @@ class Options:
         0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
     )
     loss: Any = option(None)
+    lens: LensOptions | Mapping[str, Any] = option(LensOptions())
+    probe: ProbeOptions | Mapping[str, Any] = option(ProbeOptions())
+    intervene: InterveneOptions | Mapping[str, Any] = option(InterveneOptions())
+    orbit: OrbitOptions | Mapping[str, Any] = option(OrbitOptions())
 
     def __post_init__(self) -> None:
+        for name, kind in INSIDE.items():
+            object.__setattr__(self, name, _built(kind, getattr(self, name), name))
         for name in ("measures", "kernels"):
             chosen = getattr(self, name)
             names = (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
@@ -148,7 +142,8 @@ class Options:
         values = {name: getattr(self, name) for name in _names(Options)}
         if self.loss is not None:
             values["loss"] = getattr(self.loss, "__name__", type(self.loss).__name__)
-        return values
+        inside = {name: recorded(values.pop(name)) for name in INSIDE}
+        return values | {name: inside[name] for name in INSIDE if name in self.measures}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +158,7 @@ class Settings(Options):
         example: What the forward of the foreign models among the targets is given, as in `load`.
         trust_remote_code: Whether Python code that came with a checkpoint may run.
         device_map: Spreads the foreign models among the targets over devices, as in `load`.
+        text: One text to measure on, of whatever length, in place of `data`.
         data: Text or tokens to measure on, or a list or data set of items, each what the models'
             forward takes for one sample; the shipped held-out samples when not given.
         samples: Windows to measure.
@@ -179,7 +175,7 @@ class Settings(Options):
             sample per batch; `more_loops` below 0.
     """
 
-    measures: Sequence[str] = option(MEASURES)
+    measures: Sequence[str] = option(COMPARED)
     layout: str | None = option(
         None, "--layout", "Groups the layers of a model without a loop, e.g. 4+8+8+4."
     )
@@ -219,6 +215,7 @@ class Settings(Options):
         "Default: the shipped held-out samples.",
         typed=str | None,
     )
+    text: str | None = option(None, "--text", "One text to look into, in place of --data.")
     samples: int = option(500, "--samples", "Windows of text to measure.")
     tokens: int = option(256, "--tokens", "Tokens per window.")
     device: str | None = option(None, "--device", "cpu, cuda, cuda:0, mps …")
@@ -232,6 +229,8 @@ class Settings(Options):
         put(self, "samples", whole_number("samples", self.samples, 1))
         put(self, "tokens", whole_number("tokens", self.tokens, MIN_TOKENS))
         put(self, "batch_size", check_batch_size(self.batch_size))
+        if self.text is not None and self.data is not None:
+            raise InputError("text and data were both given; give one of them.")
         if self.more_loops is not None and self.more_loops < 0:
             raise InputError(f"more_loops must be 0 or more, given {self.more_loops}.")
 
@@ -263,6 +262,17 @@ def check_batch_size(batch_size: int) -> int:
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
     return whole_number("batch_size", batch_size, 1)
+
+
+def _built(kind: type, value: Any, name: str) -> Any:
+    """Options that were given as such, or as a dict of their fields."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        return build_options(kind, value, name)
+    raise InputError(
+        f"{name} takes {kind.__name__} or a dict of its fields, given {type(value).__name__}."
+    )
 
 
 def _names(kind: type) -> list[str]:

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from loopscope.analysis.tables import COMPARED, INSIDE_MEASURES
 from loopscope.commands.printing import compare_shown
 from loopscope.commands.results import end, fail, write_results
 from loopscope.commands.signatures import Models, Out, with_settings
 
 
-@with_settings()
+@with_settings(but=["text"])
 def compare(
     models: Models = None,
     out: Out = Path("out"),
@@ -26,6 +27,13 @@ def compare(
             "'collapsed,low rank'.",
         ),
     ] = None,
+    inside: Annotated[
+        bool,
+        typer.Option(
+            "--inside",
+            help="Look inside too (lens, probe, intervene, orbit): more chapters of the report.",
+        ),
+    ] = False,
     **settings: Any,
 ) -> None:
     """Put checkpoints side by side: figures, and one table of loss and signs of collapse.
@@ -37,6 +45,8 @@ def compare(
     from loopscope.analysis.collapse import parse_verdicts
     from loopscope.processes import is_main
 
+    if inside:
+        settings["measures"] = (*COMPARED, *INSIDE_MEASURES)
     if not models:
         fail("compare needs checkpoints: loopscope compare A B …; zoo names work too (base mesh).")
     bad = () if fail_on is None else parse_verdicts(fail_on)

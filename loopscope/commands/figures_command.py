@@ -7,7 +7,7 @@ import typer
 
 from loopscope.analysis.tables import DEFAULT
 from loopscope.commands.printing import compare_shown
-from loopscope.commands.results import draw, end, fail, save_tables
+from loopscope.commands.results import draw, end, fail, redraw, save_tables
 from loopscope.commands.signatures import Models, Out, with_settings
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PAPER_PANELS = ["base", "residual", "anchor", "mesh"]
 
 
-@with_settings(but=["more_loops"])
+@with_settings(but=["more_loops", "text"])
 def figures(
     models: Models = None,
     out: Out = Path("out"),
@@ -46,7 +46,7 @@ def figures(
             name for name, value in unused.items() if value is not None and value is not False
         ]:
             fail(f"tables or training logs are read, no model runs; leave out {', '.join(flags)}.")
-        _redraw(models, out, from_tables)
+        redraw(models, out, from_tables)
         return
 
     def write(comparison: "Comparison", out: Path) -> None:
@@ -60,20 +60,3 @@ def figures(
         **settings,
     )  # fmt: skip
     end(comparison)
-
-
-def _redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
-    """Draw from the tables in a folder; without a folder from training logs."""
-    from loopscope.analysis.tables import Tables
-    from loopscope.files import claimed
-    from loopscope.training import read_runs
-
-    if folder is None:
-        tables, models = read_runs(models or ()), None
-        print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
-    else:
-        inner = folder / "tables"
-        tables = Tables.load(inner if inner.is_dir() else folder)
-    with claimed(out):
-        save_tables(tables, out)
-        draw(tables, out, models or None)

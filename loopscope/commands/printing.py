@@ -1,10 +1,13 @@
 """What the commands show in a terminal: progress on stderr, tables on stdout."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopscope.analysis.tables import BY_NAME
+
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -228,6 +231,75 @@ def _run_in_words(run: Mapping[str, Any]) -> str:
         text += f"; {onset['badge']['word']} from step {onset['step']} on"
         text += f", not yet at {onset['after']}" if onset["after"] else ""
     return text
+
+
+def print_inside(tables: "Tables", measure: str) -> None:
+    """Print the means over samples of what a command measured that looks inside.
+
+    Args:
+        tables: What was measured.
+        measure: `lens`, `probe`, `intervene` or `orbit`.
+    """
+    frame = getattr(tables, BY_NAME[measure].tables[0].name)
+    if frame is None or frame.empty:
+        return
+    sound = frame[frame["flag"].isna() & frame["step"].isna()]
+    for (model, loop), rows in sound.groupby(["model", "loop"], observed=True, sort=False):
+        several = sound.loc[sound["model"].eq(model), "loop"].nunique() > 1
+        title = f"{model}, {loop}" if several else str(model)
+        for caption, shown in _SUMMARIES[measure](rows):
+            lines = shown.to_string(float_format="{:.3f}".format, na_rep="")
+            print(f"\n{title}: {caption}\n{lines}")
+
+
+def _pivot(
+    frame: "pd.DataFrame", index: Sequence[str], columns: str, values: Sequence[str]
+) -> "pd.DataFrame":
+    """Means over samples, in the table's own order."""
+    means = frame.pivot_table(
+        index=list(index), columns=columns, values=list(values), observed=True, sort=False
+    )
+    order = [(value, name) for name in frame[columns].unique() for value in values]
+    return means[[pair for pair in order if pair in means.columns]].swaplevel(axis=1)
+
+
+def _lens_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]]":
+    values = ["loss", "kl_final", "top_final"]
+    yield (
+        "loss and KL in nats, share of top tokens that are the final ones",
+        _pivot(frame, ["state"], "kind", values),
+    )
+
+
+def _probe_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]]":
+    for labels, rows in frame.groupby("labels", observed=True, sort=False):
+        yield (
+            f"score of a linear probe for {labels}, and its controls",
+            _pivot(rows, ["target"], "control", ["score"]),
+        )
+
+
+def _effect_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]]":
+    means = _pivot(frame, ["kind", "what", "how"], "routers", ["loss", "kl"])
+    largest = means.iloc[:, 0].abs().sort_values(ascending=False).index[:_MOST]
+    heading = "what the loss (nats) changes by"
+    yield (
+        (heading if len(means) <= _MOST else f"{heading}, the {_MOST} largest"),
+        means.loc[largest],
+    )
+
+
+def _orbit_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]]":
+    rows = frame[frame["part"].eq("core") & frame["view"].eq("state")]
+    values = ["step", "cosine", "rate", "contraction", "settles", "orbits", "drifts"]
+    yield "per iteration", rows.groupby("t")[values].mean()
+
+
+_MOST = 20  # rows of a summary
+_SUMMARIES: "Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, pd.DataFrame]]]]" = {
+    "lens": _lens_summary, "probe": _probe_summary, "intervene": _effect_summary,
+    "orbit": _orbit_summary,
+}  # fmt: skip
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -85,6 +85,76 @@ def draw(
     print_drawn(report, out / "figures")
 
 
+def redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
+    """Draw from the tables in a folder; without a folder from training logs.
+
+    Args:
+        models: Which models, or which folders to search for runs; all when not given.
+        out: The output folder.
+        folder: Of the tables, or the output folder that holds them.
+    """
+    from loopscope.analysis.tables import Tables
+    from loopscope.files import claimed
+    from loopscope.training import read_runs
+
+    if folder is None:
+        tables, models = read_runs(models or ()), None
+        print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
+    else:
+        inner = folder / "tables"
+        tables = Tables.load(inner if inner.is_dir() else folder)
+    with claimed(out):
+        save_tables(tables, out)
+        draw(tables, out, models or None)
+
+
+def look_inside(
+    measure: str,
+    models: list[str] | None,
+    out: Path,
+    from_tables: Path | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Measure what a command that looks inside is named after; write tables, figures, a summary.
+
+    Args:
+        measure: `lens`, `probe`, `intervene` or `orbit`.
+        models: What to look into.
+        out: The output folder.
+        from_tables: Redraw from the tables in this folder instead.
+        settings: What was typed: fields of `Settings`, and those of the measure's own options.
+    """
+    from dataclasses import fields
+
+    from loopscope.analysis import INSIDE
+    from loopscope.commands.printing import compare_shown, print_inside
+    from loopscope.processes import is_main
+
+    if from_tables is not None:
+        unused = ("layout", "data", "text", "loops", "spec", "example")
+        if flags := [f"--{name}" for name in unused if settings.get(name) is not None]:
+            fail(f"tables are read, no model runs; leave out {', '.join(flags)}.")
+        redraw(models, out, from_tables)
+        return
+    if not models:
+        fail(f"{measure} needs a model: loopscope {measure} mesh; several are put side by side.")
+    own = {entry.name for entry in fields(INSIDE[measure])}
+    chosen = {name: value for name, value in settings.items() if name in own}
+    settings = {name: value for name, value in settings.items() if name not in own}
+
+    def write(comparison: "Comparison", out: Path) -> None:
+        save_tables(comparison.tables, out)
+        draw(comparison.tables, out, None)
+        print_inside(comparison.tables, measure)
+
+    settings = {"more_loops": 0, **settings, measure: chosen}
+    comparison = compare_shown(
+        models, measures=(measure,), out=out, write=write, twins=False, series=False, **settings
+    )
+    if is_main():
+        end(comparison)
+
+
 def fail(message: str) -> NoReturn:
     """End the command: one line on stderr, exit code 2.
 

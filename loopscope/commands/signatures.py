@@ -22,6 +22,15 @@ Models = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for figures, tables, provenance.")]
+FromTables = Annotated[
+    Path | None,
+    typer.Option("--from-tables", help="Redraw from the tables in this folder; no model runs."),
+]
+LOOKED_INTO = (
+    "layout", "loops", "spec", "example", "trust_remote_code", "device_map", "data", "samples",
+    "tokens", "device", "dtype", "batch_size", "seed",
+)  # fmt: skip
+"""Settings of the commands that look inside, as flags."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import BY_NAME, INSIDE_MEASURES, Tables
 from loopscope.analysis.tables import training_curves as curves
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.figure1 import fig1
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
-from loopscope.figures.names import loop_file_names
+from loopscope.figures.names import file_names, loop_file_names
 from loopscope.figures.panels import all_models, choose, loops_of, need
 from loopscope.figures.rank_lines import rank
 from loopscope.figures.router_maps import routers
@@ -64,12 +64,35 @@ PANEL_FIGURES = (
     PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
 )  # fmt: skip
 
+
+@dataclass(frozen=True, kw_only=True)
+class EachFigure:
+    """Figures of what looks inside, one for each model (or each set of labels).
+
+    Attributes:
+        prefix: How its file names begin.
+        table: The table that it shows.
+        draw: Makes it from the tables and the model's name; with `by` another column, from the
+            tables, the names of the models and one value of that column.
+        by: The column with a figure for each of its values.
+        why_not: Says why the rows of a model do not allow it, or nothing.
+    """
+
+    prefix: str
+    table: str
+    draw: Callable[..., Figure]
+    by: str = "model"
+    why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
+
+
+EACH_FIGURES: tuple[EachFigure, ...] = ()
+
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
 STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)
 """File names of the figures that show all models."""
 
 _FIG1, _ROUTERS = "fig1_", "routers_"
-PREFIXES = (_FIG1, _ROUTERS)
+PREFIXES = (_FIG1, _ROUTERS, *(figure.prefix for figure in EACH_FIGURES))
 """How the file names of the figures of one model begin."""
 
 
@@ -182,18 +205,33 @@ def _plan_measured(
             missing.append(NotDrawn(figure="steps between", model=model, reason=text))
     runs = {model: taken for model, taken in series_steps.items() if len(taken) > 1}
     ends = of_steps(tables, {model: {taken[0], taken[-1]} for model, taken in runs.items()})
-    _plan_panels(ends, models, jobs, missing)
-    if runs:
+    inside_alone = _inside_alone(tables)
+    _plan_panels(ends, models, jobs, missing, quiet=inside_alone)
+    if runs and not inside_alone:
         _plan_series(tables, list(runs), jobs, missing, summary)
     last = of_steps(ends, {model: {taken[-1]} for model, taken in runs.items()})
-    _plan_single(last, models, jobs, missing)
+    if not inside_alone:
+        _plan_single(last, models, jobs, missing)
+    _plan_each(last, models, jobs, missing)
+
+
+def _inside_alone(tables: Tables) -> bool:
+    """Whether nothing was measured but what looks inside: then no other figure is missed."""
+    inside = {table.name for name in INSIDE_MEASURES for table in BY_NAME[name].tables}
+    measured = tables.frames().keys() - {"training"}
+    return bool(measured) and measured <= inside
 
 
 def _plan_panels(
-    tables: Tables, models: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+    tables: Tables,
+    models: Sequence[str],
+    jobs: list[Job],
+    missing: list[NotDrawn],
+    *,
+    quiet: bool,
 ) -> None:
     for figure in PANEL_FIGURES:
-        if figure.optional and getattr(tables, figure.table) is None:
+        if (figure.optional or quiet) and getattr(tables, figure.table) is None:
             continue
         reason = _why_no_table(tables, figure.table)
         if reason := reason or figure.why_not(getattr(tables, figure.table)):
@@ -206,6 +244,33 @@ def _plan_panels(
                 missing.append(NotDrawn(figure=figure.stem, model=model, reason=text))
         if shown := [m for m in models if m in held]:
             jobs.append(Job(name=figure.stem, make=partial(figure.draw, tables, shown)))
+
+
+def _plan_each(
+    tables: Tables, models: Sequence[str], jobs: list[Job], missing: list[NotDrawn]
+) -> None:
+    for figure in EACH_FIGURES:
+        frame = getattr(tables, figure.table)
+        if frame is None:
+            continue
+        held = [model for model in models if frame["model"].eq(model).any()]
+        for model in [m for m in models if m not in held]:
+            text = f"the table {figure.table!r} has no rows of it"
+            missing.append(NotDrawn(figure=figure.prefix + model, model=model, reason=text))
+        if figure.by != "model":
+            rows = frame[frame["model"].isin(held)]
+            for name in rows[figure.by].unique():
+                make = partial(figure.draw, tables, held, str(name))
+                stem = figure.prefix + file_names([str(name)])[str(name)]
+                jobs.append(Job(name=stem, make=make))
+            continue
+        names = file_names(held)
+        for model in held:
+            name = figure.prefix + names[model]
+            if reason := figure.why_not(frame[frame["model"].eq(model)]):
+                missing.append(NotDrawn(figure=name, model=model, reason=reason))
+            else:
+                jobs.append(Job(name=name, make=partial(figure.draw, tables, model)))
 
 
 def _plan_series(

@@ -14,7 +14,7 @@ from loopscope.files import write_text
 from loopscope.report import contents
 from loopscope.report.loop_rows import per_loop
 from loopscope.report.numbers import count
-from loopscope.report.pictures import pictures
+from loopscope.report.pictures import chapters, pictures
 
 _NAME = 48  # letters of a name at the head of a column; cards have all of it
 
@@ -82,6 +82,7 @@ def render(
         meanings=contents.meanings(summary),
         pictures=drawn,
         not_drawn=not_drawn,
+        inside=chapters(tables, summary, progress),
         loops=per_loop(ends),
         measures=measures,
         absent=absent,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from loopscope.analysis.tables import Tables
 from loopscope.figures import Figure, Job, plan
+from loopscope.names import is_twin_name
 
 DPI = 150
 WIDE = 144
@@ -80,6 +81,55 @@ CAPTIONS = {
     ),
 }
 
+"""Name of a figure, or how the names of figures of one model begin (`…_`) → its caption."""
+
+INSIDE: dict[str, tuple[str, ...]] = {
+    "What can be read after t loops": ("lens", "lens_tokens_"),
+    "What the states hold": ("probe_",),
+    "What the prediction depends on": ("effect_", "mass_effect_"),
+    "Where the states go": ("orbit", "orbit_path_", "attention_drift_", "early_exit"),
+}
+"""Chapters of looking inside → their figures, as in `CAPTIONS`."""
+
+
+def chapters(
+    tables: Tables,
+    summary: Mapping[str, Any],
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Draw the figures of what looks inside, chapter by chapter.
+
+    Args:
+        tables: What was measured.
+        summary: The contents of `summary.json`.
+        progress: Called with 1 after each figure.
+
+    Returns:
+        Title and figures of each chapter that has any; untrained twins get none of their own.
+    """
+    models = [name for name in tables.models if not is_twin_name(name)] or tables.models
+    jobs, _ = plan(tables, models, summary)
+    drawn = []
+    for title, keys in INSIDE.items():
+        shown = []
+        for key in keys:
+            for job in jobs:
+                if key in CAPTIONS and _caption_key(job.name) == key:
+                    shown.append(_picture(job, models))
+                    if progress is not None:
+                        progress(1)
+        if shown:
+            drawn.append({"title": title, "figures": shown})
+    return drawn
+
+
+def _caption_key(name: str) -> str | None:
+    """The key of `CAPTIONS` that a figure's name belongs to, the longest beginning of several."""
+    if name in CAPTIONS:
+        return name
+    beginnings = [key for key in CAPTIONS if key.endswith("_") and name.startswith(key)]
+    return max(beginnings, key=len, default=None)
+
 
 def pictures(
     tables: Tables,
@@ -98,7 +148,7 @@ def pictures(
         not drawn.
     """
     jobs, missing = plan(tables, None, summary)
-    by_name = {job.name: job for job in jobs if job.name in CAPTIONS}
+    by_name = {job.name: job for job in jobs}
     models = [str(checkpoint["model"]) for checkpoint in summary["checkpoints"]]
     not_drawn = [str(item) for item in missing if item.figure in (*CAPTIONS, "steps between")]
     drawn = {}
@@ -115,7 +165,7 @@ def _picture(job: Job, models: Sequence[str]) -> dict[str, Any]:
     figure: Figure = job.make()
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    caption = CAPTIONS[job.name]
+    caption = CAPTIONS[_caption_key(job.name) or ""]
     names = ", ".join(dict.fromkeys(models))
     return {
         "name": job.name,

@@ -18,5 +18,6 @@ if TYPE_CHECKING:
     from loopscope.text.foreign_tokenizers import without_limits as without_limits
     from loopscope.text.windows import Samples as Samples
     from loopscope.text.windows import load_samples as load_samples
+    from loopscope.text.windows import one_text as one_text
 
 __getattr__, __dir__, __all__ = lazy(__name__)

@@ -119,6 +119,32 @@ def load_samples(
     )
 
 
+def one_text(model: Any, text: str) -> Samples:
+    """Take a text as the only sample, whole.
+
+    Args:
+        model: A model with a tokenizer, or a tokenizer, as `wrap` takes it.
+        text: The text.
+
+    Returns:
+        One window of all its tokens.
+
+    Raises:
+        InputError: the text has fewer than 4 tokens, or the model has no tokenizer.
+    """
+    ids = np.array(_tokenizer_of(model).encode(text, add_special_tokens=False).ids, np.int32)
+    if len(ids) < MIN_TOKENS:
+        raise InputError(
+            f"the text {text!r} has {len(ids)} tokens; give one of at least {MIN_TOKENS}."
+        )
+    _check_range(ids, _vocabulary_of(model))
+    return Samples(
+        tokens=torch.from_numpy(ids.astype(np.int64))[None],
+        source="text given",
+        sha256=hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),
+    )
+
+
 def heldout_documents() -> list[Document]:
     """The shipped held-out samples: pieces of files that no shipped model was trained on."""
     with as_file(files("loopscope") / "zoo" / "heldout.parquet") as path:

@@ -44,7 +44,7 @@ from loopscope.models.native import Layout
 from loopscope.models.opening import load
 from loopscope.processes import Processes, launched
 from loopscope.provenance import commit, versions
-from loopscope.text import SUFFIXES, Samples, check_file, load_samples
+from loopscope.text import SUFFIXES, Samples, check_file, load_samples, one_text
 
 FOREIGN = ("spec", "example", "device_map")
 """Settings that only foreign models take, when they are loaded."""
@@ -351,6 +351,8 @@ class Work:
         """This process's shards of a checkpoint, if the text gives all windows asked for."""
         if isinstance(self.settings.data, Items):
             return self._shards(number, self.settings.data)
+        if self.settings.text is not None:
+            return self._share(number, 1, self.settings.tokens)
         return self._share(number, self.settings.samples, self.settings.tokens)
 
     def _shards(self, number: int, samples: Samples | Items) -> list[tuple[int, int]]:
@@ -449,6 +451,8 @@ class Work:
         settings = self.settings
         if isinstance(settings.data, Items):
             return settings.data
+        if settings.text is not None:
+            return one_text(model, settings.text)
         return load_samples(
             model, settings.data, samples=settings.samples, tokens=settings.tokens,
             seed=settings.seed,

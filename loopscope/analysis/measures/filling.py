@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,9 @@ class Setup:
         start: Number of the first sample among those that `maps` knows.
         maps: For the fitted reading: what brings h(t) to where h(K) would be; None without.
         scoring: Gives the losses.
+        no_logits: Why there are no logits of next tokens; empty where there are (for the measures
+            that need them).
+        prepared: Measure → what its `prepare` gave.
     """
 
     model: Hooked
@@ -51,6 +54,38 @@ class Setup:
     start: int = 0
     maps: StateMaps | None = None
     scoring: Scoring = field(default_factory=NextTokens)
+    no_logits: str = ""
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class SampleSet(Protocol):
+    """All samples of a model: windows of tokens, or items."""
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Ids (samples, pos); None for items."""
+
+    @property
+    def documents(self) -> Sequence[str | None]:
+        """The document of each, None where unknown; empty for items without."""
+
+    @property
+    def keys(self) -> Sequence[Any]:
+        """Something of each sample that is equal for equal ones."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batch(self, numbers: range) -> Any:
+        """Give some of the samples as the model takes them.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            Token ids (batch, pos), or a collated batch of items, not yet on the model's device.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +239,23 @@ class MeasureRows:
 
     by_sample: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
+
+    @classmethod
+    def prepare(
+        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+    ) -> Any:
+        """Do once what needs all samples, such as a fit, before the first of them is measured.
+
+        Args:
+            model: The model.
+            samples: All samples that it is measured on, whatever part comes first.
+            options: How to measure.
+            batch_size: Samples per forward pass.
+
+        Returns:
+            What the rows find in `Setup.prepared`; None where nothing needs all samples.
+        """
+        return None
 
     def __init__(self, setup: Setup) -> None:
         """Set aside all rows.

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.analysis.measuring.looking_inside import intervene as intervene
+    from loopscope.analysis.measuring.looking_inside import lens as lens
+    from loopscope.analysis.measuring.looking_inside import orbit as orbit
+    from loopscope.analysis.measuring.looking_inside import probe as probe
     from loopscope.analysis.measuring.sample_items import Items as Items
     from loopscope.analysis.measuring.sample_items import are_items as are_items
     from loopscope.analysis.measuring.sample_items import read_items as read_items

@@ -57,7 +57,7 @@ class Recorder:
         """
         self.options = setup.options
         self.counts = _counts(setup.first)
-        self.measures = {name: _rows(name)(setup) for name in setup.options.measures}
+        self.measures = {name: rows_of(name)(setup) for name in setup.options.measures}
         self._by_sample = [rows for rows in self.measures.values() if rows.by_sample]
         self._spectral = any(rows.spectral for rows in self._by_sample)
 
@@ -151,8 +151,15 @@ class Recorder:
             )
 
 
-def _rows(measure: str) -> type[MeasureRows]:
-    """The class that fills the rows of a measure."""
+def rows_of(measure: str) -> type[MeasureRows]:
+    """Get the class that fills the rows of a measure.
+
+    Args:
+        measure: Its name.
+
+    Returns:
+        The class.
+    """
     module, _, name = BY_NAME[measure].rows.partition(":")
     rows: type[MeasureRows] = getattr(import_module(f"loopscope.analysis.measures.{module}"), name)
     return rows

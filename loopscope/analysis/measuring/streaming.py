@@ -19,7 +19,7 @@ from loopscope.analysis.measures import (
     output_of_state,
 )
 from loopscope.analysis.measuring.map_fitting import FittedReading, fitted_reading
-from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
+from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample, rows_of
 from loopscope.analysis.measuring.sample_groups import (
     SampleGroup,
     Told,
@@ -71,7 +71,8 @@ def measure(
         name: Name of the model in the tables; the model's own when not given.
         progress: Called with the number of samples done since the last call.
         **options: `kernels`, `bandwidth`, `drop_first`, `center`, `normalize_rows`, `more_loops`,
-            `refit_coda`, `loss`, as `Options` describes them.
+            `refit_coda`, `loss`, `lens`, `probe`, `intervene`, `orbit`, as `Options` describes
+            them.
 
     Returns:
         One table per measure, the others None. A model with several loops has rows for each, told
@@ -88,6 +89,12 @@ def measure(
     settings = build_options(Options, keywords, "measure", ("batch_size", "name"))
     measuring = Measuring(model, samples, settings, batch_size=batch_size, name=name)
     return measuring.part(0, len(measuring), progress)
+
+
+_OF_THE_SAMPLES = (
+    "_fitted", "_prepared", "_longer", "_document_names", "_document_codes", "_one_kind",
+)  # fmt: skip
+"""What a measuring computes once for its samples."""
 
 
 class Measuring:
@@ -213,7 +220,7 @@ class Measuring:
             Their own measuring.
         """
         group = copy(self)
-        for name in ("_fitted", "_longer", "_document_names", "_document_codes", "_one_kind"):
+        for name in _OF_THE_SAMPLES:
             group.__dict__.pop(name, None)
         group.samples, group.model = self.samples.chosen(numbers), model
         group.provenance = {"notes": []}
@@ -270,7 +277,8 @@ class Measuring:
 
     def forget(self) -> None:
         """Forget what was fitted to the model: its weights are others now."""
-        self.__dict__.pop("_fitted", None)
+        for name in ("_fitted", "_prepared"):
+            self.__dict__.pop(name, None)
         self._groups = None
         self.provenance.pop("groups", None)
 
@@ -293,6 +301,16 @@ class Measuring:
         if fitted is not None:
             self.provenance["fitted"] = fitted.record()
         return fitted
+
+    @cached_property
+    def _prepared(self) -> dict[str, Any]:
+        """What measures did once with all samples; the same for every part."""
+        return {
+            name: rows_of(name).prepare(
+                self.model, self.samples, self.options, batch_size=self.batch_size
+            )
+            for name in self.options.measures
+        }
 
     @cached_property
     def _longer(self) -> tuple[Hooked | None, str]:
@@ -357,6 +375,8 @@ class Measuring:
                 words=words, longer=longer, no_loss=self._no_loss, unread=self._unread,
                 start=start, maps=None if unread else self._fitted,
                 scoring=NextTokens() if own is None else OwnLoss(own),
+                no_logits=self._no_loss if own is None else "a loss of your own took their place",
+                prepared=self._prepared,
             )
         )  # fmt: skip
         notes = [

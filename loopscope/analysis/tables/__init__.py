@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from loopscope.analysis.tables.provenance_records import model_record as model_record
     from loopscope.analysis.tables.provenance_records import model_records as model_records
     from loopscope.analysis.tables.registry import BY_NAME as BY_NAME
+    from loopscope.analysis.tables.registry import COMPARED as COMPARED
     from loopscope.analysis.tables.registry import DEFAULT as DEFAULT
+    from loopscope.analysis.tables.registry import INSIDE_MEASURES as INSIDE_MEASURES
     from loopscope.analysis.tables.registry import MEASURED as MEASURED
     from loopscope.analysis.tables.registry import MEASURES as MEASURES
     from loopscope.analysis.tables.registry import RUNS as RUNS

@@ -49,11 +49,14 @@ class Measure:
     """A measure.
 
     Attributes:
-        tables: What it fills; it is asked for by the first one's name.
+        tables: What it fills.
         rows: Where its rows are filled: `module:class`, in `loopscope.analysis.measures`.
         default: Whether it is measured where nothing is said.
         logits: Whether it needs the logits of next tokens.
         longer: Whether it uses more iterations than the model's own, where there are any.
+        inside: Whether it looks inside (lens, probe, intervene, orbit): `compare` takes it with
+            `--inside` alone.
+        asked: What it is asked for by; its first table's name when empty.
     """
 
     tables: tuple[Table, ...]
@@ -61,11 +64,13 @@ class Measure:
     default: bool = True
     logits: bool = False
     longer: bool = False
+    inside: bool = False
+    asked: str = ""
 
     @property
     def name(self) -> str:
         """What it is asked for by."""
-        return self.tables[0].name
+        return self.asked or self.tables[0].name
 
 
 _VALUE = {"value": "float64"}
@@ -182,6 +187,10 @@ REGISTRY: tuple[Measure, ...] = (
 
 MEASURES = tuple(measure.name for measure in REGISTRY)
 DEFAULT = tuple(measure.name for measure in REGISTRY if measure.default)
+COMPARED = tuple(measure.name for measure in REGISTRY if not measure.inside)
+"""What `compare` measures where nothing is said: all that a verdict may rest on."""
+
+INSIDE_MEASURES = tuple(measure.name for measure in REGISTRY if measure.inside)
 BY_NAME = {measure.name: measure for measure in REGISTRY}
 MEASURED = {table.name: table for measure in REGISTRY for table in measure.tables}
 SCHEMAS: dict[str, dict[str, str]] = {name: table.columns for name, table in MEASURED.items()}
