@@ -117,7 +117,7 @@ class StreamMixin:
 
     def resume(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Any,
         kept: Mapping[str, Tensor],
         fwd_hooks: Sequence[tuple[str, Callable]],
         first: Iterable[str],
@@ -125,7 +125,7 @@ class StreamMixin:
         """Run with hooks from the first place that they change on.
 
         Args:
-            tokens: The tokens, (batch, pos).
+            tokens: The tokens, (batch, pos), or text.
             kept: `checkpoint_hooks` → their tensors in a pass over the same tokens.
             fwd_hooks: As in `run_with_hooks`; those before the place where the pass begins are
                 not called.
