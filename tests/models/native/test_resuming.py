@@ -7,8 +7,8 @@ from loopscope.models.native.loop_model import LoopModel
 from tests.conftest import make_model
 
 MODELS = [
-    ("vanilla", "1+2+1+1"), ("base", "1+1R2+1"), ("residual+anchor", "0+1R3+0"),
-    ("anchor_emb", "2+1R2+1"), ("static", "1+1R3+0"), ("dynamic", "1+1R2+1"), ("mesh", "1+2R2+1"),
+    ("vanilla", "1+2+1+1"), ("base", "1+1R2+1"), ("residual+anchor", "0+1R2+0"),
+    ("anchor_emb", "1+1R2+0"), ("static", "1+1R2+0"), ("dynamic", "1+1R2+1"), ("mesh", "1+2R2+1"),
     ("mesh", "0+1R2+0"),
 ]  # fmt: skip
 
