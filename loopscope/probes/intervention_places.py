@@ -18,7 +18,7 @@ from typing import Any
 from loopscope.errors import unknown_name
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import MAIN_LOOP, state_name
-from loopscope.probes.update_terms import update_terms
+from loopscope.probes.update_terms import prelude_is_written, update_terms
 
 KINDS = ("iteration", "attention", "mlp", "slot", "write", "read", "edge", "head")
 """What can be intervened on."""
@@ -217,14 +217,17 @@ def _slots(model: Hooked, trajectory: Trajectory, kind: str) -> Found:
     prefix = "" if kind == "slot" else f"{kind} "
     weights = trajectory.w_write
     assert weights is not None
+    first, note = -1, ""
+    if kind == "write" and not model.slots_take_hooks and not prelude_is_written(trajectory):
+        first, note = 0, "what the transition writes is not known, so its weights are left out"
     return [
         Place(
             name=f"{prefix}m{slot}@{t}", kind=kind, t=t, loop=trajectory.loop, path=path,
             slot=slot, hooks=(f"{cycle_name(trajectory, t)}.{point}",),
         )
-        for t, path in enumerate(("", *trajectory.path), start=-1)
+        for t, path in [*enumerate(("", *trajectory.path), start=-1)][first + 1 :]
         for slot in range(weights[0].shape[-1])
-    ], ""  # fmt: skip
+    ], note  # fmt: skip
 
 
 def why_no_slots(model: Hooked, trajectory: Trajectory) -> str:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopscope.errors import InputError, unknown_name
+from loopscope.errors import InputError, LoopCountError, unknown_name
 from loopscope.models import Hooked, Trajectory
 from loopscope.probes.intervention_places import Place, cycle_name, state_hook
 from loopscope.probes.update_terms import Terms, prelude_output, update_terms
@@ -117,7 +117,8 @@ class CleanRun:
         model: The model.
         tokens: Its input.
         trajectory: All states, with logits and, where there are slots, memory.
-        kept: Hook → tensor, what is needed to go on from the middle, and router weights.
+        kept: Hook → tensor, what is needed to go on from the middle, and router weights: of a
+            native model four tensors (batch, pos, d_model) a layer besides the trajectory's.
     """
 
     def __init__(
@@ -129,7 +130,6 @@ class CleanRun:
         for prefix, t in states.items():
             self.kept.setdefault(f"{prefix}.hook_in", trajectory.h[t])
             self.kept.setdefault(f"{prefix}.hook_out", trajectory.h_m[t])
-        self._parts: dict[str, Tensor] = {}
 
     @property
     def logits(self) -> Tensor:
@@ -169,9 +169,9 @@ class CleanRun:
         if place.kind == "edge":
             part = self.terms.part(place.source, place.t, self.kept.__getitem__)
             return part.to(loop.h[place.t + 1].dtype)
-        if not set(place.hooks) <= self._parts.keys():
+        if not set(place.hooks) <= self.kept.keys():
             self._keep_parts()
-        tensors = [self._parts[hook] for hook in place.hooks]
+        tensors = [self.kept[hook] for hook in place.hooks]
         if place.kind == "head":
             return _of_head(place, tensors[0])
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=2)
@@ -189,7 +189,7 @@ class CleanRun:
         seen = _Seen(self.model)
         names = [name for name in dict.fromkeys(hooks) if name]
         self.model.run_with_hooks(self.tokens, fwd_hooks=[seen.keep(name) for name in names])
-        self._parts = seen.tensors
+        self.kept |= seen.tensors
 
 
 class _Seen:
@@ -218,11 +218,24 @@ def clean_run(model: Hooked, tokens: Any) -> CleanRun:
         tokens: Token ids (batch, pos), or text for a model with a tokenizer.
 
     Returns:
-        The pass.
+        The pass; its `model` is wrapped anew for a single text over which the given one loops
+        otherwise than over its example.
 
     Raises:
         InputError: for tokens the model cannot take, or a model without logits.
     """
+    try:
+        return _clean_run(model, tokens)
+    except LoopCountError:
+        if any(point.fwd_hooks for point in model.hook_points()):
+            raise  # they would not be those of the model that is wrapped anew
+        clean = _clean_run(model.wrapped_on(tokens), tokens)
+        if len(clean.logits) > 1:  # each of several texts may run its own number
+            raise
+        return clean
+
+
+def _clean_run(model: Hooked, tokens: Any) -> CleanRun:
     seen = _Seen(model)
     weights = [name for name in model.hook_dict if name.endswith(ROUTERS)]
     names = dict.fromkeys([*model.checkpoint_hooks(), *weights])
@@ -241,7 +254,8 @@ def intervened(
         clean: A pass without interventions over the same tokens.
         interventions: What is put where; a later place sees what earlier ones changed.
         frozen: Keep the routers at their clean weights (direct effect) rather than recompute them
-            (total effect). A weight that is intervened on is replaced either way.
+            (total effect). A weight that is intervened on is replaced either way. A model without
+            routers gives the same for both.
 
     Returns:
         The logits. Where the value put at a place of the stream differs and the logits do not, a

@@ -161,7 +161,7 @@ def update_terms(model: Hooked, trajectory: Trajectory) -> tuple[Terms | None, s
     if trajectory.w_write is not None:
         if trajectory.transition is None or not trajectory.mesh_cycle:
             return None, "the states do not follow from the routers by MeSH Eqs. 2-5"
-        if not _written_by_transition(trajectory):
+        if not prelude_is_written(trajectory):
             return None, "what the transition writes is not the output of the last layer before it"
         return Terms(trajectory=trajectory, kind="memory"), ""
     if f"loop.{trajectory.path[0]}.mix.hook_weights" in model.hook_dict:
@@ -180,8 +180,15 @@ def update_terms(model: Hooked, trajectory: Trajectory) -> tuple[Terms | None, s
     return None, "h(t+1) is no sum of h_m(t), h(t), h(0) and h_emb"
 
 
-def _written_by_transition(trajectory: Trajectory) -> bool:
-    """Whether the transition's slots are h_emb in slot 0 and the prelude's output by weights."""
+def prelude_is_written(trajectory: Trajectory) -> bool:
+    """Tell whether what MeSH's transitional cycle writes is `prelude_output`.
+
+    Args:
+        trajectory: A pass of a model with memory.
+
+    Returns:
+        Whether the slots after it are that by its weights, as far as they were kept.
+    """
     transition, pre = trajectory.transition, prelude_output(trajectory)
     assert transition is not None
     if transition.memory is None:

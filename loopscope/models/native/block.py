@@ -6,7 +6,7 @@ be read and patched by name.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -222,6 +222,33 @@ class Block(nn.Module):
             return at.hook_resid_post(mlp_out + attn_out + x)
         mid = at.hook_resid_mid(attn_out + x)
         mlp_out = at.hook_mlp_out(self.mlp(layer_norm(self.ln2, mid, at.ln2), at.mlp))
+        return at.hook_resid_post(mlp_out + mid)
+
+    def resumed(
+        self, x: Tensor, at: "VirtualBlock", given: Mapping[str, Tensor]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Run the rest of the layer, given what its parts made of the same stream before.
+
+        Args:
+            x: The residual stream that enters it, (batch, pos, d_model).
+            at: The HookPoints of the virtual layer.
+            given: `z`, what the heads gave, or `attn_out`; and `mlp_out`, which is computed where
+                it is not given (of a sequential residual it may have changed).
+
+        Returns:
+            The residual stream after the layer.
+        """
+        if "z" in given:
+            attn_out = at.hook_attn_out(self.attn.out(at.attn.hook_z(given["z"]).flatten(2)))
+        else:
+            attn_out = at.hook_attn_out(given["attn_out"])
+        if self.parallel:
+            return at.hook_resid_post(at.hook_mlp_out(given["mlp_out"]) + attn_out + x)
+        mid = at.hook_resid_mid(attn_out + x)
+        if "mlp_out" in given:
+            mlp_out = at.hook_mlp_out(given["mlp_out"])
+        else:
+            mlp_out = at.hook_mlp_out(self.mlp(layer_norm(self.ln2, mid, at.ln2), at.mlp))
         return at.hook_resid_post(mlp_out + mid)
 
 

@@ -1,17 +1,18 @@
 """Resuming: a forward pass from any layer or cycle on, given what an earlier pass left behind."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loopscope.models.hooks import Point
-from loopscope.models.native.block import Rotary, Stack, rotary_tables
+from loopscope.models.native.block import Rotary, Stack, VirtualBlock, rotary_tables
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.recurrence import LoopPoints
 
 _BEFORE_ALL = (-1, 0)
+_PARTS = {"attn.hook_z": "z", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out"}
 
 
 class StreamMixin:
@@ -94,11 +95,17 @@ class StreamMixin:
         """Name the hooks whose tensors of one pass let `resume` begin anywhere in another.
 
         Returns:
-            Canonical names: the stream before each layer, each iteration's states and memory.
+            Canonical names: the stream before each layer and what its parts give, each iteration's
+            states and memory.
         """
         layout, K = self.config.layout, self.config.K
         names = ["hook_embed", "coda.hook_in"]
-        names += [f"blocks.{v}.hook_resid_pre" for v in range(layout.n_layers)]
+        names += [f"blocks.{v}.hook_resid_pre" for v in range(layout.prelude, layout.n_layers)]
+        names += [
+            f"blocks.{v}.{point}"
+            for v in range(layout.prelude, layout.core_start(K))
+            for point in _PARTS
+        ]
         names += [f"blocks.{v}.hook_resid_post" for v in range(layout.prelude)[-1:]]
         names += [f"loop.{t}.{point}" for t in range(K) for point in ("hook_in", "hook_out")]
         if self.config.variant == "mesh":
@@ -110,7 +117,7 @@ class StreamMixin:
 
     def resume(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Any,
         kept: Mapping[str, Tensor],
         fwd_hooks: Sequence[tuple[str, Callable]],
         first: Iterable[str],
@@ -118,7 +125,7 @@ class StreamMixin:
         """Run with hooks from the first place that they change on.
 
         Args:
-            tokens: The tokens, (batch, pos).
+            tokens: The tokens, (batch, pos), or text.
             kept: `checkpoint_hooks` → their tensors in a pass over the same tokens.
             fwd_hooks: As in `run_with_hooks`; those before the place where the pass begins are
                 not called.
@@ -128,12 +135,13 @@ class StreamMixin:
         Returns:
             The logits, bit-equal to those of `run_with_hooks`.
         """
-        start = min((self._stage(self.canonical(name)) for name in first), default=_BEFORE_ALL)
+        changed = {self.canonical(name) for name in first}
+        start = min((self._stage(name) for name in changed), default=_BEFORE_ALL)
         staying = any(point.fwd_hooks for point in self.hook_points())
         if start == _BEFORE_ALL or staying:
             return self.run_with_hooks(tokens, fwd_hooks=list(fwd_hooks))
         with self.hooks(fwd_hooks=list(fwd_hooks)):
-            return self.unembed(self.ln_final(self._resumed(start, kept)))
+            return self.unembed(self.ln_final(self._resumed(start, kept, changed)))
 
     def _stage(self, name: str) -> tuple[int, int]:
         """Where a hook stands: virtual layer, and 0 before its state enters, 1 in it, 2 after it.
@@ -154,7 +162,9 @@ class StreamMixin:
             return (layout.core_start(t), 0) if entering else (layout.core_start(t + 1) - 1, 2)
         return _BEFORE_ALL if part == "hook_embed" else (layout.core_start(layout.K), 0)
 
-    def _resumed(self, start: tuple[int, int], kept: Mapping[str, Tensor]) -> Tensor:
+    def _resumed(
+        self, start: tuple[int, int], kept: Mapping[str, Tensor], changed: Collection[str]
+    ) -> Tensor:
         """h_out of a pass that begins at a stage."""
         layout, last = self.config.layout, self.config.layout.n_layers
         v, side = start
@@ -166,13 +176,28 @@ class StreamMixin:
         if v >= layout.core_start(layout.K):
             if side == 0:
                 return self._coda(kept["coda.hook_in"], rotary, last)
-            return self._coda_layers(v, kept[f"blocks.{v}.hook_resid_pre"], rotary, last)
+            x = self.blocks[v](kept[f"blocks.{v}.hook_resid_pre"], rotary)
+            return self._coda_layers(v + 1, x, rotary, last)
         t = next(t for t in range(layout.K) if v < layout.core_start(t + 1))
         h, carry = kept[f"loop.{t}.hook_in"], self.recurrence.resumed(t, kept)
         if side == 0:
             return self._enter(t, h, carry, rotary, last)
-        if side == 1:
-            x = kept[f"blocks.{v}.hook_resid_pre"]
-            return self._iterate(t, v, x, h, carry, rotary, last)
-        x = kept[f"loop.{t}.hook_out"]
+        x = self._layer(v, kept, changed, rotary) if side == 1 else kept[f"loop.{t}.hook_out"]
         return self._iterate(t, v + 1, x, h, carry, rotary, last)
+
+    def _layer(
+        self, v: int, kept: Mapping[str, Tensor], changed: Collection[str], rotary: Rotary
+    ) -> Tensor:
+        """What leaves the layer in which a pass begins; what is known of its parts is not run."""
+        prefix, x = f"blocks.{v}.", kept[f"blocks.{v}.hook_resid_pre"]
+        points = {name.removeprefix(prefix) for name in changed if name.startswith(prefix)}
+        block = self.blocks[v]
+        assert isinstance(block, VirtualBlock)
+        if not points <= _PARTS.keys():
+            return block(x, rotary)
+        given = {part: kept[prefix + point] for point, part in _PARTS.items()}
+        if "attn.hook_z" not in points:
+            del given["z"]
+        if not self.config.parallel_residual and points != {"hook_mlp_out"}:
+            del given["mlp_out"]
+        return block.weights.resumed(x, block, given)

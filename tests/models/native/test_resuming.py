@@ -7,8 +7,8 @@ from loopscope.models.native.loop_model import LoopModel
 from tests.conftest import make_model
 
 MODELS = [
-    ("vanilla", "1+2+1+1"), ("base", "1+1R2+1"), ("residual+anchor", "0+1R3+0"),
-    ("anchor_emb", "2+1R2+1"), ("static", "1+1R3+0"), ("dynamic", "1+1R2+1"), ("mesh", "1+2R2+1"),
+    ("vanilla", "1+2+1+1"), ("base", "1+1R2+1"), ("residual+anchor", "0+1R2+0"),
+    ("anchor_emb", "1+1R2+0"), ("static", "1+1R2+0"), ("dynamic", "1+1R2+1"), ("mesh", "1+2R2+1"),
     ("mesh", "0+1R2+0"),
 ]  # fmt: skip
 
@@ -24,7 +24,7 @@ def louder(x, hook):
 
 @pytest.mark.parametrize(("variant", "layout"), MODELS)
 def test_a_pass_resumed_at_any_hook_gives_the_bits_of_a_whole_one(variant, layout, tokens):
-    model = make_model(variant, layout, noise=0.2)
+    model = make_model(variant, layout, noise=0.2, parallel_residual=variant != "static")
     states = kept(model, tokens)
     plain = model(tokens)
     for name in model.hook_dict:
@@ -66,3 +66,21 @@ def test_with_hooks_that_stay_a_model_runs_whole(tokens):
     assert torch.equal(resumed, whole)
     later = model.run_with_hooks(tokens, fwd_hooks=[("loop.2.hook_out", louder)])
     assert not torch.equal(whole, later)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(
+    "points",
+    [
+        ["hook_attn_out", "hook_mlp_out"], ["attn.hook_z", "hook_mlp_out"],
+        ["attn.hook_z", "hook_attn_out"], ["hook_mlp_out", "mlp.hook_post"],
+    ],
+)  # fmt: skip
+def test_several_parts_of_the_first_layer_give_the_bits_of_a_whole_pass(points, parallel, tokens):
+    model = make_model("mesh", "1+2R2+1", noise=0.2, parallel_residual=parallel)
+    names = [f"blocks.2.{point}" for point in points]
+    hooks = [(name, louder) for name in names]
+    whole = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    assert torch.equal(model.resume(tokens, kept(model, tokens), hooks, names), whole)
+    single = model.run_with_hooks(tokens, fwd_hooks=hooks[:1])
+    assert not torch.equal(single, whole)
