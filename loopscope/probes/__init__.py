@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from loopscope.lazy import lazy
 
 if TYPE_CHECKING:
+    from loopscope.probes.lenses import MAPPED_LAST as MAPPED_LAST
     from loopscope.probes.lenses import OWN as OWN
     from loopscope.probes.lenses import VALUES as VALUES
     from loopscope.probes.lenses import LensReader as LensReader
