@@ -52,7 +52,7 @@ class Grid:
     Attributes:
         kind: The lens.
         states: Names in the order of computation, those beyond the model's own last.
-        tokens: The top token of each cell.
+        tokens: The top token of each cell; None where there is none.
         probability: Its probability, NaN where there is none.
         settled: For each position the state from which on the final top token stays on top.
         inputs: The token at each position.
@@ -158,7 +158,7 @@ def grid(rows: pd.DataFrame, kind: str, first: int) -> Grid:
     shape = (len(states), len(positions))
     lines = top["state"].astype(str).map({name: i for i, name in enumerate(states)}).to_numpy()
     columns = top["pos"].map({pos: i for i, pos in enumerate(positions)}).to_numpy()
-    tokens, probability = np.full(shape, "", dtype=object), np.full(shape, np.nan)
+    tokens, probability = np.full(shape, None, dtype=object), np.full(shape, np.nan)
     sound = aggregate.sound(top, "probability").to_numpy()
     tokens[lines[sound], columns[sound]] = top["token"].astype(str).to_numpy()[sound]
     probability[lines[sound], columns[sound]] = top["probability"].to_numpy()[sound]
@@ -179,7 +179,7 @@ def grid(rows: pd.DataFrame, kind: str, first: int) -> Grid:
 def _settled(tokens: np.ndarray, lines: Sequence[int]) -> int:
     """The line from which on the last token is on top; beyond all where there is none."""
     at = len(tokens) - 1
-    if not tokens[at]:
+    if tokens[at] is None:
         return max(lines) + 10**6
     while at > 0 and tokens[at - 1] == tokens[-1]:
         at -= 1
@@ -193,7 +193,7 @@ def _draw(ax: Axes, of_kind: Grid, norm: Normalize, *, heading: bool, room: int)
     for line in range(height):
         for column in range(width):
             token = of_kind.tokens[line, column]
-            if token:
+            if token is not None:
                 _write(ax, of_kind, line, column, token, norm)
     for column, line in enumerate(of_kind.settled):
         if 0 <= line < height:

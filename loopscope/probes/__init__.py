@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from loopscope.probes.jacobians import separate_iterations as separate_iterations
     from loopscope.probes.jacobians import start_vector as start_vector
     from loopscope.probes.jacobians import state_hooks as state_hooks
+    from loopscope.probes.lenses import MAPPED_LAST as MAPPED_LAST
     from loopscope.probes.lenses import OWN as OWN
     from loopscope.probes.lenses import VALUES as VALUES
     from loopscope.probes.lenses import LensReader as LensReader

@@ -36,6 +36,9 @@ VALUES = ("loss", "kl_final", "kl_next", "entropy", "rank_final", "rank_true", "
 OWN = ("", "")
 """The key of the model's own prediction in what `lens_values` gives."""
 
+MAPPED_LAST = ("tuned", "h_out")
+"""What follows h(K) under the tuned lens: no map is needed, it is the model's own prediction."""
+
 CHUNK = 2**19
 """Log-probabilities worked on at a time on a CPU, so that they stay in its cache."""
 
@@ -144,6 +147,9 @@ def why_no_logit_lens(model: Hooked, trajectory: Trajectory) -> str:
         return "the model returns no logits for each token"
 
     def unembed(state: Tensor) -> Tensor:
+        if model.unembeds_alone(tokens):  # as many rows at once as in the model, for equal bits
+            rows = next(iter(model.unembed_state(state.flatten(0, 1)[None], tokens)))
+            return rows.view(*state.shape[:2], -1)
         return torch.stack(list(model.unembed_state(state, tokens)))
 
     try:
@@ -315,7 +321,7 @@ def samples_at_once(model: Hooked, trajectory: Trajectory, states: int, *, unemb
     assert logits is not None
     if unembeds and model.unembeds_alone(trajectory.tokens):
         return len(logits)
-    return max(1, WHOLE_RUNS // (states * logits[0].numel()))
+    return max(1, min(len(logits), WHOLE_RUNS // (states * logits[0].numel())))
 
 
 # -- what is computed of it ------------------------------------------------------------------------
@@ -445,7 +451,7 @@ def lens_values(
         for lens in reversed(read):
             q = final if lens.final else comparer.prediction(reader.logits(lens, rows))
             after = (lens.kind, lens.following or "")
-            following = final if after == ("tuned", "h_out") else waiting.pop(after, None)
+            following = final if after == MAPPED_LAST else waiting.pop(after, None)
             if lens.key in awaited:
                 waiting[lens.key] = q
             if lens.final and following is None:
@@ -521,7 +527,7 @@ def layer_states(model: Hooked, inputs: Any) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "KINDS", "OWN", "VALUES", "Comparer", "LensReader", "LensState", "Prediction", "layer_states",
-    "lens_states", "lens_values", "samples_at_once", "top_tokens", "why_no_coda_lens",
-    "why_no_logit_lens",
+    "KINDS", "MAPPED_LAST", "OWN", "VALUES", "Comparer", "LensReader", "LensState", "Prediction",
+    "layer_states", "lens_states", "lens_values", "samples_at_once", "top_tokens",
+    "why_no_coda_lens", "why_no_logit_lens",
 ]  # fmt: skip

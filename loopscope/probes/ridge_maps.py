@@ -21,16 +21,16 @@ class RidgeMap:
     """An affine map h ↦ (h − mean_h) W + mean_K.
 
     Attributes:
-        mean_h: Weighted mean of the states that it was fitted on, (d_model,).
-        mean_K: That of h(K), (d_model,).
-        weight: W, (d_model, d_model).
+        mean_h: Weighted mean of the states that it was fitted on, (d_in,).
+        mean_K: That of h(K), (d_out,).
+        weight: W, (d_in, d_out).
     """
 
-    mean_h: Float[Tensor, " d_model"]
-    mean_K: Float[Tensor, " d_model"]
-    weight: Float[Tensor, "d_model d_model"]
+    mean_h: Float[Tensor, " d_in"]
+    mean_K: Float[Tensor, " d_out"]
+    weight: Float[Tensor, "d_in d_out"]
 
-    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         """Bring states to where h(K) would be.
 
         Args:
@@ -62,7 +62,7 @@ class RidgeSums:
         self._sums: list[Tensor] | None = None
 
     def add(
-        self, h: Float[Tensor, "batch pos d_model"], h_K: Float[Tensor, "batch pos d_model"]
+        self, h: Float[Tensor, "batch pos d_in"], h_K: Float[Tensor, "batch pos d_out"]
     ) -> None:
         """Take in the states of a batch; tokens that are not finite or have h(K) = 0 are left out.
 

@@ -20,6 +20,7 @@ from loopscope.analysis.tables import Rows, columns
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import state_name
 from loopscope.probes import (
+    MAPPED_LAST,
     OWN,
     VALUES,
     LensReader,
@@ -142,7 +143,7 @@ class LensRows(MeasureRows):
             means = sample_means(values, lens, exact=exact)
             for name, mean in means.items():
                 self.rows.values[name][numbers, column] = mean
-            needed = [mean for name, mean in means.items() if name not in _not_of(lens)]
+            needed = [mean for name, mean in means.items() if name not in _not_of(lens, values)]
             lost = ~np.isfinite(np.stack(needed)).all(0)
             for name in means:
                 of_value = self.rows.values[name][numbers, column]
@@ -178,10 +179,14 @@ def _cut(trajectory: Trajectory, part: slice) -> Trajectory:
     )  # fmt: skip
 
 
-def _not_of(lens: LensState) -> set[str]:
-    """The values that a state cannot have: nothing is before the first, nothing after the last."""
-    missing = {"kl_next"} if lens.following is None else set()
-    return missing | ({"flipped"} if lens.previous is None else set())
+def _not_of(lens: LensState, values: Mapping[tuple[str, str], Tensor]) -> set[str]:
+    """The values that a state cannot have: what is before or after it is none, or was not read."""
+    missing = set()
+    if (lens.kind, lens.previous) not in values:
+        missing.add("flipped")
+    if (lens.kind, lens.following) not in values and (lens.kind, lens.following) != MAPPED_LAST:
+        missing.add("kl_next")
+    return missing
 
 
 def sample_means(

@@ -79,14 +79,16 @@ def _head_of(model: Any, tokens: Any) -> tuple[Part, Part] | None:
 
 @torch.no_grad()
 def _checked_head(model: Any, tokens: Any) -> tuple[Part, Part] | None:
-    output, kept = model.read(model.prepare((tokens,), {}), {"h_out": model.map.h_out})
-    logits, h_out = model.logits_in(output), kept.get("h_out")
+    output, kept = model.read(model.prepare((tokens,), {}), {("h_out",): model.map.h_out})
+    logits, h_out = model.logits_in(output), kept.get(("h_out",))
     if not isinstance(logits, Tensor) or h_out is None:
         return None
     for norm, unembed in _candidates(model.map, model._originals, model.module):
         try:
             with uncompiled():
                 same = torch.equal(unembed(norm(h_out)), logits)
+                rows = h_out.flatten(0, 1)[None]  # it may not look at other positions
+                same = same and torch.equal(unembed(norm(rows))[0], logits.flatten(0, 1))
         except Exception:  # somebody else's modules, called as they may not be
             continue
         if same:
