@@ -16,6 +16,7 @@ from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.names import file_names, loop_file_names
 from loopscope.figures.panels import all_models, choose, loops_of, need
+from loopscope.figures.probe_lines import probe
 from loopscope.figures.rank_lines import rank
 from loopscope.figures.router_maps import routers
 from loopscope.figures.series_panels import series, signs_of
@@ -85,7 +86,9 @@ class EachFigure:
     why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
 
 
-EACH_FIGURES: tuple[EachFigure, ...] = ()
+EACH_FIGURES: tuple[EachFigure, ...] = (
+    EachFigure(prefix="probe_", table="probe", draw=probe, by="labels"),
+)
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
 STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)

@@ -124,7 +124,7 @@ def cross_validated(
     """Fit a probe to all folds but one and score it on that one, for each.
 
     Args:
-        x: States of tokens, all finite.
+        x: States of tokens, all finite; classes are fitted in their precision.
         y: The class of each as a whole number, or a number.
         fold: The fold of each; of a single fold nothing is scored.
         classes: Whether `y` are classes.
@@ -133,7 +133,7 @@ def cross_validated(
         The scores, in the order of the tokens.
     """
     scores = {name: np.full(len(y), np.nan) for name in TokenScores.__annotations__}
-    x = _within_range(x)
+    x = _within_range(x if classes else x.astype(np.float64))
     for f in np.unique(fold):
         test, train = fold == f, fold != f
         if not train.any():
@@ -175,10 +175,11 @@ def _squared_errors(
 
 
 def _within_range(x: np.ndarray) -> np.ndarray:
-    """In float64, at a scale at which squares can be summed: a probe does not change with it."""
-    x = x.astype(np.float64)
-    largest = np.abs(x).max(initial=0.0)
-    return x if 1e-100 < largest < 1e100 or not largest else np.ldexp(x, -int(np.log2(largest)))
+    """At a scale at which squares can be summed in float64: a probe does not change with it."""
+    largest = float(np.abs(x).max(initial=0.0))
+    if 1e-100 < largest < 1e100 or not largest:
+        return x
+    return np.ldexp(x, -int(np.log2(largest)))
 
 
 def by_sample(
