@@ -36,12 +36,9 @@ _LOOKS: dict[str, Look] = {
     "shuffled": {"color": GREY, "marker": "x", "linestyle": ":"},
 }
 _NAMES = {
-    "none": "probe",
-    "types": "control task (a random label per token type)",
-    "untrained": "probe of the untrained twin",
+    "none": "probe", "types": "control task", "untrained": "untrained twin",
     "shuffled": "shuffled labels",
-}
-_BY_DOCUMENT = "control task (a random label per document)"
+}  # fmt: skip
 _LABELS = 8  # numbered targets that have a label
 _LEAST = -0.3  # R² below this is not shown
 _GAIN = 0.12
@@ -98,11 +95,12 @@ def probe(
         for ax, (_, name) in zip(sheet.axes, drawn, strict=True):
             if ax in sheet.leftmost:
                 ax.set_ylabel(_score_label(frame, name))
-        _add_legend(sheet.fig, frame, of_samples=_of_samples(tables, panels, names))
+        _add_legend(sheet.fig, frame)
         note(
             sheet.fig,
             "Mean over held-out samples, bands: its 95 % interval by document. A probe shows what "
             "is there, not what is used.",
+            _control_note(tables, panels, names) if frame["control"].eq("types").any() else "",
             _fits_note(tables, panels),
             states_note(panels),
             samples_note(frame, list(dict.fromkeys(panels)), "score"),
@@ -207,26 +205,40 @@ def _score_label(frame: pd.DataFrame, name: str) -> str:
     return f"{score}: {MEANINGS.get(name, printable(name))}"
 
 
-def _add_legend(fig: Figure, frame: pd.DataFrame, *, of_samples: bool) -> None:
+def _add_legend(fig: Figure, frame: pd.DataFrame) -> None:
     controls = [control for control in _LOOKS if frame["control"].eq(control).any()]
-    names = _NAMES | ({"types": _BY_DOCUMENT} if of_samples else {})
     handles: list[Line2D | Patch] = [
         Line2D([], [], markersize=3.2, markeredgewidth=0.8, **_LOOKS[control])
         for control in controls
     ]
-    titles = [names[control] for control in controls]
+    titles = [_NAMES[control] for control in controls]
     if "types" in controls:
         handles.append(Patch(color=BLUE, alpha=0.12, linewidth=0))
-        titles.append("selectivity: probe above control task")
+        titles.append("selectivity")
     handles.append(Line2D([], [], color=BLUE, linewidth=0.6))
     titles.append(r"probe of $h_\mathrm{emb}$")
     handles.append(Line2D([], [], color=INK, linewidth=0.7, linestyle=(0, (1, 1))))
     titles.append("constant guess")
-    width = fig.get_figwidth()
     fig.legend(
-        handles, titles, loc="outside upper center", ncols=3 if width > 5.5 else 2,
+        handles, titles, loc="outside upper center", ncols=_legend_columns(fig),
         columnspacing=1.2, handlelength=2.4,
     )  # fmt: skip
+
+
+def _legend_columns(fig: Figure) -> int:
+    """As many as fit: entries are about as wide as 'untrained twin' with its line."""
+    return max(2, min(4, int(fig.get_figwidth() // 1.5)))
+
+
+def _control_note(tables: Tables, panels: Sequence[Panel], names: Sequence[str]) -> str:
+    """What the control task is: with one label per sample, another than with one per token."""
+    chosen = model_record(tables.provenance, panels[0].model).options.get("probe") or {}
+    given = chosen.get("labels") or {}
+    of_samples = [len((given.get(name) or {}).get("shape", ())) == 1 for name in names]
+    units = "document" if all(of_samples) else "token type"
+    if any(of_samples) and not all(of_samples):
+        units += " (with one label per sample: document)"
+    return f"Control task: a random label for each {units}; shaded: the probe above it."
 
 
 def _fits_note(tables: Tables, panels: Sequence[Panel]) -> str:
@@ -238,11 +250,3 @@ def _fits_note(tables: Tables, panels: Sequence[Panel]) -> str:
         f"Up to {chosen['probed_tokens']} tokens a sample, {chosen['folds']} folds that keep "
         "documents whole."
     )
-
-
-def _of_samples(tables: Tables, panels: Sequence[Panel], names: Sequence[str]) -> bool:
-    """Whether all labels drawn are one per sample."""
-    chosen = model_record(tables.provenance, panels[0].model).options.get("probe") or {}
-    given = chosen.get("labels") or {}
-    shapes = [(given.get(name) or {}).get("shape", ()) for name in names]
-    return all(len(shape) == 1 for shape in shapes)

@@ -95,7 +95,8 @@ def read_labels(given: Any) -> dict[str, Labels | None] | None:
 
     Args:
         given: Names of built-in labels and paths of files, as a sequence or with commas between
-            them; or name → array, a data frame, or one array (then they are called `labels`).
+            them; or name → array (None for built-in ones), a data frame, or one array (then they
+            are called `labels`).
             Integers, booleans and strings are classes, floats are numbers; NaN and None are no
             label. Files: `.npy`; `.csv` and `.parquet` with a column for each kind of labels and a
             row for each sample, or, with the columns `sample` and `pos`, for each token.
@@ -118,7 +119,11 @@ def read_labels(given: Any) -> dict[str, Labels | None] | None:
     elif isinstance(given, pd.DataFrame):
         chosen = {**_columns(given, "the data frame")}
     elif isinstance(given, Mapping):
-        chosen = {str(name): _labels(str(name), values) for name, values in given.items()}
+        chosen = {
+            str(name): None if values is None and name in BUILT_IN_LABELS
+            else _labels(str(name), values)
+            for name, values in given.items()
+        }  # fmt: skip
     else:
         chosen = {"labels": _labels("labels", given)}
     if not chosen:
@@ -182,7 +187,9 @@ def _listed(name: str, column: pd.Series, rows: np.ndarray, places: np.ndarray) 
 
 
 def _labels(name: str, given: Any) -> Labels:
-    """Turn an array of any kind into labels."""
+    """Turn an array of any kind into labels; what is labels stays."""
+    if isinstance(given, Labels):
+        return given
     if hasattr(given, "detach"):  # a tensor
         given = given.detach().cpu()
         given = (given.double() if given.is_floating_point() else given).numpy()

@@ -74,8 +74,12 @@ def test_of_numbers_the_mean_over_samples_is_r2():
     expected = 1 - np.square(y - predicted).sum() / np.square(y - means).sum()
     np.testing.assert_allclose(scores.score.mean(), expected, rtol=1e-9)
     np.testing.assert_allclose(expected, r2_score(y, predicted), atol=0.02)
-    np.testing.assert_allclose(scores.baseline.mean(), 0, atol=1e-12)
-    assert scores.baseline.std() > 0.05 and np.isnan(scores.cross_entropy).all()
+    np.testing.assert_allclose(scores.baseline, 0, atol=1e-12)
+    assert np.isnan(scores.cross_entropy).all()
+    e, v = (np.bincount(sample, np.square(y - guess)) for guess in (predicted, means))
+    without = [1 - np.delete(e, i).sum() / np.delete(v, i).sum() for i in range(SAMPLES)]
+    jackknife = np.std(without) * np.sqrt(SAMPLES - 1)
+    np.testing.assert_allclose(scores.score.std() / np.sqrt(SAMPLES - 1), jackknife, rtol=0.1)
 
 
 def test_the_baseline_is_the_majority_of_the_training_folds():
