@@ -152,7 +152,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, guess: pd.DataFrame) -> None:
     _name_targets(ax, order)
 
 
-def _line(rows: pd.DataFrame, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _line(rows: pd.DataFrame, order: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and half its 95 % interval (Student's t, by document) of each target."""
     rows = rows.set_index(rows["target"].astype(str)).reindex(order)
     clusters = rows["clusters"].fillna(0).to_numpy(np.float64)

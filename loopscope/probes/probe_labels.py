@@ -87,7 +87,7 @@ class Labels:
 
     @property
     def _nothing(self) -> float:
-        return -1 if self.are_classes else np.nan
+        return -1.0 if self.are_classes else np.nan
 
 
 def read_labels(given: Any) -> dict[str, Labels | None] | None:
@@ -193,11 +193,17 @@ def _labels(name: str, given: Any) -> Labels:
     if hasattr(given, "detach"):  # a tensor
         given = given.detach().cpu()
         given = (given.double() if given.is_floating_point() else given).numpy()
-    array = np.asarray(given, dtype=object if isinstance(given, list | tuple) else None)
+    nullable = isinstance(given, pd.Series) and not isinstance(given.dtype, np.dtype)
+    array = np.asarray(given, dtype=object if nullable or isinstance(given, list | tuple) else None)
     if array.ndim not in (1, 2) or not array.size:
         raise InputError(
             f"labels {name!r} have the shape {array.shape}; give one for each token (samples × "
             "tokens) or for each sample (samples)."
+        )
+    if array.dtype.kind not in "biufUSO":
+        raise InputError(
+            f"labels {name!r} are {array.dtype}; integers, booleans and strings are classes, "
+            "floats are numbers."
         )
     if array.dtype.kind == "f" or (array.dtype.kind == "O" and _are_numbers(array)):
         numbers = pd.to_numeric(pd.Series(array.reshape(-1))).to_numpy(np.float64, na_value=np.nan)

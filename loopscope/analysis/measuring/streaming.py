@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -224,7 +223,7 @@ class Measuring:
         for name in _OF_THE_SAMPLES:
             group.__dict__.pop(name, None)
         group.samples, group.model = self.samples.chosen(numbers), model
-        group.options = replace(self.options, probe=self.options.probe.chosen(numbers))
+        group.options = self.options.of_samples(numbers)
         group.provenance = {"notes": []}
         group._begin()
         group._label, group._shows_tokens = label, shows_tokens
