@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,23 @@ class ProbeOptions:
             raise unknown_name("target of probes", name, TARGETS, hint="Or single ones: h2, m1@0.")
         put(self, "folds", whole_number("folds", self.folds, 2))
         put(self, "probed_tokens", whole_number("probed_tokens", self.probed_tokens, 1))
+
+    def chosen(self, numbers: Sequence[int]) -> "ProbeOptions":
+        """Give the options for some of the samples.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            The same with the labels of these.
+        """
+        if self.labels is None:
+            return self
+        labels = {
+            name: None if values is None else values.chosen(numbers)
+            for name, values in self.labels.items()
+        }
+        return replace(self, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)

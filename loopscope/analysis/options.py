@@ -6,7 +6,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,6 +136,18 @@ class Options:
             )
         if "loss" not in self.measures:
             object.__setattr__(self, "measures", (*self.measures, "loss"))
+
+    def of_samples(self, numbers: Sequence[int]) -> "Options":
+        """Give the options for some of the samples.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            The same with the probes' labels of these.
+        """
+        assert isinstance(self.probe, ProbeOptions)
+        return replace(self, probe=self.probe.chosen(numbers))
 
     def record(self) -> dict[str, Any]:
         """What provenance keeps of them, as JSON values; of a loss its name."""

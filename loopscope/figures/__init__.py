@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loopscope.figures.panels import choose as choose
     from loopscope.figures.panels import loops_of as loops_of
     from loopscope.figures.panels import shortened as shortened
+    from loopscope.figures.probe_lines import probe as probe
     from loopscope.figures.rank_lines import rank as rank
     from loopscope.figures.router_maps import routers as routers
     from loopscope.figures.series_panels import series as series
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "lens", "lens_tokens",
-    "loss_per_loop", "mass_effect",
-    "plan", "rank", "routers", "save", "series", "spectrum", "steps", "training", "update",
+    "loss_per_loop", "mass_effect", "plan", "probe", "rank", "routers", "save", "series",
+    "spectrum", "steps", "training", "update",
 ]  # fmt: skip
 
 __getattr__, _offered, _names = lazy(__name__)

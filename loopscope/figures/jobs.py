@@ -19,6 +19,7 @@ from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.mass_effect_points import mass_effect, why_no_mass_effect
 from loopscope.figures.names import file_names, loop_file_names
 from loopscope.figures.panels import all_models, choose, loops_of, need
+from loopscope.figures.probe_lines import probe
 from loopscope.figures.rank_lines import rank
 from loopscope.figures.router_maps import routers
 from loopscope.figures.series_panels import series, signs_of
@@ -94,6 +95,7 @@ EACH_FIGURES: tuple[EachFigure, ...] = (
     EachFigure(prefix="effect_", table="effect", draw=effect),
     EachFigure(prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect),
     EachFigure(prefix="lens_tokens_", table="lens_tokens", draw=lens_tokens),
+    EachFigure(prefix="probe_", table="probe", draw=probe, by="labels"),
 )
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"

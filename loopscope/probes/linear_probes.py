@@ -79,9 +79,11 @@ class SampleScores:
     """Scores of a probe, sample by sample; NaN for a sample without a labelled token.
 
     Attributes:
-        score: Of classes: the share of right ones. Of numbers: 1 − e/v with e the sample's mean
-            squared error and v the mean over samples of that of the training mean, so that the
-            mean over samples is R² (of the training mean it is 0).
+        score: Of classes: the share of right ones. Of numbers: R² + ((1 − R²) v_i − e_i)/v, with
+            e_i the sample's mean squared error, v_i that of the training tokens' mean, e and v
+            their means over samples and R² = 1 − e/v: its mean over samples is R², and it differs
+            between samples as R² would (a ratio of means, linearised), so that intervals are as
+            of any mean.
         baseline: The same of the training tokens' most frequent class, or of their mean.
         cross_entropy: Mean −ln p of the right class, in nats; NaN of numbers.
         baseline_cross_entropy: The same of the classes' shares among the training tokens.
@@ -124,7 +126,7 @@ def cross_validated(
     """Fit a probe to all folds but one and score it on that one, for each.
 
     Args:
-        x: States of tokens, all finite.
+        x: States of tokens, all finite; classes are fitted in their precision.
         y: The class of each as a whole number, or a number.
         fold: The fold of each; of a single fold nothing is scored.
         classes: Whether `y` are classes.
@@ -133,7 +135,7 @@ def cross_validated(
         The scores, in the order of the tokens.
     """
     scores = {name: np.full(len(y), np.nan) for name in TokenScores.__annotations__}
-    x = _within_range(x)
+    x = _within_range(x if classes else x.astype(np.float64))
     for f in np.unique(fold):
         test, train = fold == f, fold != f
         if not train.any():
@@ -175,10 +177,11 @@ def _squared_errors(
 
 
 def _within_range(x: np.ndarray) -> np.ndarray:
-    """In float64, at a scale at which squares can be summed: a probe does not change with it."""
-    x = x.astype(np.float64)
-    largest = np.abs(x).max(initial=0.0)
-    return x if 1e-100 < largest < 1e100 or not largest else np.ldexp(x, -int(np.log2(largest)))
+    """At a scale at which squares can be summed in float64: a probe does not change with it."""
+    largest = float(np.abs(x).max(initial=0.0))
+    if 1e-100 < largest < 1e100 or not largest:
+        return x
+    return np.ldexp(x, -int(np.log2(largest)))
 
 
 def by_sample(
@@ -204,14 +207,22 @@ def by_sample(
 
     score, baseline = mean(scores.hit), mean(scores.baseline)
     if not classes:
-        spread = np.nanmean(baseline) if np.isfinite(baseline).any() else np.nan
-        spread = spread if spread > 0 else np.nan
-        score, baseline = 1 - score / spread, 1 - baseline / spread
+        score, baseline = _shares_of_r2(score, baseline), _shares_of_r2(baseline, baseline)
     return SampleScores(
         score=score, baseline=baseline, cross_entropy=mean(scores.cross_entropy),
         baseline_cross_entropy=mean(scores.baseline_cross_entropy),
         tokens=np.bincount(sample, minlength=samples),
     )  # fmt: skip
+
+
+def _shares_of_r2(errors: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """What each sample contributes to R², a ratio of two means: its linearisation."""
+    sound = np.isfinite(errors)
+    level = baseline[sound].mean() if sound.any() else 0.0
+    if not level > 0:
+        return np.full(len(errors), np.nan)
+    r2 = 1 - errors[sound].mean() / level
+    return r2 + ((1 - r2) * baseline - errors) / level
 
 
 def random_labels(

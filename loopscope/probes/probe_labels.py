@@ -87,7 +87,7 @@ class Labels:
 
     @property
     def _nothing(self) -> float:
-        return -1 if self.are_classes else np.nan
+        return -1.0 if self.are_classes else np.nan
 
 
 def read_labels(given: Any) -> dict[str, Labels | None] | None:
@@ -95,7 +95,8 @@ def read_labels(given: Any) -> dict[str, Labels | None] | None:
 
     Args:
         given: Names of built-in labels and paths of files, as a sequence or with commas between
-            them; or name → array, a data frame, or one array (then they are called `labels`).
+            them; or name → array (None for built-in ones), a data frame, or one array (then they
+            are called `labels`).
             Integers, booleans and strings are classes, floats are numbers; NaN and None are no
             label. Files: `.npy`; `.csv` and `.parquet` with a column for each kind of labels and a
             row for each sample, or, with the columns `sample` and `pos`, for each token.
@@ -118,7 +119,11 @@ def read_labels(given: Any) -> dict[str, Labels | None] | None:
     elif isinstance(given, pd.DataFrame):
         chosen = {**_columns(given, "the data frame")}
     elif isinstance(given, Mapping):
-        chosen = {str(name): _labels(str(name), values) for name, values in given.items()}
+        chosen = {
+            str(name): None if values is None and name in BUILT_IN_LABELS
+            else _labels(str(name), values)
+            for name, values in given.items()
+        }  # fmt: skip
     else:
         chosen = {"labels": _labels("labels", given)}
     if not chosen:
@@ -182,15 +187,23 @@ def _listed(name: str, column: pd.Series, rows: np.ndarray, places: np.ndarray) 
 
 
 def _labels(name: str, given: Any) -> Labels:
-    """Turn an array of any kind into labels."""
+    """Turn an array of any kind into labels; what is labels stays."""
+    if isinstance(given, Labels):
+        return given
     if hasattr(given, "detach"):  # a tensor
         given = given.detach().cpu()
         given = (given.double() if given.is_floating_point() else given).numpy()
-    array = np.asarray(given, dtype=object if isinstance(given, list | tuple) else None)
+    nullable = isinstance(given, pd.Series) and not isinstance(given.dtype, np.dtype)
+    array = np.asarray(given, dtype=object if nullable or isinstance(given, list | tuple) else None)
     if array.ndim not in (1, 2) or not array.size:
         raise InputError(
             f"labels {name!r} have the shape {array.shape}; give one for each token (samples × "
             "tokens) or for each sample (samples)."
+        )
+    if array.dtype.kind not in "biufUSO":
+        raise InputError(
+            f"labels {name!r} are {array.dtype}; integers, booleans and strings are classes, "
+            "floats are numbers."
         )
     if array.dtype.kind == "f" or (array.dtype.kind == "O" and _are_numbers(array)):
         numbers = pd.to_numeric(pd.Series(array.reshape(-1))).to_numpy(np.float64, na_value=np.nan)

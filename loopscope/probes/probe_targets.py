@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,12 +34,11 @@ def targets(loop: Trajectory, of: Sequence[str]) -> dict[str, Tensor]:
     """
     every: dict[str, Tensor] = dict(loop.states)
     every |= {f"h_m{t}": h for t, h in enumerate(loop.h_m)}
-    cycles: list[tuple[int, Any, Any, Any]] = []
+    cycles: list[tuple[int, Tensor | None, Tensor | None, Tensor | None]] = []
     if (first := loop.transition) is not None:
         cycles.append((-1, first.memory, first.w_write, first.w_read))
-    for t in range(loop.K):
-        parts = (loop.memory, loop.w_write, loop.w_read)
-        cycles.append((t, *(None if part is None else part[t] for part in parts)))
+    parts = [part or (None,) * loop.K for part in (loop.memory, loop.w_write, loop.w_read)]
+    cycles += zip(range(loop.K), *parts, strict=True)
     slots = {
         f"m{b}@{t}": memory[:, b]
         for t, memory, _, _ in cycles

@@ -92,6 +92,18 @@ CAPTIONS = {
         "not change. Bold is the token that follows in the text.",
         "Grids of the top token of each state at each position of one text",
     ),
+    "probe_": Caption(
+        "What do the states hold?",
+        "How well a linear probe tells the label of a token (or sample) from each state, on "
+        "documents that it was not fitted to. A probe finds what is there, not what is used: "
+        "whether the model uses it shows when it is taken away. Look at where the line rises "
+        "above that of h_emb (thin): that is what the loops add. Above the control task, in which "
+        "each token type has a random label, the probe reads more than which token it is (shaded, "
+        "selectivity); above the untrained twin it reads what training has made; shuffled labels "
+        "have to lie at the constant guess, or just below it.",
+        "Line charts of the score of linear probes at each state, with control task, untrained "
+        "twin, shuffled labels and a constant guess, one panel per model",
+    ),
     "series": Caption(
         "The measures over training",
         "One panel per measure, one line per run. A vertical line stands at the checkpoint from "

@@ -145,8 +145,8 @@ class _Probing:
         self, model: Hooked, samples: SampleSet, options: Options, batch_size: int
     ) -> None:
         self.model, self.samples, self.batch_size = model, samples, batch_size
+        assert isinstance(options.probe, ProbeOptions)
         self.drop, self.chosen = options.drop_first, options.probe
-        assert isinstance(self.chosen, ProbeOptions)
         self.slots = any(target_kind(name) == "m" for name in self.chosen.of)
         self.notes: list[str] = []
 

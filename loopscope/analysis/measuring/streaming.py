@@ -223,6 +223,7 @@ class Measuring:
         for name in _OF_THE_SAMPLES:
             group.__dict__.pop(name, None)
         group.samples, group.model = self.samples.chosen(numbers), model
+        group.options = self.options.of_samples(numbers)
         group.provenance = {"notes": []}
         group._begin()
         group._label, group._shows_tokens = label, shows_tokens
