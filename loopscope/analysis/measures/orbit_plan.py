@@ -64,13 +64,14 @@ class OrbitPlan:
     Attributes:
         close: Numbers of the samples that are looked at closely.
         differentiated: Numbers of those whose contraction is computed.
-        components: Loop → its principal components.
+        components: Principal components of each loop and state, in the order of
+            `Trajectory.courses`; None where its states do not vary or are not alike.
         thresholds: Rule → its thresholds, ascending; empty where there are no read-outs.
     """
 
     close: tuple[int, ...] = ()
     differentiated: tuple[int, ...] = ()
-    components: Mapping[str, Components] = field(default_factory=dict)
+    components: tuple[Components | None, ...] = ()
     thresholds: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -116,7 +117,10 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
             reader = runner if cheap else model
             for rule, signal in exit_signals(reader, trajectory, 0, model.K)[1].items():
                 signals[rule].append(signal.flatten())
-    components = {name: _components(np.concatenate(parts)) for name, parts in states.items()}
+    components = [
+        _components(np.concatenate(states[name])) if name in states else None
+        for name in trajectory.courses
+    ]
     thresholds = {
         rule: quantile_thresholds(torch.cat(parts), THRESHOLDS).numpy()
         for rule, parts in signals.items()
@@ -125,7 +129,7 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
     return OrbitPlan(
         close=tuple(spaced(settings.close_samples, len(samples))),
         differentiated=tuple(spaced(settings.contraction_samples, len(samples))),
-        components={name: parts for name, parts in components.items() if parts is not None},
+        components=tuple(components),
         thresholds={rule: values for rule, values in thresholds.items() if len(values)},
     )
 
@@ -154,7 +158,7 @@ def exit_signals(
         logits = [next(iter(model.read_out_logits(x[some], tokens[some]))) for x in h]
         read = readings(logits, tokens[sample])
         path = token_paths([widened(x[some]) for x in h])
-    signals = {"step": path.step, "acceleration": path.acceleration}
+    signals = {"step": path.size, "acceleration": path.acceleration}
     by_rule = {rule: signal[0, :-1].T for rule, signal in signals.items()}
     return read.loss, {**by_rule, "kl": read.kl}
 

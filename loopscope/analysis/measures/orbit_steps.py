@@ -219,7 +219,7 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
     path = token_paths(h)
     values = {
         name: _mean(getattr(path, name))
-        for name in ("step", "cosine", "acceleration", "to_last", "to_limit")
+        for name in ("size", "cosine", "acceleration", "to_last", "to_limit")
     }
     limits = torch.isfinite(path.to_limit).double().mean(1) >= 0.5
     values["to_limit"] = values["to_limit"].where(limits, torch.nan)
@@ -237,7 +237,7 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
         numbers[~np.isfinite(numbers)] = np.nan
         filled[name] = numbers
     flag = np.full((len(h[0]), T + 1), int(Flag.NONE), dtype=np.int8)
-    flag[:, :T][np.isnan(filled["step"][:, :T])] = Flag.ZERO
+    flag[:, :T][np.isnan(filled["size"][:, :T])] = Flag.ZERO
     flag[~sound.cpu().numpy()] = Flag.NONFINITE
     return filled, flag
 
