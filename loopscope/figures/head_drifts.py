@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
 from loopscope.analysis.tables import Tables, aggregate
@@ -89,7 +90,7 @@ def _grids(panel: Panel, stats: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
     ]
 
 
-def _draw(ax: Axes, grid: pd.DataFrame, norm: Normalize, *, numbers: bool):  # type: ignore[no-untyped-def]
+def _draw(ax: Axes, grid: pd.DataFrame, norm: Normalize, *, numbers: bool) -> QuadMesh:
     values = grid.to_numpy(np.float64)
     mesh = heat_map(ax, values, norm, lines=0.6 if numbers else 0.0)
     if numbers:

@@ -11,10 +11,14 @@ from loopscope.analysis.tables import BY_NAME, INSIDE_MEASURES, Tables
 from loopscope.analysis.tables import training_curves as curves
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
+from loopscope.figures.exit_lines import early_exit
 from loopscope.figures.figure1 import fig1
+from loopscope.figures.head_drifts import attention_drift
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.names import file_names, loop_file_names
+from loopscope.figures.orbit_lines import orbit
+from loopscope.figures.orbit_paths import orbit_path
 from loopscope.figures.panels import all_models, choose, loops_of, need
 from loopscope.figures.rank_lines import rank
 from loopscope.figures.router_maps import routers
@@ -62,6 +66,11 @@ PANEL_FIGURES = (
     PanelFigure(stem="rank", table="rank", draw=rank),
     PanelFigure(stem="loss_per_loop", table="readout", draw=loss_per_loop, optional=True),
     PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
+    PanelFigure(stem="orbit", table="orbit", draw=orbit, optional=True),
+    PanelFigure(
+        stem="orbit_direction", table="orbit", draw=partial(orbit, view="direction"), optional=True
+    ),
+    PanelFigure(stem="early_exit", table="early_exit", draw=early_exit, optional=True),
 )  # fmt: skip
 
 
@@ -85,7 +94,10 @@ class EachFigure:
     why_not: Callable[[pd.DataFrame], str] = lambda frame: ""
 
 
-EACH_FIGURES: tuple[EachFigure, ...] = ()
+EACH_FIGURES: tuple[EachFigure, ...] = (
+    EachFigure(prefix="orbit_path_", table="orbit_path", draw=orbit_path),
+    EachFigure(prefix="attention_drift_", table="attention_drift", draw=attention_drift),
+)
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"
 STEMS = (*(figure.stem for figure in PANEL_FIGURES), _SERIES, _LOSS, _LAYERS)

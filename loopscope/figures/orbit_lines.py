@@ -24,6 +24,7 @@ from loopscope.figures.panels import Panel, choose, need, say_unsound, shortened
 from loopscope.figures.style import (
     BLUE,
     GREY,
+    NORMAL,
     ORANGE,
     PAGE_WIDTH,
     SMALL,
@@ -37,7 +38,7 @@ VIEWS = {"state": "h", "direction": "ĥ"}
 """View → the letter of its states; ĥ is h/‖h‖."""
 
 _KINDS = {"settles": BLUE, "orbits": ORANGE, "drifts": VERMILLION}
-_NARROW = 30.0  # highest over lowest value, below which a logarithmic axis gets more numbers
+_NARROW = 300.0  # highest over lowest value, below which a logarithmic axis gets more numbers
 _NAME = 16  # letters of a model beside its bar
 _BARS = 10  # models with a bar each
 
@@ -105,9 +106,10 @@ def orbit(
     with style():
         fig, axes, columns = _page([course.title for course in drawn])
         for ax, shown in zip(axes, _PANELS, strict=False):
-            _draw(ax, lines[shown.column], lines.get(shown.thin, []))
+            states = shown.column == "to_last"  # h(0) … h(T); the others are of steps
+            _draw(ax, lines[shown.column], lines.get(shown.thin, []), of_states=states)
             letter = VIEWS[view] if part == "core" else f"{VIEWS[view]}ˡ"
-            head_panel(ax, shown.title, shown.meaning.format(h=letter))
+            _head(ax, shown.title, shown.meaning.format(h=letter))
         _mark(axes)
         _draw_kinds(axes[-1], frame, drawn)
         add_legend(fig, drawn, columns)
@@ -125,7 +127,8 @@ def orbit(
 
 def _existing(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows that have a value, and those whose value was left out for a reason."""
-    exists = np.isfinite(frame[column].to_numpy(np.float64)) | frame["flag"].notna()
+    values = frame[column].to_numpy(np.float64)
+    exists = (np.isfinite(values) & ((column != "to_last") | (values > 0))) | frame["flag"].notna()
     return frame[exists] if exists.any() else frame[frame["t"].eq(0)]
 
 
@@ -138,11 +141,16 @@ def _page(titles: Sequence[str]) -> tuple[Figure, list[Axes], int]:
     return fig, list(fig.subplots(2, 3).flat), columns
 
 
-def _draw(ax: Axes, lines: Sequence[Course], thin: Sequence[Course]) -> None:
+def _head(ax: Axes, title: str, meaning: str) -> None:
+    head_panel(ax, title, meaning)
+    ax.set_title(title, fontsize=NORMAL, pad=13)
+
+
+def _draw(ax: Axes, lines: Sequence[Course], thin: Sequence[Course], *, of_states: bool) -> None:
     """Draw the lines of one panel: an angle on a plain axis, else on a logarithmic one."""
     sound = [course for course in lines if course.sound]
     for course in sound:
-        draw_course(ax, course, course.K - 1)
+        draw_course(ax, course, course.K if of_states else course.K - 1)
     for course in (course for course in thin if course.sound):
         rows = course.rows[course.rows["n"] > 0]
         look = course.look | {"marker": "none", "linewidth": 0.7, "alpha": 0.8}
@@ -155,7 +163,7 @@ def _draw(ax: Axes, lines: Sequence[Course], thin: Sequence[Course]) -> None:
         finish_axes([ax], [every])
         last = max(int(course.rows["t"].max()) for course in every if len(course.rows))
         ax.set_xticks(range(last + 1) if last < 8 else ax.get_xticks())
-    ax.set_xlabel("iteration $t$")
+    ax.set_xlabel("$t$" if of_states else "iteration $t$")
 
 
 def _mark(axes: Sequence[Axes]) -> None:
@@ -168,7 +176,7 @@ def _mark(axes: Sequence[Axes]) -> None:
     angle.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}°")
     for ax, value in ((angle, 90), (contraction, 1)):
         low, high = ax.get_ylim()
-        ax.axhline(value, color=GREY, linewidth=0.7, zorder=-1)
+        ax.axhline(value, color=GREY, linewidth=0.9, zorder=1.2)
         ax.set_ylim(low if ax is angle else min(low, 0.9), high if ax is angle else max(high, 1.1))
 
 
@@ -188,7 +196,7 @@ def _logarithmic(ax: Axes) -> None:
 
 def _draw_kinds(ax: Axes, frame: pd.DataFrame, lines: Sequence[Course]) -> None:
     """Draw the shares of the kinds of path as one bar per model."""
-    head_panel(ax, "kind of path", "share of tokens that settle, orbit or drift")
+    _head(ax, "kind of path", "share of tokens that settle, orbit or drift")
     shown = list(lines)[:_BARS]
     begins = frame[frame["t"].eq(0) & frame["flag"].isna()]
     left = np.zeros(len(shown))
@@ -203,8 +211,8 @@ def _draw_kinds(ax: Axes, frame: pd.DataFrame, lines: Sequence[Course]) -> None:
                     fontsize=SMALL - 0.5, color="white" if kind != "orbits" else "black",
                 )  # fmt: skip
         left += width
-    for y in np.flatnonzero(left == 0):
-        ax.text(0.02, y, "none: fewer than 2 steps", va="center", fontsize=SMALL, color=GREY)
+    for bare in np.flatnonzero(left == 0):
+        ax.text(0.02, bare, "none: fewer than 2 steps", va="center", fontsize=SMALL, color=GREY)
     ax.set_yticks(range(len(shown)))
     ax.set_yticklabels([shortened(course.panel.title, _NAME) for course in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)

@@ -45,8 +45,8 @@ def orbit_path(tables: Tables, model: str) -> Figure:
         if np.isfinite(rows[[*plane]]).all(axis=1).any()
     ]
     with style():
-        titles = [_titled(panel, len(panels)) for panel, _, _ in planes]
-        fig, axes, *_ = page(titles or panels, width=2.4, height=2.5, extra=0.75, widest=2)
+        shown = [panel for panel, _, _ in planes] or panels
+        fig, axes, *_ = page(shown, width=2.4, height=2.5, extra=0.75, widest=2)
         T = int(frame["t"].max())
         norm = BoundaryNorm(np.arange(-0.5, T + 1), 256)
         for ax, (panel, rows, plane) in zip(axes, planes, strict=False):
@@ -66,12 +66,6 @@ def orbit_path(tables: Tables, model: str) -> Figure:
             f"{lost} states left out: not finite." if lost else "",
         )
     return fig
-
-
-def _titled(panel: Panel, several: int) -> Panel:
-    return panel if several > 1 else Panel(
-        model=panel.model, step=panel.step, loop=panel.loop, title=panel.title
-    )  # fmt: skip
 
 
 def _goes_on(tables: Tables, panel: Panel, rows: pd.DataFrame) -> bool:
@@ -109,6 +103,6 @@ def _draw(
     ax.axhline(0, color=GREY, linewidth=0.4, zorder=-1)
     ax.axvline(0, color=GREY, linewidth=0.4, zorder=-1)
     ax.autoscale_view()
-    for name, put in zip(plane, (ax.set_xlabel, ax.set_ylabel), strict=True):
+    for name, axis in zip(plane, (ax.xaxis, ax.yaxis), strict=True):
         share = float(rows[f"explained{name[-1]}"].iloc[0])
-        put(f"PC {name[-1]} ({100 * share:.0f} % of variance)", fontsize=SMALL)
+        axis.set_label_text(f"PC {name[-1]} ({100 * share:.0f} % of variance)", fontsize=SMALL)
