@@ -212,7 +212,9 @@ def _draw_kinds(ax: Axes, frame: pd.DataFrame, lines: Sequence[Course]) -> None:
                 )  # fmt: skip
         left += width
     for bare in np.flatnonzero(left == 0):
-        ax.text(0.02, bare, "none: fewer than 2 steps", va="center", fontsize=SMALL, color=GREY)
+        ax.text(
+            0.02, float(bare), "none: fewer than 2 steps", va="center", fontsize=SMALL, color=GREY
+        )
     ax.set_yticks(range(len(shown)))
     ax.set_yticklabels([shortened(course.panel.title, _NAME) for course in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)
