@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from loopscope.figures.drawing import draw_all as draw_all
     from loopscope.figures.drawing import save as save
     from loopscope.figures.effect_bars import effect as effect
+    from loopscope.figures.exit_lines import early_exit as early_exit
     from loopscope.figures.figure1 import fig1 as fig1
+    from loopscope.figures.head_drifts import attention_drift as attention_drift
     from loopscope.figures.jobs import Job as Job
     from loopscope.figures.jobs import plan as plan
     from loopscope.figures.layer_distribution import layers as layers
     from loopscope.figures.lens_lines import lens as lens
     from loopscope.figures.loss_lines import loss_per_loop as loss_per_loop
     from loopscope.figures.mass_effect_points import mass_effect as mass_effect
+    from loopscope.figures.orbit_lines import orbit as orbit
+    from loopscope.figures.orbit_paths import orbit_path as orbit_path
     from loopscope.figures.panels import Panel as Panel
     from loopscope.figures.panels import choose as choose
     from loopscope.figures.panels import loops_of as loops_of
@@ -40,9 +44,9 @@ if TYPE_CHECKING:
     from loopscope.figures.update_bars import update as update
 
 __all__ = [
-    "DrawReport", "cka", "draw_all", "effect", "fig1", "layers", "lens", "lens_tokens",
-    "loss_per_loop", "mass_effect", "plan", "probe", "rank", "routers", "save", "series",
-    "spectrum", "steps", "training", "update",
+    "DrawReport", "attention_drift", "cka", "draw_all", "early_exit", "effect", "fig1", "layers",
+    "lens", "lens_tokens", "loss_per_loop", "mass_effect", "orbit", "orbit_path", "plan", "probe",
+    "rank", "routers", "save", "series", "spectrum", "steps", "training", "update",
 ]  # fmt: skip
 
 __getattr__, _offered, _names = lazy(__name__)

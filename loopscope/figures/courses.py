@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy.stats import t as student
 
-from loopscope.analysis.tables import Tables, aggregate
+from loopscope.analysis.tables import Tables, aggregate, model_record
 from loopscope.figures.names import untrained_stem, variants
 from loopscope.figures.panels import Panel, shortened, unsound_text
 from loopscope.figures.style import (
@@ -117,7 +117,7 @@ def trained_loops(tables: Tables, panel: Panel) -> int | None:
         panel: Whose loops.
 
     Returns:
-        K, or None where neither `update` nor a table of states tells.
+        K, or None where neither `update` nor a table of states nor the provenance tells.
     """
     for table, column in (("update", "block"), ("cka", "state_b"), ("rank", "state")):
         frame = getattr(tables, table)
@@ -128,7 +128,7 @@ def trained_loops(tables: Tables, panel: Panel) -> int | None:
         iterations = [t + 1 for name in names if (t := block_number(name)) is not None]
         if states or iterations:
             return max(states + iterations)
-    return None
+    return model_record(tables.provenance, panel.model).loops(panel.loop)
 
 
 def line_looks(provenance: Mapping[str, Any], panels: Sequence[Panel]) -> list[Look]:

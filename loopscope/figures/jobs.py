@@ -12,12 +12,16 @@ from loopscope.analysis.tables import training_curves as curves
 from loopscope.errors import unknown_name
 from loopscope.figures.cka_maps import cka, why_no_rbf
 from loopscope.figures.effect_bars import effect
+from loopscope.figures.exit_lines import early_exit
 from loopscope.figures.figure1 import fig1
+from loopscope.figures.head_drifts import attention_drift
 from loopscope.figures.layer_distribution import layers, why_no_layers
 from loopscope.figures.lens_lines import lens
 from loopscope.figures.loss_lines import loss_per_loop
 from loopscope.figures.mass_effect_points import mass_effect, why_no_mass_effect
 from loopscope.figures.names import file_names, loop_file_names
+from loopscope.figures.orbit_lines import orbit
+from loopscope.figures.orbit_paths import orbit_path
 from loopscope.figures.panels import all_models, choose, loops_of, need
 from loopscope.figures.probe_lines import probe
 from loopscope.figures.rank_lines import rank
@@ -68,6 +72,11 @@ PANEL_FIGURES = (
     PanelFigure(stem="loss_per_loop", table="readout", draw=loss_per_loop, optional=True),
     PanelFigure(stem="steps", table="delta", draw=steps, optional=True),
     PanelFigure(stem="lens", table="lens", draw=lens, optional=True),
+    PanelFigure(stem="orbit", table="orbit", draw=orbit, optional=True),
+    PanelFigure(
+        stem="orbit_direction", table="orbit", draw=partial(orbit, view="direction"), optional=True
+    ),
+    PanelFigure(stem="early_exit", table="early_exit", draw=early_exit, optional=True),
 )  # fmt: skip
 
 
@@ -96,6 +105,8 @@ EACH_FIGURES: tuple[EachFigure, ...] = (
     EachFigure(prefix="mass_effect_", table="effect", draw=mass_effect, why_not=why_no_mass_effect),
     EachFigure(prefix="lens_tokens_", table="lens_tokens", draw=lens_tokens),
     EachFigure(prefix="probe_", table="probe", draw=probe, by="labels"),
+    EachFigure(prefix="orbit_path_", table="orbit_path", draw=orbit_path),
+    EachFigure(prefix="attention_drift_", table="attention_drift", draw=attention_drift),
 )
 
 _LOSS, _LAYERS, _SERIES = "fig6_training", "fig8_layers", "series"

@@ -27,8 +27,8 @@ class Iteration:
         after: h(t+1), computed from it.
     """
 
-    h: State
-    after: State
+    h: Tensor
+    after: Tensor
 
 
 class _WithGradients(TorchFunctionMode):
@@ -61,7 +61,9 @@ def state_hooks(model: Hooked, path: Sequence[str]) -> tuple[list[str], bool]:
     return [f"loop.{place}.hook_in" for place in path], False
 
 
-def separate_iterations(model: Hooked, inputs: Any, path: Sequence[str]) -> list[Iteration]:
+def separate_iterations(
+    model: Hooked, inputs: Any, path: Sequence[str], shape: Sequence[int] | None = None
+) -> list[Iteration]:
     """Run a model once so that each of its iterations can be differentiated by itself.
 
     h(t) is cut from what made it and put back as a leaf, for all that reads it. So the derivative
@@ -75,6 +77,8 @@ def separate_iterations(model: Hooked, inputs: Any, path: Sequence[str]) -> list
         model: The model; its parameters are as they were when this returns.
         inputs: What it takes.
         path: Where the iterations of its main loop stand, as `Trajectory.path` says.
+        shape: Of a state of these inputs; needed where the model begins with one state for all
+            tokens, whose places are moved apart here.
 
     Returns:
         The iterations, in their order.
@@ -86,7 +90,8 @@ def separate_iterations(model: Hooked, inputs: Any, path: Sequence[str]) -> list
     def cut(state: Tensor, hook: Any) -> Tensor:
         if entering:
             leaving.append(state)
-        entering.append(state.data.clone().requires_grad_())
+        whole = state.data if shape is None else state.data.expand(*shape)
+        entering.append(whole.clone().requires_grad_())
         return entering[-1].clone()  # a model may write into what it is given
 
     def end(state: Tensor, hook: Any) -> Tensor:

@@ -30,7 +30,7 @@ class Paths(NamedTuple):
     """What the steps Δ(t) = h(t+1) − h(t) of each token are like; NaN where undefined.
 
     Attributes:
-        step: ‖Δ(t)‖ / ‖h(t)‖, (batch, pos, T).
+        size: ‖Δ(t)‖ / ‖h(t)‖, (batch, pos, T).
         cosine: cos∠(Δ(t), Δ(t−1)), likewise; NaN at t = 0, and where a step is zero.
         acceleration: ‖Δ(t) − Δ(t−1)‖ / ‖h(t)‖, likewise; NaN at t = 0.
         to_last: ‖h(t) − h(T)‖ / ‖h(T)‖, (batch, pos, T + 1).
@@ -38,7 +38,7 @@ class Paths(NamedTuple):
         rate: ‖Δ(t+1)‖_F / ‖Δ(t)‖_F of all tokens together, (batch, T − 1).
     """
 
-    step: Float[Tensor, "batch pos iter"]
+    size: Float[Tensor, "batch pos iter"]
     cosine: Float[Tensor, "batch pos iter"]
     acceleration: Float[Tensor, "batch pos iter"]
     to_last: Float[Tensor, "batch pos _"]
@@ -99,7 +99,7 @@ def token_paths(h: Sequence[Stream]) -> Paths:
     to_limit = _distances(h, limit)
     to_limit[~exists] = torch.nan
     return Paths(
-        step=_stacked([_over(a, b) for a, b in zip(lengths, sizes, strict=False)]),
+        size=_stacked([_over(a, b) for a, b in zip(lengths, sizes, strict=False)]),
         cosine=_stacked(cosines),
         acceleration=_stacked([_over(a, b) for a, b in zip(turns, sizes, strict=False)]),
         to_last=_distances(h, h[-1]),

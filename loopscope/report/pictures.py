@@ -104,6 +104,44 @@ CAPTIONS = {
         "Line charts of the score of linear probes at each state, with control task, untrained "
         "twin, shuffled labels and a constant guess, one panel per model",
     ),
+    "orbit": Caption(
+        "Do the states settle, orbit or drift?",
+        "Steps that shrink by a factor in every iteration come to rest; an angle near 0° goes "
+        "straight on, one beyond 90° goes back. The contraction is the largest factor by which "
+        "one iteration can move two neighbouring states apart: below 1 all of them come closer; "
+        "above 1 some do not, though the path itself (thin line) may still settle. Dotted: more "
+        "loops than trained. A kind of path is a rule for the steps that were run, no proof of a "
+        "limit.",
+        "Line charts of step, angle, acceleration, contraction and distance to the last state "
+        "against the iteration, one line per model, and bars of the kinds of path",
+    ),
+    "orbit_direction": Caption(
+        "And without their growth in length?",
+        "The same of the directions h/‖h‖. Paths that drift here move on in what they say; those "
+        "that drift above and settle here only grow longer.",
+        "Line charts of step, angle, acceleration, contraction and distance of the directions of "
+        "the states, one line per model, and bars of the kinds of path",
+    ),
+    "orbit_path_": Caption(
+        "Where do tokens go?",
+        "Each line is a token of the first sample, in the plane of the first principal components "
+        "of all states. Mind how little of the variance the axes explain: what looks like one "
+        "direction may be the one that all tokens share.",
+        "Paths of tokens in the plane of principal components, coloured by iteration",
+    ),
+    "attention_drift_": Caption(
+        "Do heads look elsewhere in the next iteration?",
+        "How far the pattern of each head moves from one iteration to the next: 0 where it looks "
+        "at the same tokens, 0.69 at none of them. A head that does not move does the same again.",
+        "Heat maps of the Jensen-Shannon divergence of attention patterns, head by iteration",
+    ),
+    "early_exit": Caption(
+        "Could tokens stop earlier?",
+        "The loss when each token stops by a rule, against the mean number of iterations. Below: "
+        "less the loss of the same number of loops for all tokens; a rule is worth something where "
+        "its line and band are below 0.",
+        "Line charts of the loss against the mean number of iterations per token, one per model",
+    ),
     "series": Caption(
         "The measures over training",
         "One panel per measure, one line per run. A vertical line stands at the checkpoint from "
@@ -134,7 +172,13 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "What can be read after t loops": ("lens", "lens_tokens_"),
     "What the states hold": ("probe_",),
     "What the prediction depends on": ("effect_", "mass_effect_"),
-    "Where the states go": ("orbit", "orbit_path_", "attention_drift_", "early_exit"),
+    "Where the states go": (
+        "orbit",
+        "orbit_direction",
+        "orbit_path_",
+        "attention_drift_",
+        "early_exit",
+    ),
 }
 """Chapters of looking inside → their figures, as in `CAPTIONS`."""
 

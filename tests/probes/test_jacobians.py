@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.func import jacrev, jvp, vjp
 
 import loopscope as ls
@@ -17,6 +16,7 @@ from loopscope.probes.jacobians import (
     start_vector,
     state_hooks,
 )
+from tests.standins.linear import Linear, wrapped_linear
 from tests.standins.registry import LOOPED
 
 STEPS = 40
@@ -93,43 +93,9 @@ def test_directions_have_the_jacobian_of_the_map_between_them(make_model):
     torch.testing.assert_close(value[0], torch.linalg.svdvals(full)[0])
 
 
-class Affine(nn.Module):
-    """h ↦ A h + b."""
-
-    def __init__(self, A):
-        super().__init__()
-        self.map = nn.Linear(len(A), len(A))
-        with torch.no_grad():
-            self.map.weight.copy_(A)
-
-    def forward(self, h):
-        return self.map(h)
-
-
-class Linear(nn.Module):
-    """A loop whose iteration is h ↦ A h + b."""
-
-    def __init__(self, A, K=4):
-        super().__init__()
-        self.K = K
-        self.embed = nn.Embedding(20, len(A))
-        self.core = Affine(A)
-        self.head = nn.Linear(len(A), 20)
-
-    def forward(self, tokens):
-        h = self.embed(tokens)
-        for _ in range(self.K):
-            h = self.core(h)
-        return self.head(h)
-
-
 @pytest.fixture
 def A():
     return torch.randn(6, 6, generator=torch.Generator().manual_seed(4)) / 4
-
-
-def wrapped_linear(A, **changes):
-    return ls.wrap(Linear(A, **changes), example=torch.arange(6).view(1, 6))
 
 
 def test_a_linear_iteration_has_its_spectral_norm_wherever_it_is(A):

@@ -39,7 +39,7 @@ def test_steps_angles_and_accelerations_are_those_of_scipy(start):
     for i in range(5):
         for t in range(4):
             length = np.linalg.norm(x[t, i])
-            assert measured.step[0, i, t].item() == pytest.approx(
+            assert measured.size[0, i, t].item() == pytest.approx(
                 distance.euclidean(x[t + 1, i], x[t, i]) / length
             )
             if t:
@@ -128,16 +128,16 @@ def test_kinds_exclude_each_other_and_leave_out_what_is_not_finite():
 def test_directions_do_not_see_growth(start):
     factors = torch.tensor([1.0, 3.0, 2.0, 7.0], dtype=torch.float64)
     h = [start[None] * factor for factor in factors]
-    assert token_paths(h).step.min() > 0.3
+    assert token_paths(h).size.min() > 0.3
     turned = directions(h)
-    assert token_paths(turned).step.max() < 1e-12
+    assert token_paths(turned).size.max() < 1e-12
     torch.testing.assert_close(turned[2].norm(dim=-1), torch.ones(1, 5, dtype=torch.float64))
 
 
 def test_zero_states_are_no_error_and_have_no_relative_step():
     h = [torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.ones(1, 2, 3)]
     measured = token_paths(h)
-    assert measured.step[..., 0].isnan().all() and (measured.step[..., 1] == 0).all()
+    assert measured.size[..., 0].isnan().all() and (measured.size[..., 1] == 0).all()
     assert measured.cosine.isnan().all()
     assert (directions(h)[0] == 0).all()
 

@@ -14,7 +14,13 @@ from loopscope.analysis.measures.filling import SampleSet, kept_positions
 from loopscope.analysis.options import Options
 from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
-from loopscope.probes import quantile_thresholds, readings, token_paths
+from loopscope.probes import (
+    jacobian_products,
+    quantile_thresholds,
+    readings,
+    separate_iterations,
+    token_paths,
+)
 
 FITTED = 8
 """Samples that components and thresholds are fitted to, evenly spaced."""
@@ -64,14 +70,19 @@ class OrbitPlan:
     Attributes:
         close: Numbers of the samples that are looked at closely.
         differentiated: Numbers of those whose contraction is computed.
-        components: Loop → its principal components.
+        components: Principal components of each loop and state, in the order of
+            `Trajectory.courses`; None where its states do not vary or are not alike.
         thresholds: Rule → its thresholds, ascending; empty where there are no read-outs.
+        path: Where the iterations of the main loop stand, those beyond K too.
+        no_contraction: Why iterations cannot be differentiated; empty where they can.
     """
 
     close: tuple[int, ...] = ()
     differentiated: tuple[int, ...] = ()
-    components: Mapping[str, Components] = field(default_factory=dict)
+    components: tuple[Components | None, ...] = ()
     thresholds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    path: tuple[str, ...] = ()
+    no_contraction: str = ""
 
 
 def spaced(count: int, total: int) -> list[int]:
@@ -116,16 +127,24 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
             reader = runner if cheap else model
             for rule, signal in exit_signals(reader, trajectory, 0, model.K)[1].items():
                 signals[rule].append(signal.flatten())
-    components = {name: _components(np.concatenate(parts)) for name, parts in states.items()}
+    components = [
+        _components(np.concatenate(states[name])) if name in states else None
+        for name in trajectory.courses
+    ]
     thresholds = {
         rule: quantile_thresholds(torch.cat(parts), THRESHOLDS).numpy()
         for rule, parts in signals.items()
         if parts
     }
+    reason = ""
+    if settings.contraction_samples:
+        reason = _why_no_contraction(runner, batch, trajectory)
     return OrbitPlan(
+        path=trajectory.path,
+        no_contraction=reason,
         close=tuple(spaced(settings.close_samples, len(samples))),
         differentiated=tuple(spaced(settings.contraction_samples, len(samples))),
-        components={name: parts for name, parts in components.items() if parts is not None},
+        components=tuple(components),
         thresholds={rule: values for rule, values in thresholds.items() if len(values)},
     )
 
@@ -154,7 +173,7 @@ def exit_signals(
         logits = [next(iter(model.read_out_logits(x[some], tokens[some]))) for x in h]
         read = readings(logits, tokens[sample])
         path = token_paths([widened(x[some]) for x in h])
-    signals = {"step": path.step, "acceleration": path.acceleration}
+    signals = {"step": path.size, "acceleration": path.acceleration}
     by_rule = {rule: signal[0, :-1].T for rule, signal in signals.items()}
     return read.loss, {**by_rule, "kl": read.kl}
 
@@ -204,6 +223,19 @@ def _longest(model: Hooked, T: int | None) -> Hooked:
         return model.with_loops({next(iter(model.loops)): T})
     except (InputError, RuntimeError, ValueError, TypeError):  # said by `longer_model`
         return model
+
+
+def _why_no_contraction(model: Hooked, inputs: Any, trajectory: Trajectory) -> str:
+    """Why an iteration has no products with its Jacobian, in one line; empty where it has."""
+    try:
+        shape = trajectory.h[0].shape
+        for iteration in separate_iterations(model, inputs, trajectory.path, shape):
+            forward, backward = jacobian_products(iteration)
+            forward(torch.zeros_like(iteration.h))
+            backward(torch.zeros_like(iteration.after))
+    except (InputError, RuntimeError, NotImplementedError) as error:
+        return str(error).strip().split("\n")[0].rstrip(".")
+    return ""
 
 
 def _some_tokens(loop: Trajectory, drop: int) -> np.ndarray:

@@ -22,7 +22,6 @@ from loopscope.analysis.measures.orbit_plan import OrbitPlan, alike, make_plan, 
 from loopscope.analysis.measures.path_components import PathComponents
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import Rows, columns
-from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
 from loopscope.probes import (
     LEAST_STATES,
@@ -62,7 +61,9 @@ class OrbitRows(MeasureRows):
         self.main = setup.first.loop
         here = range(setup.start, setup.start + setup.samples)
         self.close = [n - setup.start for n in self.plan.close if n in here]
-        self.differentiated = [n - setup.start for n in self.plan.differentiated if n in here]
+        self.differentiated: list[int] = [
+            n - setup.start for n in self.plan.differentiated if n in here
+        ]
         self.notes: list[str] = []
         self.rows: dict[str, Rows] = {}
         self.layers: dict[int, Rows] = {}
@@ -73,13 +74,14 @@ class OrbitRows(MeasureRows):
                 "groups its layers into virtual blocks)"
             )
             return
-        runner = self.longer or self.model
+        beyond = self.longer is not None and len(self.plan.path) == self.longer.K
+        self.runner = runner = self.longer if beyond and self.longer is not None else self.model
         depth = {name: loop.K for name, loop in setup.first.courses.items()}
         depth[self.main] = runner.K
         self.rows = {name: _path_rows((CORE,), K, setup.samples) for name, K in depth.items()}
-        self.path = [*setup.first.path, *map(str, range(setup.first.K, runner.K))]
-        if runner is not self.model:
-            self.path = _longer_path(runner, setup.first, self.path)
+        self.path = self.plan.path if beyond else setup.first.path
+        if self.plan.no_contraction:
+            self.differentiated = []
         self.streams = stream_names(runner, self.path) if self.close else {}
         if runner.K >= 2:
             self.layers = {
@@ -91,6 +93,7 @@ class OrbitRows(MeasureRows):
         self.exits = ExitCurves(setup, self.plan, self.close)
         self.components = PathComponents(setup, self.plan)
         self._say(setup, patterns)
+        self.note = f"orbit: {'; '.join(self.notes)}" if self.notes else ""
 
     def _say(self, setup: Setup, patterns: Mapping[int, Sequence[str]]) -> None:
         """What is missing, and on how many samples the costly parts rest."""
@@ -108,17 +111,15 @@ class OrbitRows(MeasureRows):
             say("no attention patterns are at hand, so attention_drift has no rows")
         if self.exits.why_not:
             say(f"early_exit has no rows: {self.exits.why_not}")
+        if self.plan.no_contraction:
+            say(f"no contraction: {self.plan.no_contraction}")
         if self.differentiated and not state_hooks(self.model, setup.first.path)[1]:
             say("contraction is that of what the core is given: what makes h(t) is not known")
-        self._tell()
-
-    def _tell(self) -> None:
-        self.note = f"orbit: {'; '.join(dict.fromkeys(self.notes))}" if self.notes else ""
 
     def add(self, batch: Batch) -> None:
         for name, rows in self.rows.items():
             whole = batch.trajectory.courses[name]
-            if name == self.main and batch.longer is not None:
+            if name == self.main and self.runner is not self.model and batch.longer is not None:
                 whole = batch.longer
             self._fill(rows, batch.samples, whole.h, batch.drop, batch.trajectory)
         if not self.rows:
@@ -149,23 +150,13 @@ class OrbitRows(MeasureRows):
 
     def _contract(self, batch: Batch) -> None:
         """The contraction of each iteration, of the samples chosen for it."""
-        runner = self.longer or self.model
-        rows = self.rows[self.main]
+        rows, T = self.rows[self.main], self.runner.K
+        h = (batch.trajectory if self.runner is self.model else batch.longer or batch.trajectory).h
         for sample, inputs, row in _chosen(batch, self.differentiated):
-            if not self.differentiated:
-                return
-            try:
-                values = contractions(
-                    runner, inputs, self.path, row, steps=self.options.power_steps,
-                    seed=self.start + sample,
-                )  # fmt: skip
-            except (InputError, RuntimeError, NotImplementedError) as error:
-                self.differentiated = []
-                reason = str(error).strip().split("\n")[0].rstrip(".")
-                self.notes.append(f"no contraction: {reason}")
-                self._tell()
-                return
-            T = runner.K
+            values = contractions(
+                self.runner, inputs, self.path, row, steps=self.options.power_steps,
+                seed=self.start + sample, shape=(_size(inputs, h[0]), *h[0].shape[1:]),
+            )  # fmt: skip
             for number, _ in enumerate(VIEWS):
                 start = number * (T + 1)
                 rows.values["contraction"][sample, start : start + T] = values[number]
@@ -173,7 +164,7 @@ class OrbitRows(MeasureRows):
     def _look_closely(self, sample: int, inputs: Any, row: int, batch: Batch) -> None:
         """Layers and attention patterns of one sample."""
         names = [*_all(self.streams.values()), *_all(self.drift.names.values())]
-        kept = activations(self.longer or self.model, inputs, list(dict.fromkeys(names)))
+        kept = activations(self.runner, inputs, list(dict.fromkeys(names)))
         place = self.close.index(sample)
         for layer, rows in self.layers.items():
             if not all(name in kept for name in self.streams[layer]):
@@ -219,7 +210,7 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
     path = token_paths(h)
     values = {
         name: _mean(getattr(path, name))
-        for name in ("step", "cosine", "acceleration", "to_last", "to_limit")
+        for name in ("size", "cosine", "acceleration", "to_last", "to_limit")
     }
     limits = torch.isfinite(path.to_limit).double().mean(1) >= 0.5
     values["to_limit"] = values["to_limit"].where(limits, torch.nan)
@@ -237,13 +228,20 @@ def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]
         numbers[~np.isfinite(numbers)] = np.nan
         filled[name] = numbers
     flag = np.full((len(h[0]), T + 1), int(Flag.NONE), dtype=np.int8)
-    flag[:, :T][np.isnan(filled["step"][:, :T])] = Flag.ZERO
+    flag[:, :T][np.isnan(filled["size"][:, :T])] = Flag.ZERO
     flag[~sound.cpu().numpy()] = Flag.NONFINITE
     return filled, flag
 
 
 def contractions(
-    model: Hooked, inputs: Any, path: Sequence[str], row: int, *, steps: int, seed: int
+    model: Hooked,
+    inputs: Any,
+    path: Sequence[str],
+    row: int,
+    *,
+    steps: int,
+    seed: int,
+    shape: Sequence[int],
 ) -> np.ndarray:
     """Compute the largest singular value of each iteration's Jacobian, in both views.
 
@@ -254,16 +252,13 @@ def contractions(
         row: Which sample of the inputs.
         steps: Steps of the power iteration.
         seed: Of its start.
+        shape: Of a state of the inputs.
 
     Returns:
         (view, t); NaN where a state is not finite.
-
-    Raises:
-        InputError: if no gradient flows.
-        RuntimeError: of torch, where something cannot be differentiated twice.
     """
     values = np.full((len(VIEWS), len(path)), np.nan)
-    for t, iteration in enumerate(separate_iterations(model, inputs, path)):
+    for t, iteration in enumerate(separate_iterations(model, inputs, path, shape)):
         both = jacobian_products(iteration)
         start = start_vector(iteration.h, [seed] * len(iteration.h))
         for number, view in enumerate(VIEWS):
@@ -310,14 +305,10 @@ def _chosen(batch: Batch, numbers: Iterable[int]) -> Iterable[tuple[int, Any, in
                 yield sample, batch.inputs, place
 
 
+def _size(inputs: Any, h: Tensor) -> int:
+    """Samples of some inputs, of items as many as of the batch that they are."""
+    return len(inputs) if isinstance(inputs, Tensor) else len(h)
+
+
 def _all(names: Iterable[Sequence[str]]) -> list[str]:
     return [name for of_layer in names for name in of_layer]
-
-
-def _longer_path(runner: Hooked, first: Trajectory, guess: Sequence[str]) -> list[str]:
-    """Where the iterations of a model with more of them stand."""
-    known = {*runner.hook_dict, *runner.aliases}
-    if all(f"loop.{place}.hook_in" in known for place in guess):
-        return list(guess)
-    letters = first.path[0].rstrip("0123456789")
-    return [f"{letters}{t}" for t in range(runner.K)]

@@ -22,7 +22,9 @@ class PathComponents:
             setup: What there is to know before the first batch.
             plan: Has the components.
         """
-        self.components = plan.components if setup.start == 0 else {}
+        components = plan.components if setup.start == 0 else ()
+        pairs = zip(setup.first.courses, components, strict=False)
+        self.components = {name: parts for name, parts in pairs if parts is not None}
         self.main = setup.first.loop
         self.rows: dict[str, Rows] = {}
 

@@ -5,6 +5,7 @@ record is read; it needs neither torch nor the model.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,6 +132,26 @@ class ModelRecord:
         }
         paths = entries.get(loop, {}).get("paths") or []
         return () if all(path.isdigit() for path in paths) else tuple(paths)
+
+    def loops(self, loop: str) -> int | None:
+        """Tell how many iterations of a loop the model runs by itself.
+
+        Args:
+            loop: Its name, or that of one of its states, or of a group of samples
+                (`core[K=3]`).
+
+        Returns:
+            K; None where nothing tells it.
+        """
+        if of_group := re.fullmatch(r".*\[K=(\d+)\]", loop):
+            return int(of_group[1])
+        if not self.foreign:
+            try:
+                return Layout.parse(self.layout).K or None
+            except InputError:
+                return None
+        counts = {entry["name"]: entry["K"] for entry in self._map.get("loops") or []}
+        return counts.get(loop, counts.get(loop.rpartition(".")[0]))
 
     @property
     def target(self) -> str | None:

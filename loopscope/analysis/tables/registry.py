@@ -288,13 +288,13 @@ REGISTRY: tuple[Measure, ...] = (
         tables=(
             Table(
                 name="orbit",
-                meaning="where the tokens' states go: step, angle to the step before, "
-                "acceleration, distances, rate, contraction, and shares of the kinds of path",
+                meaning="where the tokens' states go: size of the step, its angle to the one "
+                "before, acceleration, distances, rate, contraction, shares of the kinds of path",
                 keys={"part": "category", "view": "category", "t": "int16"},
-                averaged="step",
+                averaged="size",
                 values=dict.fromkeys(
                     (
-                        "step",
+                        "size",
                         "cosine",
                         "acceleration",
                         "to_last",
