@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loopscope.models.hooks import Point
-from loopscope.models.native.block import Rotary, Stack, VirtualBlock, rotary_tables
+from loopscope.models.native.block import FinalNorm, Rotary, Stack, VirtualBlock, rotary_tables
 from loopscope.models.native.configuration import LoopConfig
 from loopscope.models.native.recurrence import LoopPoints
 
@@ -31,7 +31,7 @@ class StreamMixin:
     hooks: Any
     run_with_hooks: Any
     unembed: nn.Linear
-    ln_final: nn.Module
+    ln_final: FinalNorm
     _loop_points: Callable[[], list[LoopPoints]]
 
     def _stream(
