@@ -21,7 +21,7 @@ from tests.conftest import VARIANTS, make_model
 from tests.standins.mesh_ports import block_port, native_port
 from tests.standins.registry import CASES
 from tests.standins.traps import Adaptive
-from tests.standins.two_states import ByTurns, OneModule
+from tests.standins.two_states import ByTurns
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
