@@ -154,7 +154,7 @@ class InterveneOptions:
             there, or each of its tokens (samples, pos), -100 where none is asked for.
         labels: What `erase` takes away: one set of labels, as `probe` takes them.
         windows: How many windows to measure, of as many documents as can be; when not given as many
-            as about 1,200 forward passes allow, at least 12; all where there is a source.
+            as about 1,000 forward passes allow, at least 10; all where there is a source.
         seed: Chooses the windows to resample from, and the random directions beside erased ones.
 
     Raises:
@@ -185,7 +185,7 @@ class InterveneOptions:
         typed=str | None,
     )
     windows: int | None = option(
-        None, "--windows", "Windows to intervene on (default: what about 1,200 passes allow)."
+        None, "--windows", "Windows to intervene on (default: what about 1,000 passes allow)."
     )
     seed: int = option(0)
 

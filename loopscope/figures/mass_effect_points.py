@@ -44,6 +44,7 @@ MASSES = {
 FEWEST = 4
 """Of fewer places there is no panel."""
 
+_SAME = 1e-4  # masses that differ by less, relative to the largest, are the same
 _TAGGED = 4  # places of a panel that are named
 _WIDE = 20.0  # masses that span more than this factor have a logarithmic axis
 
@@ -110,23 +111,28 @@ def why_no_mass_effect(rows: pd.DataFrame) -> str:
         rows: Its rows of the table `effect`.
 
     Returns:
-        The reason; empty where there is a kind with four places that have masses.
+        The reason; empty where there is a kind with four places whose masses differ.
     """
     if _groups(rows):
         return ""
-    return f"no kind of place has {FEWEST} places with a mass"
+    return f"no kind of place has {FEWEST} places with masses that differ"
 
 
 def _groups(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], str]]:
-    """Kinds (attention and MLP together) and ways of which there are enough places."""
+    """Kinds (attention and MLP together) and ways of which there are enough places.
+
+    Not where all masses are the same, as those of edges are in a model without routers.
+    """
     sound = rows[rows["mass"].notna() & rows["flag"].isna() & rows["loss"].notna()]
     kinds = [k for k in kinds_of(sound) if k not in ("attention", "mlp")]
     parts = tuple(k for k in ("attention", "mlp") if sound["kind"].eq(k).any())
     groups = []
     for group in [*((k,) for k in kinds), *([parts] if parts else [])]:
         of_kind = sound[sound["kind"].isin(group)]
-        places = of_kind.groupby("how", observed=True, sort=False)["what"].nunique()
-        enough = places.index[places.ge(FEWEST)].astype(str)
+        by_how = of_kind.groupby("how", observed=True, sort=False)
+        spread = by_how["mass"].agg(np.ptp) > _SAME * by_how["mass"].max()
+        places = by_how["what"].nunique()
+        enough = places.index[places.ge(FEWEST) & spread].astype(str)
         groups += [(group, how) for how in enough if how != "erase_random"]
     return groups
 

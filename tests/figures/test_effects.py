@@ -109,6 +109,13 @@ def test_too_few_places_give_no_scatter_and_a_reason():
     assert [item.figure for item in missing] == ["mass_effect_base"]
 
 
+def test_masses_that_are_the_same_everywhere_give_no_panel():
+    frame = effect_table(K=2, B=2).effect
+    frame.loc[frame["kind"].eq("edge"), "mass"] = 1.0
+    fig = plot.mass_effect(Tables(effect=frame, provenance={}), "mesh")
+    assert "edges of Eq. 7: mean" not in titles(fig) and "reads: mean" in titles(fig)
+
+
 @pytest.mark.parametrize(
     "changes", [{"K": 8, "B": 10}, {"K": 1, "B": 2}, {"K": 2, "B": 0, "heads": 12},
                 {"samples": 1}, {"documents": False}, {"scale": 0.0}]

@@ -60,10 +60,10 @@ APPLIES = {
 REFERENCES = 24
 """Reference windows."""
 
-PASSES = 1200
+PASSES = 1000
 """About so many passes are run where no number of windows is given, in at least `FEWEST`."""
 
-FEWEST = 12
+FEWEST = 10
 
 CONTROL = "erase_random"
 """Erasing as many directions for labels that mean nothing."""
