@@ -16,14 +16,9 @@ WAYS = ("skip", "zero", "mean", "resample", "patch", "erase")
 """How something inside a model can be replaced."""
 
 
-def _names(typed: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in typed.split(","))
-
-
 def _listed(typed: str | None) -> tuple[str, ...]:
     """Names with commas between them; none where nothing was typed."""
-    return () if typed is None else _names(typed)
+    return () if typed is None else tuple(name.strip() for name in typed.split(","))
 
 
 _TUNED = "The tuned lens is asked for by tuned=True (--tuned)."
@@ -97,13 +92,12 @@ class ProbeOptions:
         ".csv or .parquet file with one label per token or sample. Default: the classes.",
         typed=str | None,
     )
-    of: Sequence[str] = option(
-        ("h",),
+    of: str | Sequence[str] = option(
+        "h",
         "--of",
         "What probes are fitted to: h (states), h_m, m (slots), w_write, w_read, or single ones "
         "(h2, m1@0), with commas.",
         typed=str,
-        read=_names,
     )
     folds: int = option(5, "--folds", "Parts that the documents are shared out in.")
     probed_tokens: int = option(
@@ -113,7 +107,8 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "labels", read_labels(self.labels))
-        put(self, "of", (self.of,) if isinstance(self.of, str) else tuple(self.of))
+        names = self.of.split(",") if isinstance(self.of, str) else self.of
+        put(self, "of", tuple(name.strip() for name in names))
         if (name := check_targets(self.of)) is not None:
             raise unknown_name("target of probes", name, TARGETS, hint="Or single ones: h2, m1@0.")
         put(self, "folds", whole_number("folds", self.folds, 2))

@@ -269,6 +269,11 @@ class _Probing:
             for i, places in enumerate(order):
                 labelled = places[present[i, places]]
                 chosen[name][i, labelled[: self.chosen.probed_tokens]] = True
+        if other := [name for name in self.labels if name not in chosen]:
+            self.notes.append(
+                f"states of {pos} positions of their own have no labels of tokens "
+                f"({', '.join(other)})"
+            )
         if not chosen:
             return _Tasks(places=Places(np.zeros(0, np.int64), np.zeros(0, np.int64)))
         either = np.logical_or.reduce(list(chosen.values()))

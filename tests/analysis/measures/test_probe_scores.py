@@ -22,6 +22,8 @@ from loopscope.probes.linear_probes import STEPS, TOLERANCE
 from tests.conftest import make_model
 from tests.standins.items import Regression
 from tests.standins.mesh_ports import block_port
+from tests.standins.positions import Latents
+from tests.standins.registry import CASES
 
 SAMPLES, POS, VOCABULARY = 16, 20, 61
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789+-*/=()[]{}:,. \n"[:VOCABULARY]
@@ -274,6 +276,27 @@ def test_ports_with_slots_are_probed_and_have_no_twin():
     assert {"h2", "m2@1", "m0@-1", "w_write@0"} <= targets
     assert {*tables.probe["control"]} == {"none", "types", "shuffled"}
     assert "no untrained twin" in notes(tables) and tables.probe["score"].notna().all()
+
+
+def test_states_of_other_positions_take_labels_of_samples_alone():
+    samples = windows(pos=11)
+    model = ls.wrap(Latents(), samples.tokens[:2])
+    labels = {"token": signs(0, (16, 11)), "sample": signs(1, (16,))}
+    tables = ls.probe(model, samples, labels)
+    assert {*tables.probe["labels"]} == {"sample"}
+    assert {"h_emb", "h0", "h3"} < {*tables.probe["target"]}
+    assert tables.probe["tokens"].max() == 4
+    assert "states of 4 positions of their own have no labels of tokens (token)" in notes(tables)
+
+
+def test_loops_share_what_they_share():
+    samples = windows(12)
+    case = next(case for case in CASES if case.name == "layer_major")
+    tables = ls.probe(ls.wrap(case.make(), samples.tokens[:2]), samples, signs(0, (12, POS)))
+    by_loop = dict([*tables.probe.groupby("loop", observed=True)])
+    assert [*by_loop] == ["A", "B"]
+    ends = [frame[frame["target"].isin(["h_emb", "h_out"])] for frame in by_loop.values()]
+    assert ends[0]["score"].tolist() == ends[1]["score"].tolist()
 
 
 def test_items_have_labels_by_sample_in_groups_of_their_own():
