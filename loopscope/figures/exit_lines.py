@@ -165,6 +165,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, K: int | None) -> None:
     ax.set_ylim(low - room, high + 2 * room)
     ax.set_xlim(-0.04 * last, 1.04 * last)
     ax.set_xticks(every(0, int(last), 8))
+    ax.ticklabel_format(axis="y", useOffset=False)
     for _, point in fixed[fixed["mean"] > high + 2 * room].iterrows():
         ax.annotate(
             f"{point['mean']:.2f} ↑", (float(point["iterations"]), 1.0), (0, -2), fontsize=TINY,
