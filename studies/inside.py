@@ -27,7 +27,7 @@ SHOWN = (
     (
         "orbit",
         ["part", "view", "t"],
-        ["step", "cosine", "rate", "contraction", "settles", "drifts"],
+        ["size", "cosine", "rate", "contraction", "settles", "drifts"],
     ),
     ("early_exit", ["rule", "threshold"], ["iterations", "loss"]),
 )

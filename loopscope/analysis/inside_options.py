@@ -10,7 +10,7 @@ import numpy as np
 
 from loopscope.analysis.declaring import option
 from loopscope.errors import InputError, unknown_name, whole_number
-from loopscope.probes import TARGETS, check_targets, read_labels
+from loopscope.probes import TARGETS, check_targets
 
 WAYS = ("skip", "zero", "mean", "resample", "patch", "erase")
 """How something inside a model can be replaced."""
@@ -19,6 +19,15 @@ WAYS = ("skip", "zero", "mean", "resample", "patch", "erase")
 def _listed(typed: str | None) -> tuple[str, ...]:
     """Names with commas between them; none where nothing was typed."""
     return () if typed is None else tuple(name.strip() for name in typed.split(","))
+
+
+def _labels(given: Any) -> Any:
+    """Labels in whatever form they come; pandas is imported where there are some."""
+    if given is None:
+        return None
+    from loopscope.probes import read_labels
+
+    return read_labels(given)
 
 
 _TUNED = "The tuned lens is asked for by tuned=True (--tuned)."
@@ -106,7 +115,7 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "labels", read_labels(self.labels))
+        put(self, "labels", _labels(self.labels))
         names = self.of.split(",") if isinstance(self.of, str) else self.of
         put(self, "of", tuple(name.strip() for name in names))
         if (name := check_targets(self.of)) is not None:
@@ -195,7 +204,7 @@ class InterveneOptions:
                 raise unknown_name("way to intervene", how, WAYS)
         if any(not part.strip() for what in self.what for part in what.split("+")):
             raise InputError(f"what={list(self.what)} has an empty name; leave it out.")
-        put(self, "labels", read_labels(self.labels))
+        put(self, "labels", _labels(self.labels))
         if self.labels is not None and len(self.labels) > 1:
             raise InputError(
                 f"one set of labels is erased at a time, given {', '.join(self.labels)}; give one."

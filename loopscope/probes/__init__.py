@@ -59,12 +59,8 @@ if TYPE_CHECKING:
     from loopscope.probes.paths import token_paths as token_paths
     from loopscope.probes.probe_labels import Labels as Labels
     from loopscope.probes.probe_labels import read_labels as read_labels
-    from loopscope.probes.probe_targets import TARGETS as TARGETS
     from loopscope.probes.probe_targets import Places as Places
-    from loopscope.probes.probe_targets import answers as answers
-    from loopscope.probes.probe_targets import check_targets as check_targets
     from loopscope.probes.probe_targets import collect_states as collect_states
-    from loopscope.probes.probe_targets import target_kind as target_kind
     from loopscope.probes.probe_targets import targets as targets
     from loopscope.probes.readout import losses as losses
     from loopscope.probes.readout import matched as matched
@@ -75,6 +71,10 @@ if TYPE_CHECKING:
     from loopscope.probes.ridge_maps import RidgeSums as RidgeSums
     from loopscope.probes.ridge_maps import fold_of_samples as fold_of_samples
     from loopscope.probes.state_capture import capture as capture
+    from loopscope.probes.target_names import TARGETS as TARGETS
+    from loopscope.probes.target_names import answers as answers
+    from loopscope.probes.target_names import check_targets as check_targets
+    from loopscope.probes.target_names import target_kind as target_kind
     from loopscope.probes.tuned_maps import TunedFold as TunedFold
     from loopscope.probes.tuned_maps import TunedLens as TunedLens
     from loopscope.probes.tuned_maps import brought as brought

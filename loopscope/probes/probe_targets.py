@@ -1,6 +1,5 @@
 """What probes are fitted to: states, core outputs, slots and router weights of chosen tokens."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,14 +9,9 @@ import torch
 from torch import Tensor
 
 from loopscope.models import Trajectory
+from loopscope.probes.target_names import answers
 
 Name = TypeVar("Name")
-
-TARGETS = {
-    "h": "states", "h_m": "core outputs", "m": "memory slots", "w_write": "write routers",
-    "w_read": "read routers",
-}  # fmt: skip
-"""Kinds of targets and what they are."""
 
 
 def targets(loop: Trajectory, of: Sequence[str]) -> dict[str, Tensor]:
@@ -53,46 +47,6 @@ def targets(loop: Trajectory, of: Sequence[str]) -> dict[str, Tensor]:
         for name, state in every.items()
         if name == "h_emb" or any(answers(asked, name) for asked in of)
     }
-
-
-def target_kind(name: str) -> str:
-    """Tell the kind of a target.
-
-    Args:
-        name: A target, or what several are asked for by.
-
-    Returns:
-        One of `TARGETS`.
-    """
-    return "h" if name in ("h_emb", "h_out") else re.sub(r"@?-?\d+", "", name)
-
-
-def answers(asked: str, target: str) -> bool:
-    """Tell whether a target is asked for by a name.
-
-    Args:
-        asked: A kind, a slot, or a single target.
-        target: A single one.
-
-    Returns:
-        Whether it is: a target by its own name, a slot by that without its time, all by their kind.
-    """
-    return asked in (target, target.partition("@")[0], target_kind(target))
-
-
-_ASKED = re.compile(r"h(_emb|_out|\d+)?|h_m\d*|m(\d+(@-?\d+)?)?|w_(write|read)(@-?\d+)?")
-
-
-def check_targets(of: Iterable[str]) -> str | None:
-    """Tell which name cannot be a target of any model.
-
-    Args:
-        of: As of `targets`.
-
-    Returns:
-        The first, or None.
-    """
-    return next((name for name in of if not _ASKED.fullmatch(name)), None)
 
 
 @dataclass(frozen=True)
@@ -151,5 +105,5 @@ def collect_states(
 
 
 __all__ = [
-    "TARGETS", "Places", "answers", "check_targets", "collect_states", "target_kind", "targets",
+    "Places", "collect_states", "targets",
 ]  # fmt: skip
