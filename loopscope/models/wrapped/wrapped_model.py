@@ -16,6 +16,7 @@ from loopscope.models.loops import Loop, LoopMap, Step, to_toml
 from loopscope.models.native import Layout
 from loopscope.models.tokenization import TextMixin
 from loopscope.models.trajectory import Trajectory
+from loopscope.models.wrapped import unembedded_states
 from loopscope.models.wrapped.addresses import PATTERN, STATE, Addresses
 from loopscope.models.wrapped.capturing import calls_on, captured, wrapped_on
 from loopscope.models.wrapped.description import (
@@ -34,11 +35,6 @@ from loopscope.models.wrapped.loop_count import Setting
 from loopscope.models.wrapped.running import SEES_AHEAD, Running
 from loopscope.models.wrapped.shape import LensConfig, WrappedConfig
 from loopscope.models.wrapped.taps import Schedule, Tap
-from loopscope.models.wrapped.unembedded_states import (
-    layer_hooks,
-    unembed_state,
-    unembeds_alone,
-)
 from loopscope.models.wrapped.wrapped_cache import WrappedCache
 
 RETURNS = ("logits", "loss", "both", "output", None)
@@ -452,9 +448,9 @@ class WrappedModel(Generating, Running, TextMixin, NamedHooks):
             tokens, fwd_hooks=[(self.coda_hook, lambda state, hook: h.to(state))]
         )
 
-    unembed_state = unembed_state
-    unembeds_alone = unembeds_alone
-    layer_hooks = layer_hooks
+    unembed_state = unembedded_states.unembed_state
+    unembeds_alone = unembedded_states.unembeds_alone
+    layer_hooks = unembedded_states.layer_hooks
     output_type = "output"
 
     @property
