@@ -21,7 +21,7 @@ from loopscope.analysis.measures.head_drift import HeadDrift
 from loopscope.analysis.measures.orbit_plan import OrbitPlan, alike, make_plan, widened
 from loopscope.analysis.measures.path_components import PathComponents
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables import Rows, columns
+from loopscope.analysis.tables import Rows, columns, stack
 from loopscope.models import Hooked, Trajectory
 from loopscope.probes import (
     LEAST_STATES,
@@ -184,7 +184,7 @@ class OrbitRows(MeasureRows):
                 for rows in self.layers.values()
             ]
         return {
-            "orbit": orbit,
+            "orbit": orbit if len(orbit) == 1 else [stack(orbit)],
             "attention_drift": self.drift.frames(model),
             "orbit_path": self.components.frames(model),
             "early_exit": self.exits.frames(model),

@@ -275,3 +275,25 @@ def test_angles_are_those_of_a_rotation():
     tables = ls.orbit(wrapped_linear(A), TOKENS, close_samples=0, contraction_samples=0)
     np.testing.assert_allclose(core(tables, t=2)["cosine"], c, rtol=1e-5)
     np.testing.assert_allclose(core(tables, t=2)["rate"], 1, rtol=1e-5)
+
+
+def test_heads_of_a_wrapped_model_drift_too():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=4,
+    )  # fmt: skip
+    module = transformers.LlamaForCausalLM(config).eval()
+    module.model.layers = torch.nn.ModuleList([module.model.layers[0]] * 3)
+    module.config.num_hidden_layers = 3
+    model = ls.wrap(module, example=TOKENS)
+    tables = ls.orbit(model, TOKENS, **LITTLE)
+    names = [f"blocks.{v}.attn.hook_pattern" for v in range(3)]
+    _, cache = model.run_with_cache(TOKENS, names_filter=names)
+    p, q = (cache["pattern", v][0].double().numpy() for v in (0, 1))
+    expected = (np.nan_to_num(jensenshannon(p, q, axis=-1)) ** 2).mean(-1)
+    rows = tables.attention_drift
+    rows = rows[rows["sample"].eq(0) & rows["t"].eq(0)]
+    np.testing.assert_allclose(rows["value"], expected, atol=1e-6)
+    assert len(core(tables)["contraction"].dropna()) == 2 * 3

@@ -13,8 +13,9 @@ import torch
 
 import loopscope
 from loopscope.analysis.measures.filling import MeasureRows, Setup
-from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample
+from loopscope.analysis.measuring.recorder import Recorder, one_thread_per_sample, rows_of
 from loopscope.analysis.measuring.streaming import longer_model, measure
+from loopscope.analysis.measuring.token_windows import read_windows
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import registry
 from loopscope.analysis.tables.frames import Tables
@@ -36,14 +37,18 @@ def recorder():
     model = make_model("mesh")
     samples = torch.randint(61, (3, 12), generator=torch.Generator().manual_seed(3))
     first = capture(model, samples, memory=False, logits=True)
+    options, windows = Options(measures=MEASURES), read_windows(samples, d_vocab=61)
+    prepared = {
+        name: rows_of(name).prepare(model, windows, options, batch_size=3) for name in MEASURES
+    }
     recorder = Recorder(
         Setup(
-            model=model, options=Options(measures=MEASURES), first=first, samples=3,
+            model=model, options=options, first=first, samples=3, prepared=prepared,
             words=[str(token) for token in samples[0].tolist()],
         )
     )  # fmt: skip
     with one_thread_per_sample() as each:
-        recorder.add(0, first, each)
+        recorder.add(0, first, each, inputs=samples)
     return recorder
 
 
