@@ -31,8 +31,8 @@ def class_probe(width: int) -> Any:
     """Make the probe for classes: standardised states, logistic regression.
 
     Its penalty is C = 1/width (scikit-learn's C): weights on `width` standardised directions are
-    a priori so large that logits have unit variance, whatever the width. On the zoo that gives
-    a lower out-of-fold cross-entropy than C = 1 for every state.
+    a priori so large that logits have unit variance, whatever the width. It is fixed, not tuned:
+    scores move by about 0.01 with it, those of the controls too.
 
     Args:
         width: d_model, or however many numbers a token has.
