@@ -96,10 +96,10 @@ class Options:
         0, "--refit-coda", "Steps of refitting the coda to each state, for the fitted reading."
     )
     loss: Any = option(None)
-    lens: LensOptions = option(LensOptions())
-    probe: ProbeOptions = option(ProbeOptions())
-    intervene: InterveneOptions = option(InterveneOptions())
-    orbit: OrbitOptions = option(OrbitOptions())
+    lens: Any = option(LensOptions())
+    probe: Any = option(ProbeOptions())
+    intervene: Any = option(InterveneOptions())
+    orbit: Any = option(OrbitOptions())
 
     def __post_init__(self) -> None:
         for name, kind in INSIDE.items():

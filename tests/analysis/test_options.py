@@ -50,7 +50,9 @@ def test_what_is_measured_when_nothing_is_said():
 def test_an_unknown_option_gives_near_matches(mesh, samples):
     with pytest.raises(UnknownNameError) as error:
         ls.measure(mesh, samples, kernel="rbf")
-    assert str(error.value) == "unknown option of measure 'kernel'; did you mean kernels?"
+    assert (
+        str(error.value) == "unknown option of measure 'kernel'; did you mean kernels, intervene?"
+    )
     with pytest.raises(UnknownNameError) as error:
         ls.compare(["base"], layuot="1+1")
     assert str(error.value) == "unknown option of compare 'layuot'; did you mean layout?"
@@ -70,7 +72,7 @@ def test_an_unknown_option_gives_near_matches(mesh, samples):
         (
             {"measures": ()},
             "no measures asked for; choose from update, cka, spectrum, rank, routing, delta, "
-            "readout, loss.",
+            "readout, loss, lens, probe, intervene, orbit.",
         ),
         ({"kernels": ()}, "no kernels asked for; choose rbf, linear or both."),
     ],
@@ -116,7 +118,7 @@ def test_options_of_looking_inside_are_given_as_they_are_or_as_a_dict():
 
 
 def test_labels_are_recorded_by_their_hash():
-    first, second = np.arange(5000), np.arange(5000)
+    first, second = np.arange(5000.0), np.arange(5000.0)
     second[2500] = 0  # where a printed array has an ellipsis
     notes = [recorded(ProbeOptions(labels={"mine": array}))["labels"] for array in (first, second)]
     assert notes[0]["mine"]["shape"] == [5000] and notes[0] != notes[1]
