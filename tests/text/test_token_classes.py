@@ -65,7 +65,8 @@ def test_characters_are_classed_as_python_tokenizes(texts):
 
 
 def labels(*pieces):
-    return {name: values[0].tolist() for name, values in token_labels([pieces]).items()}
+    python = is_python(["".join(pieces)])
+    return {name: v[0].tolist() for name, v in token_labels([pieces], python=python).items()}
 
 
 PIECES = [
