@@ -291,7 +291,7 @@ def _effect_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]
 
 def _orbit_summary(frame: "pd.DataFrame") -> "Iterator[tuple[str, pd.DataFrame]]":
     rows = frame[frame["part"].eq("core") & frame["view"].eq("state")]
-    values = ["step", "cosine", "rate", "contraction", "settles", "orbits", "drifts"]
+    values = ["size", "cosine", "rate", "contraction", "settles", "orbits", "drifts"]
     yield "per iteration", rows.groupby("t")[values].mean()
 
 
