@@ -15,7 +15,7 @@ from loopscope.commands.signatures import (
 
 
 @with_settings((*LOOKED_INTO, "text"))
-@with_settings(kind=InterveneOptions)
+@with_settings(kind=InterveneOptions, defaults={"what": None, "how": None})
 def intervene(
     models: Models = None,
     out: Out = Path("out/intervene"),

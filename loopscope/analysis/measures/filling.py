@@ -235,6 +235,7 @@ class MeasureRows:
         by_sample: Whether `add_sample` is to be called.
         spectral: Whether it wants the singular values of the states.
         note: Why its table has no rows, or lacks some; empty where all is there.
+        remarks: What was noticed while rows were filled, a sentence each.
     """
 
     by_sample: ClassVar[bool] = False
@@ -264,6 +265,7 @@ class MeasureRows:
             setup: What there is to know before the first batch.
         """
         self.note = ""
+        self.remarks: list[str] = []
 
     def add(self, batch: Batch) -> None:
         """Fill the rows of one batch.

@@ -191,14 +191,14 @@ class EffectRows(MeasureRows):
                 rows.flag[samples, column] = numbers.flag
 
     def remark(self, note: str) -> None:
-        """Add a line to the note, once.
+        """Say what was noticed, once.
 
         Args:
             note: The line.
         """
         line = f"effect: {note}"
-        if line not in self.note:
-            self.note = f"{self.note}; {line}" if self.note else line
+        if line not in self.remarks and line not in self.note:
+            self.remarks.append(line)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
         frames = []

@@ -76,6 +76,14 @@ class Recorder:
             if measure.longer == longer and (rows := self.measures.get(name)) and rows.note
         ]
 
+    def remarks(self) -> list[str]:
+        """Tell what measures noticed while they were filled.
+
+        Returns:
+            A sentence for each.
+        """
+        return [remark for rows in self.measures.values() for remark in rows.remarks]
+
     def add(
         self,
         start: int,

@@ -257,6 +257,7 @@ class Measuring:
                 del trajectory, longer, batch
                 progress(len(numbers))
         assert recorder is not None
+        self._note(*recorder.remarks())
         frames = {
             table: self._numbered(frame, 0 if table == "tokens" else start)
             for table, frame in recorder.frames(self.name).items()
@@ -380,15 +381,17 @@ class Measuring:
                 prepared=self._prepared,
             )
         )  # fmt: skip
-        notes = [
-            *self.provenance["notes"],
+        self._note(
             *position_notes(first, self.options),
             *recorder.notes(longer=False),
             *([why_not_longer] if why_not_longer else []),
             *recorder.notes(longer=True),
-        ]
-        self.provenance["notes"] = list(dict.fromkeys(notes))
+        )
         return recorder
+
+    def _note(self, *notes: str) -> None:
+        """Add notes to the provenance, each once."""
+        self.provenance["notes"] = list(dict.fromkeys([*self.provenance["notes"], *notes]))
 
 
 def why_no_loss(model: Hooked, samples: TokenWindows | Items, options: Options) -> str:
