@@ -44,6 +44,9 @@ class LensOptions:
         tuned: Fit the tuned lens too: an affine map per state, on other samples than it reads.
         tuned_folder: Folder in which the fitted maps of each model are kept and found again;
             implies `tuned`.
+        where: The predicted tokens that count: a class (`identifier`, `keyword`, `number`,
+            `operator`, `string`, `comment`, `whitespace`), or booleans (samples × tokens); all when
+            not given.
 
     Raises:
         UnknownNameError: for a lens that does not exist, with near matches.
@@ -60,6 +63,13 @@ class LensOptions:
         None, "--tuned-folder", "Keep the maps of the tuned lens here, or read them again.",
         typed=Path | None,
     )  # fmt: skip
+    where: Any = option(
+        None,
+        "--where",
+        "Count the predictions of one class of tokens alone: identifier, keyword, number, "
+        "operator, string, comment, whitespace.",
+        typed=str | None,
+    )
 
     def __post_init__(self) -> None:
         kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(dict.fromkeys(self.kinds))
@@ -157,6 +167,8 @@ class InterveneOptions:
         answers: The token that should follow each window (samples,) if the source's value stood
             there, or each of its tokens (samples, pos), -100 where none is asked for.
         labels: What `erase` takes away: one set of labels, as `probe` takes them.
+        where: The predicted tokens that count, as of `lens`: a class, or booleans (samples ×
+            tokens); all when not given.
         windows: How many windows to measure, of as many documents as can be; when not given as many
             as about 1,000 forward passes allow, at least 10; all where there is a source.
         seed: Chooses the windows to resample from, and the random directions beside erased ones.
@@ -186,6 +198,13 @@ class InterveneOptions:
         None,
         "--labels",
         "What erase takes away: a built-in label (see probe), or a file of labels.",
+        typed=str | None,
+    )
+    where: Any = option(
+        None,
+        "--where",
+        "Count the predictions of one class of tokens alone: identifier, keyword, number, "
+        "operator, string, comment, whitespace.",
         typed=str | None,
     )
     windows: int | None = option(

@@ -23,7 +23,7 @@ from loopscope.figures.effect_places import (
     way_sentence,
 )
 from loopscope.figures.names import printable
-from loopscope.figures.notes import note, paths_note, samples_note
+from loopscope.figures.notes import note, options_note, paths_note, samples_note
 from loopscope.figures.panels import Panel, say_unsound
 from loopscope.figures.style import (
     GREY,
@@ -101,6 +101,7 @@ def effect(tables: Tables, model: str, value: str | None = None) -> Figure:
             _routers_sentence(places),
             way_sentence([str(how) for how in places["how"].unique()]),
             _slots_sentence(drawn),
+            options_note(tables, [panel], "effect"),
             paths_note([panel]),
             samples_note(rows[~rows["kind"].eq("control")], [panel], value),
         )

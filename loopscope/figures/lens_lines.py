@@ -16,7 +16,7 @@ from loopscope.figures.courses import (
     lacking_note,
     line_page,
 )
-from loopscope.figures.notes import note, samples_note, states_note
+from loopscope.figures.notes import note, options_note, samples_note, states_note
 from loopscope.figures.panels import choose, need, say_unsound
 from loopscope.figures.style import Figure, style
 from loopscope.figures.ticks import every
@@ -99,6 +99,7 @@ def lens(tables: Tables, models: Sequence[str] | str | None = None) -> Figure:
             "Dotted: more loops than the model runs." if placed["beyond"].any() else "",
             "Dashed: untrained." if any(c.look["linestyle"] == "--" for c in models_drawn) else "",
             "A lens shows what can be read of a state, not what the model uses.",
+            options_note(tables, panels, "lens"),
             states_note(panels),
             lacking_note({f"{kind} lens": lines for kind, lines in by_kind.items()}),
             samples_note(placed, panels, "loss"),

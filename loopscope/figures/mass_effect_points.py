@@ -24,7 +24,7 @@ from loopscope.figures.effect_places import (
     way_sentence,
 )
 from loopscope.figures.names import printable
-from loopscope.figures.notes import note, samples_note
+from loopscope.figures.notes import note, options_note, samples_note
 from loopscope.figures.panels import Panel
 from loopscope.figures.style import GREY, INK, PAGE_WIDTH, SMALL, TINY, Figure, new_figure, style
 from loopscope.figures.tag_placement import Tag, place_tags_of
@@ -98,6 +98,7 @@ def mass_effect(tables: Tables, model: str) -> Figure:
             "length of what the place adds to the state as mass. Named: where ranks by mass and by "
             "effect differ most, and the largest effect.",
             way_sentence([cloud.how for cloud in clouds]),
+            options_note(tables, [panel], "effect"),
             samples_note(drawn, [panel], "loss"),
         )
         place_tags_of(fig, [(ax, _tags(c, panel)) for ax, c in zip(axes, clouds, strict=True)])

@@ -107,6 +107,10 @@ def _options(tables: Tables, model: str, names: set[str]) -> str:
         parts.append("rows of norm 1")
     if options.get("bandwidth", 1.0) != 1.0 and "cka" in names:
         parts.append(f"RBF bandwidth t = {options['bandwidth']:g}")
+    for measure, table in (("lens", "lens"), ("intervene", "effect")):
+        if table in names and (where := options.get(measure, {}).get("where")) is not None:
+            what = f"{where} tokens" if isinstance(where, str) else "tokens of a choice"
+            parts.append(f"predictions of {what} alone")
     return ", ".join(parts)
 
 

@@ -53,20 +53,34 @@ class Predictions:
     """What a clean run predicts, to hold changed runs over the same tokens against."""
 
     def __init__(
-        self, logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        counted: Bool[Tensor, "batch pos"] | None = None,
     ) -> None:
         """Take the clean run.
 
         Args:
             logits: Its logits.
             tokens: Its tokens.
+            counted: The tokens whose prediction counts; all, and what is predicted after the last
+                one, when not given.
         """
-        self._next = tokens[:, 1:].to(logits.device)
+        rows = tokens[:, 1:].to(logits.device)
+        self._kept: list[Any] = [slice(None)] * len(rows)
+        self._scored = slice(-1)  # of those kept: nothing follows the last token
+        if counted is not None:
+            self._kept = [row[1:].nonzero()[:, 0].to(logits.device) for row in counted]
+            self._scored = slice(None)
+        pairs = zip(rows, self._kept, strict=True)
+        self._next = [ids if counted is None else ids[kept] for ids, kept in pairs]
         wide = torch.promote_types(logits.dtype, torch.float32)
-        self._log_p = [x.to(wide).log_softmax(-1) for x in logits]
+        self._log_p = [
+            x[kept].to(wide).log_softmax(-1) for x, kept in zip(logits, self._kept, strict=True)
+        ]
         self._top = [p.argmax(-1) for p in self._log_p]
-        pairs = zip(self._log_p, self._next, strict=True)
-        self._loss = [F.nll_loss(p[:-1], ids) for p, ids in pairs]
+        scored = zip(self._log_p, self._next, strict=True)
+        self._loss = [F.nll_loss(p[self._scored], ids) for p, ids in scored]
 
     def effect(self, changed: Float[Tensor, "batch pos d_vocab"]) -> Effect:
         """Compare the predictions of a changed run.
@@ -76,15 +90,16 @@ class Predictions:
 
         Returns:
             Δ loss over the tokens but the first; KL(clean ‖ changed) and the share of other top
-            tokens over all. All are exactly 0 where the logits are equal.
+            tokens over all; each over the counted ones alone where not all count. All are exactly 0
+            where the logits are equal.
         """
         rows = [self._of_window(i, x) for i, x in enumerate(changed)]
         return Effect(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def _of_window(self, i: int, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = self._log_p[i]
-        q = changed.to(p).log_softmax(-1)
-        loss = F.nll_loss(q[:-1], self._next[i]) - self._loss[i]
+        q = changed[self._kept[i]].to(p).log_softmax(-1)
+        loss = F.nll_loss(q[self._scored], self._next[i]) - self._loss[i]
         kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
         other = (self._top[i] != q.argmax(-1)).to(p.dtype).mean()
         return loss, kl, torch.where(loss.isfinite(), other, torch.nan)
@@ -216,7 +231,10 @@ class _Windows:
     def __init__(self, rows: EffectRows, windows: Sequence[int], tokens: Tensor) -> None:
         self.rows, self.plan, self.windows = rows, rows.plan, windows
         self.clean = clean_run(rows.model, tokens)
-        self.predictions = Predictions(self.clean.logits, tokens)
+        counted = rows.plan.counted
+        self.predictions = Predictions(
+            self.clean.logits, tokens, None if counted is None else counted[list(windows)]
+        )
         self.partners = self.sources = None
         plan = rows.plan
         if plan.needs("resample") and plan.references is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loopscope.analysis.inside_options import InterveneOptions
+from loopscope.analysis.measures.counted_tokens import counted_tokens
 from loopscope.analysis.measures.filling import SampleSet
 from loopscope.errors import InputError
 from loopscope.models import Hooked
@@ -112,6 +113,7 @@ class Plan:
         erasers: (place, `erase` or `CONTROL`) → what erases.
         source: Tokens to patch from, (sample, pos), or None.
         answers: Counterfactual answers, (sample, pos), −100 where none is asked for; or None.
+        counted: The tokens whose prediction counts, (sample, pos); None for all.
         notes: What a reader should know.
     """
 
@@ -126,6 +128,7 @@ class Plan:
     erasers: Mapping[tuple[str, str], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     source: Tensor | None = None
     answers: Tensor | None = None
+    counted: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     def needs(self, how: str) -> bool:
@@ -204,7 +207,11 @@ def make_plan(
     routed = any(name.endswith(".hook_weights") for name in first.kept)
     documents = _documents(samples)
     most = _most(options, len(targets) * (1 + routed), len(samples), pairs=source is not None)
-    chosen = spread(documents, most)
+    counted = counted_tokens(model, samples, options.where)
+    useful = [i for i in range(len(samples)) if counted is None or counted[i, 1:].any()]
+    if not useful:
+        return Plan(why_not=f"no token of the samples is {options.where!r}")
+    chosen = [useful[i] for i in spread([documents[i] for i in useful], most)]
     if len(chosen) < len(samples):
         notes.append(
             f"on {len(chosen)} of {len(samples)} windows, of "
@@ -212,7 +219,7 @@ def make_plan(
         )
     plan = Plan(
         targets=tuple(targets), routed=routed, chosen=tuple(chosen), source=source, answers=answers,
-        notes=tuple(notes),
+        counted=None if counted is None else torch.from_numpy(counted), notes=tuple(notes),
     )  # fmt: skip
     return _with_references(plan, model, samples, options, documents, batch_size)
 

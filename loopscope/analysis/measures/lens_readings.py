@@ -12,11 +12,12 @@ from torch import Tensor
 
 from loopscope.analysis.flags import Flag
 from loopscope.analysis.inside_options import LensOptions
+from loopscope.analysis.measures.counted_tokens import counted_tokens
 from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleSet, Setup
 from loopscope.analysis.measures.lens_fitting import FittedLens, fitted_lens
 from loopscope.analysis.measures.readout_losses import beyond
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables import Rows, columns
+from loopscope.analysis.tables import MEASURED, Rows, columns
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import state_name
 from loopscope.probes import (
@@ -41,18 +42,20 @@ class LensRows(MeasureRows):
     @classmethod
     def prepare(
         cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
-    ) -> FittedLens | None:
+    ) -> tuple[FittedLens | None, np.ndarray | None]:
         lens = _own(options)
+        counted = counted_tokens(model, samples, lens.where)
         if not lens.tuned:
-            return None
-        return fitted_lens(model, samples, lens.tuned_folder, batch_size=batch_size)
+            return None, counted
+        return fitted_lens(model, samples, lens.tuned_folder, batch_size=batch_size), counted
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.model, self.longer, self.words = setup.model, setup.longer, setup.words
         self.options, self.start = _own(setup.options), setup.start
         self.loop, self.K = setup.first.loop, setup.first.K
-        self.fitted: FittedLens | None = setup.prepared.get("lens")
+        self.fitted: FittedLens | None
+        self.fitted, self.counted = setup.prepared.get("lens", (None, None))
         self.rows: Rows | None = None
         self.tokens: Rows | None = None
         if setup.no_logits or setup.first.logits is None:
@@ -136,11 +139,12 @@ class LensRows(MeasureRows):
         )  # fmt: skip
         values = lens_values(reader, self.lenses)
         exact = reader.own.dtype == torch.float64
+        counted = None if self.counted is None else torch.tensor(self.counted[of_all, 1:])
         for column, lens in enumerate(self.lenses):
             if lens.key not in values:
                 self.rows.flag[numbers, column] = Flag.SHAPE
                 continue
-            means = sample_means(values, lens, exact=exact)
+            means = sample_means(values, lens, exact=exact, counted=counted)
             for name, mean in means.items():
                 self.rows.values[name][numbers, column] = mean
             needed = [mean for name, mean in means.items() if name not in _not_of(lens, values)]
@@ -149,6 +153,8 @@ class LensRows(MeasureRows):
                 of_value = self.rows.values[name][numbers, column]
                 of_value[lost] = np.nan
             self.rows.flag[numbers, column] = np.where(lost, Flag.NONFINITE, Flag.NONE)
+            if counted is not None:
+                self.rows.flag[numbers, column][~counted.any(1).numpy()] = Flag.ZERO
         if numbers.start == 0 and self.words is not None:
             read = [lens for lens in self.lenses if lens.key in values]
             self.tokens = token_rows(reader, read, self.words, self.options.top_k)
@@ -190,7 +196,11 @@ def _not_of(lens: LensState, values: Mapping[tuple[str, str], Tensor]) -> set[st
 
 
 def sample_means(
-    values: Mapping[tuple[str, str], Tensor], lens: LensState, *, exact: bool
+    values: Mapping[tuple[str, str], Tensor],
+    lens: LensState,
+    *,
+    exact: bool,
+    counted: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """Average a lens on a state over the tokens of each sample.
 
@@ -199,6 +209,7 @@ def sample_means(
         lens: The lens and the state.
         exact: Whether the model computes in float64; otherwise the loss is summed in float32, as
             torch's cross-entropy does, so that it is the model's bit for bit.
+        counted: The positions whose next token counts, (batch, pos − 1); all when not given.
 
     Returns:
         Column of the table → one number per sample, sums in float64; `flipped` is NaN for the
@@ -206,23 +217,35 @@ def sample_means(
     """
     token = dict(zip(VALUES, values[lens.key], strict=True))
     own = dict(zip(VALUES, values[OWN], strict=True))
-    nothing = np.full(len(token["loss"]), np.nan)
-    flipped = nothing
+    token["top_final"] = _agreement(token["top"], own["top"])
+    token["flipped"] = torch.full_like(token["top"], torch.nan)
     if lens.previous is not None and (lens.kind, lens.previous) in values:
         before = values[lens.kind, lens.previous][VALUES.index("top")]
-        flipped = _share(token["top"], before, differ=True)
-    return {
-        "loss": _mean_loss(token["loss"][:, :-1], exact=exact),
-        "kl_final": token["kl_final"].mean(1).numpy(),
-        "kl_next": token["kl_next"].mean(1).numpy(),
-        "entropy": token["entropy"].mean(1).numpy(),
-        "top_final": _share(token["top"], own["top"], differ=False),
-        "flipped": flipped,
-        "rank_final": token["rank_final"].mean(1).numpy(),
-        "rank_final_median": np.median(token["rank_final"].numpy(), axis=1),
-        "rank_true": token["rank_true"][:, :-1].mean(1).numpy(),
-        "rank_true_median": np.median(token["rank_true"][:, :-1].numpy(), axis=1),
-    }
+        token["flipped"] = 1 - _agreement(token["top"], before)
+    token["rank_final_median"] = token["rank_final"]
+    token["rank_true_median"] = token["rank_true"]
+    means = {}
+    for name in MEASURED["lens"].values:
+        x = token[name]
+        if name in _OF_THE_NEXT or counted is not None:
+            x = x[:, :-1]  # nothing follows the last token
+        if name == "loss" and counted is None:
+            means[name] = _mean_loss(x, exact=exact)
+        else:
+            means[name] = _averaged(x, counted, median=name.endswith("median"))
+    return means
+
+
+_OF_THE_NEXT = ("loss", "rank_true", "rank_true_median")
+
+
+def _averaged(values: Tensor, counted: Tensor | None, *, median: bool) -> np.ndarray:
+    """The mean, or median, of each sample over its counted positions; NaN where there are none."""
+    if counted is None:
+        return np.median(values.numpy(), axis=1) if median else values.mean(1).numpy()
+    chosen = [sample[keep].numpy() for sample, keep in zip(values, counted, strict=True)]
+    average = np.median if median else np.mean
+    return np.array([average(sample) if len(sample) else np.nan for sample in chosen])
 
 
 def _mean_loss(losses: Tensor, *, exact: bool) -> np.ndarray:
@@ -233,11 +256,9 @@ def _mean_loss(losses: Tensor, *, exact: bool) -> np.ndarray:
     return torch.stack(means).double().numpy()
 
 
-def _share(top: Tensor, other: Tensor, *, differ: bool) -> np.ndarray:
-    """The share of positions at which two top tokens are the same, or differ; −1 is no token."""
-    counted = ((top != other) if differ else (top == other)).double()
-    lost = (top < 0) | (other < 0)
-    return counted.masked_fill(lost, torch.nan).mean(1).numpy()
+def _agreement(top: Tensor, other: Tensor) -> Tensor:
+    """1 where two top tokens are the same, 0 where they differ; −1 is no token."""
+    return (top == other).double().masked_fill((top < 0) | (other < 0), torch.nan)
 
 
 def token_rows(
