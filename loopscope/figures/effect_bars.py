@@ -60,7 +60,7 @@ _TITLE = 8.5  # points
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def effect(tables: Tables, model: str, value: str | None = None) -> Figure:
+def effect(tables: Tables, model: str | None = None, value: str | None = None) -> Figure:
     """Draw what an intervention at each place does: total and direct effect, with intervals.
 
     Points are means over samples, whiskers 95 % intervals by document. Total: routers are
@@ -69,7 +69,7 @@ def effect(tables: Tables, model: str, value: str | None = None) -> Figure:
 
     Args:
         tables: What was measured; needs `effect`.
-        model: The model's name.
+        model: The model's name; not needed where the table holds one.
         value: `loss`, `kl`, `changed` or `interchange`; when not given `interchange` where it was
             measured, else `loss`.
 

@@ -18,7 +18,7 @@ from loopscope.figures.names import (
     state_label,
     step_label,
 )
-from loopscope.figures.panels import Panel, choose, need
+from loopscope.figures.panels import Panel, choose, need, only_model
 from loopscope.figures.style import BLUE, VERMILLION
 from loopscope.names import block_name
 
@@ -107,12 +107,12 @@ def way_sentence(hows: Sequence[str]) -> str:
     return f"{'; '.join(ways)}.".capitalize() if ways else ""
 
 
-def model_rows(tables: Tables, model: str) -> tuple[Panel, pd.DataFrame]:
+def model_rows(tables: Tables, model: str | None) -> tuple[Panel, pd.DataFrame]:
     """Get a model's rows of the table `effect`, those of all its loops together.
 
     Args:
         tables: What was measured.
-        model: The model's name.
+        model: The model's name; None where the table holds one.
 
     Returns:
         The panel, that of its first loop, and the rows, under that loop's name.
@@ -121,6 +121,7 @@ def model_rows(tables: Tables, model: str) -> tuple[Panel, pd.DataFrame]:
         InputError: if the table is missing, the model is not in it, or at several steps.
     """
     frame = need(tables, "effect")
+    model = only_model(frame, model, "effect")
     panels = choose(tables, frame, model, "effect")
     if len({panel.step for panel in panels}) > 1:
         titles = "; ".join(panel.title for panel in panels)

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 
 from loopscope.analysis.tables import Tables, aggregate
 from loopscope.figures.notes import note, options_note, samples_note
-from loopscope.figures.panels import Panel, choose, need
+from loopscope.figures.panels import Panel, choose, need, only_model
 from loopscope.figures.style import (
     PAGE_WIDTH,
     SMALL,
@@ -25,14 +25,14 @@ _CELL = 0.27  # inches of a cell with a number
 _ROWS, _COLUMNS = 16, 14  # heads and iterations up to which cells have numbers
 
 
-def attention_drift(tables: Tables, model: str) -> Figure:
+def attention_drift(tables: Tables, model: str | None = None) -> Figure:
     """Draw the Jensen-Shannon divergence of each head's patterns between iterations, by layer.
 
     0: the head looks at the same tokens in iteration t + 1 as in t; ln 2 ≈ 0.69: at none of them.
 
     Args:
         tables: What was measured; needs `attention_drift`.
-        model: The model.
+        model: The model; not needed where the table holds one.
 
     Returns:
         The figure, a panel for each layer of the core.
@@ -41,6 +41,7 @@ def attention_drift(tables: Tables, model: str) -> Figure:
         InputError: if the table is missing or the model is not in it.
     """
     frame = need(tables, "attention_drift")
+    model = only_model(frame, model, "attention_drift")
     panels = choose(tables, frame, model, "attention_drift")
     stats = aggregate.means(frame, "attention_drift")
     maps = [(panel, layer, grid) for panel in panels for layer, grid in _grids(panel, stats)]

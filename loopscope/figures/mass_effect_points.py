@@ -58,7 +58,7 @@ class _Cloud(NamedTuple):
     points: pd.DataFrame  # what, kind, t, routers; x, x_low, x_high; y, y_low, y_high
 
 
-def mass_effect(tables: Tables, model: str) -> Figure:
+def mass_effect(tables: Tables, model: str | None = None) -> Figure:
     """Draw the effect of each place against its mass, with Spearman's ρ and its interval.
 
     Mass: the mean router weight of writes and reads, |α| of edges, the norm of a part's output over
@@ -66,7 +66,7 @@ def mass_effect(tables: Tables, model: str) -> Figure:
 
     Args:
         tables: What was measured; needs `effect`.
-        model: The model's name.
+        model: The model's name; not needed where the table holds one.
 
     Returns:
         The figure; one panel for each kind of place of which there are at least four.

@@ -11,14 +11,14 @@ from matplotlib.colors import BoundaryNorm
 from loopscope.analysis.tables import Tables
 from loopscope.figures.courses import trained_loops
 from loopscope.figures.notes import note
-from loopscope.figures.panels import Panel, choose, need, page
+from loopscope.figures.panels import Panel, choose, need, only_model, page
 from loopscope.figures.style import GREY, HEAT, INK, SMALL, Figure, style
 from loopscope.figures.ticks import every
 
 _PLANES = (("pc1", "pc2"), ("pc1", "pc3"))
 
 
-def orbit_path(tables: Tables, model: str) -> Figure:
+def orbit_path(tables: Tables, model: str | None = None) -> Figure:
     """Draw the paths of the first sample's tokens through h(0) … h(T), coloured by t.
 
     Components are fitted on the states of all t together; how much of their variance each
@@ -27,7 +27,7 @@ def orbit_path(tables: Tables, model: str) -> Figure:
 
     Args:
         tables: What was measured; needs `orbit_path`.
-        model: The model.
+        model: The model; not needed where the table holds one.
 
     Returns:
         The figure, with two planes for each loop (one where there is no third component).
@@ -36,6 +36,7 @@ def orbit_path(tables: Tables, model: str) -> Figure:
         InputError: if the table is missing or the model is not in it.
     """
     frame = need(tables, "orbit_path")
+    model = only_model(frame, model, "orbit_path")
     panels = choose(tables, frame, model, "orbit_path")
     parts = [(panel, panel.rows(frame)) for panel in panels]
     planes = [

@@ -100,6 +100,31 @@ def loops_of(tables: Tables, model: str) -> list[str]:
     return list(dict.fromkeys(str(loop) for column in columns for loop in column))
 
 
+def only_model(frame: pd.DataFrame, model: str | None, table: str) -> str:
+    """Get the model of a figure that shows one.
+
+    Args:
+        frame: The table.
+        model: The name that was given; None where there is but one.
+        table: The table's name, for messages.
+
+    Returns:
+        The model's name.
+
+    Raises:
+        InputError: where none was given and the table holds several.
+    """
+    held = [str(name) for name in frame["model"].unique()]
+    if model is not None or not held:
+        return model or ""
+    if len(held) > 1:
+        raise InputError(
+            f"the table {table!r} holds {', '.join(held)}, and this figure shows one model; give "
+            "its name."
+        )
+    return held[0]
+
+
 def choose(
     tables: Tables, frame: pd.DataFrame, models: Sequence[str] | str | None, table: str
 ) -> list[Panel]:

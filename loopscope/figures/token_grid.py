@@ -15,7 +15,7 @@ from loopscope.errors import InputError
 from loopscope.figures.lens_lines import LENSES
 from loopscope.figures.names import printable, state_label, token_label
 from loopscope.figures.notes import note
-from loopscope.figures.panels import choose_one, need, say_unsound, shortened
+from loopscope.figures.panels import choose_one, need, only_model, say_unsound, shortened
 from loopscope.figures.style import (
     NORMAL,
     PAGE_WIDTH,
@@ -93,7 +93,7 @@ def lens_tokens(
         InputError: if the table is missing, the model is not in it, or there is no such position.
     """
     frame = need(tables, "lens_tokens")
-    model = str(frame["model"].iloc[0]) if model is None else model
+    model = only_model(frame, model, "lens_tokens")
     panel = choose_one(tables, frame, model, loop, "lens_tokens")
     rows = panel.rows(frame)
     length = int(rows["pos"].max()) + 1
