@@ -25,9 +25,28 @@ def _labels(given: Any) -> Any:
     """Labels in whatever form they come; pandas is imported where there are some."""
     if given is None:
         return None
-    from loopscope.probes import read_labels
+    from loopscope.probes import Labels, read_labels
 
+    if isinstance(given, Mapping) and all(
+        x is None or isinstance(x, Labels) for x in given.values()
+    ):
+        return given  # of other options
     return read_labels(given)
+
+
+def _chosen_labels(labels: Any, numbers: Sequence[int]) -> Any:
+    """The labels of some of the samples."""
+    if labels is None:
+        return None
+    return {name: None if x is None else x.chosen(numbers) for name, x in labels.items()}
+
+
+def _chosen_rows(given: Any, numbers: Sequence[int]) -> Any:
+    """The rows of some of the samples, of an array or of something with `tokens`."""
+    if given is None or isinstance(given, str):
+        return given
+    rows = np.asarray(getattr(given, "tokens", given))
+    return rows[list(numbers)] if rows.ndim and len(rows) > max(numbers) else given
 
 
 _TUNED = "The tuned lens is asked for by tuned=True (--tuned)."
@@ -82,6 +101,17 @@ class LensOptions:
         put(self, "tuned", bool(self.tuned) or self.tuned_folder is not None)
         if not kinds and not self.tuned:
             raise InputError("no lens was asked for; choose logit, coda, or tuned=True.")
+
+    def chosen(self, numbers: Sequence[int]) -> "LensOptions":
+        """Give the options for some of the samples.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            The same with the counted tokens of these.
+        """
+        return replace(self, where=_chosen_rows(self.where, numbers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +172,7 @@ class ProbeOptions:
         Returns:
             The same with the labels of these.
         """
-        if self.labels is None:
-            return self
-        labels = {
-            name: None if values is None else values.chosen(numbers)
-            for name, values in self.labels.items()
-        }
-        return replace(self, labels=labels)
+        return replace(self, labels=_chosen_labels(self.labels, numbers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +255,21 @@ class InterveneOptions:
         if self.windows is not None:
             put(self, "windows", whole_number("windows", self.windows, 1))
         put(self, "seed", whole_number("seed", self.seed, 0))
+
+    def chosen(self, numbers: Sequence[int]) -> "InterveneOptions":
+        """Give the options for some of the samples.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            The same with the sources, answers, labels and counted tokens of these.
+        """
+        return replace(
+            self, source=_chosen_rows(self.source, numbers),
+            answers=_chosen_rows(self.answers, numbers),
+            labels=_chosen_labels(self.labels, numbers), where=_chosen_rows(self.where, numbers),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,10 +144,12 @@ class Options:
             numbers: Which.
 
         Returns:
-            The same with the probes' labels of these.
+            The same with labels, sources, answers and counted tokens of these.
         """
-        assert isinstance(self.probe, ProbeOptions)
-        return replace(self, probe=self.probe.chosen(numbers))
+        return replace(
+            self, lens=self.lens.chosen(numbers), probe=self.probe.chosen(numbers),
+            intervene=self.intervene.chosen(numbers),
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """What provenance keeps of them, as JSON values; of a loss its name."""

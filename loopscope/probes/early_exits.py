@@ -91,14 +91,17 @@ def quantile_thresholds(signal: Tensor, count: int) -> Float[Tensor, " threshold
         count: How many thresholds.
 
     Returns:
-        Evenly spaced quantiles, ascending, the least below all values (no token stops early) and
-        the last the greatest (every token stops at once); in float64 on the CPU. Empty where there
-        is no value.
+        Evenly spaced quantiles, each midway to the next greater value, ascending, the least below
+        all values (no token stops early) and the last above them (every token stops at once); in
+        float64 on the CPU. Empty where there is no value.
     """
     values = signal[torch.isfinite(signal)].double().cpu().sort().values
     if not len(values):
         return values
-    places = torch.linspace(0, len(values) - 1, count).round().long()
-    chosen = values[places].clone()
+    values = values.unique()
+    # between neighbours: at a value itself its last bit, which depends on the batch, would decide
+    between = torch.cat([(values[:-1] + values[1:]) / 2, values[-1:] * 1.001 + 1e-30])
+    places = torch.linspace(0, len(between) - 1, count).round().long()
+    chosen = between[places].clone()
     chosen[0] = -1.0  # signals are never negative
     return chosen.unique()

@@ -210,12 +210,14 @@ class _Seen:
 
 
 @torch.no_grad()
-def clean_run(model: Hooked, tokens: Any) -> CleanRun:
+def clean_run(model: Hooked, tokens: Any, *, anew: bool = True) -> CleanRun:
     """Run a model once and keep what interventions are held against and start from.
 
     Args:
         model: A native or wrapped model that gives logits.
         tokens: Token ids (batch, pos), or text for a model with a tokenizer.
+        anew: Wrap the model anew for a single text over which it loops otherwise than over its
+            example.
 
     Returns:
         The pass; its `model` is wrapped anew for a single text over which the given one loops
@@ -223,11 +225,12 @@ def clean_run(model: Hooked, tokens: Any) -> CleanRun:
 
     Raises:
         InputError: for tokens the model cannot take, or a model without logits.
+        LoopCountError: for tokens over which it loops otherwise, where it is not wrapped anew.
     """
     try:
         return _clean_run(model, tokens)
     except LoopCountError:
-        if any(point.fwd_hooks for point in model.hook_points()):
+        if not anew or any(point.fwd_hooks for point in model.hook_points()):
             raise  # they would not be those of the model that is wrapped anew
         clean = _clean_run(model.wrapped_on(tokens), tokens)
         if len(clean.logits) > 1:  # each of several texts may run its own number

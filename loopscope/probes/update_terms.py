@@ -177,6 +177,8 @@ def update_terms(model: Hooked, trajectory: Trajectory) -> tuple[Terms | None, s
             trajectory=trajectory, kind="scalars", names=("h(0)", "h_emb"), scalars=scalars
         )
         return terms, ""
+    if _alike(trajectory):
+        return None, "h(0) is h_emb, so the weights of the two cannot be told apart"
     return None, "h(t+1) is no sum of h_m(t), h(t), h(0) and h_emb"
 
 
@@ -250,6 +252,12 @@ def _sum(trajectory: Trajectory) -> tuple[str, ...] | None:
     return choices[0] if choices else None
 
 
+def _alike(trajectory: Trajectory) -> bool:
+    """Whether h(0) is h_emb: nothing tells then which of the two is added."""
+    first, h_emb = trajectory.h[0], trajectory.h_emb
+    return first.shape == h_emb.shape and torch.equal(first, h_emb.to(first.device))
+
+
 def _scalars(trajectory: Trajectory) -> tuple[float, ...] | None:
     """Weights of h_m(t), h(0) and h_emb that are the same at every t; None if there are none."""
     columns: list[list[Tensor]] = [[], [], []]
@@ -267,6 +275,8 @@ def _scalars(trajectory: Trajectory) -> tuple[float, ...] | None:
     sound = matrix.isfinite().all(1) & state.isfinite()
     matrix, state = matrix[sound], state[sound]
     if not len(state):
+        return None
+    if _alike(trajectory):
         return None
     weights = torch.linalg.lstsq(matrix, state[:, None], driver="gelsd").solution[:, 0]
     if _off(state, matrix @ weights) > _tolerance(trajectory):

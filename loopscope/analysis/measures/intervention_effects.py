@@ -26,7 +26,7 @@ from loopscope.analysis.measures.place_masses import place_mass
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import Rows, columns
 from loopscope.errors import InputError
-from loopscope.models import Hooked
+from loopscope.models import Hooked, Trajectory
 from loopscope.probes import CleanRun, clean_run, intervened
 
 TOTAL, DIRECT = "recomputed", "frozen"
@@ -148,14 +148,16 @@ class EffectRows(MeasureRows):
         self.rows: dict[str, Rows] = {}
         self.place: dict[tuple[str, str, str], tuple[Rows, int]] = {}
         if self.windows:
-            self._set_aside(setup.first.loop)
+            self._set_aside(setup.first)
 
-    def _set_aside(self, main: str) -> None:
+    def _set_aside(self, first: Trajectory) -> None:
         """Rows of each loop, and where each intervention's are."""
+        main, labels = first.loop, dict(zip(self.model.loops, first.loops, strict=False))
         by_loop: dict[str, list[tuple[Any, ...]]] = {}
         for target in self.plan.targets:
             loops = {place.loop for place in target.places}
             loop = loops.pop() if len(loops) == 1 else main
+            loop = labels.get(loop, loop)  # `core[K=3]` of samples of one number of iterations
             for routers in self.routers:
                 key = (target.what, target.kind, target.t, target.how, routers)
                 by_loop.setdefault(loop, []).append(key)

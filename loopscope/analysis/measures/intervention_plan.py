@@ -199,7 +199,7 @@ def make_plan(
         return Plan(why_not="the samples are not windows of tokens")
     if reason := model.why_no_loss():
         return Plan(why_not=reason)
-    first = clean_run(model, samples.batch(range(1)))
+    first = clean_run(model, samples.batch(range(1)), anew=False)
     targets, notes = _targets(model, first, options)
     if not targets:
         return Plan(why_not="; ".join(notes) or "there is no such place", notes=tuple(notes))
@@ -380,6 +380,8 @@ def _with_references(
         return Plan(**values | {"why_not": "" if left else why})
     if len({documents[i] for i in (*plan.chosen, *rows)}) == 1:
         notes.append("all windows are of one document: values of other texts are of that one too")
+    elif plan.needs("erase") and {documents[i] for i in plan.chosen} & {documents[j] for j in rows}:
+        notes.append("what erases is fitted to measured documents too; give more samples")
     rng = {i: np.random.default_rng([options.seed, i]) for i in plan.chosen}
     tokens = samples.tokens
     assert tokens is not None
@@ -428,7 +430,7 @@ def _reference_values(
     states: dict[str, list[Tensor]] = {name: [] for name in erased}
     if averaged or erased:
         for part in references.split(batch_size):
-            run = clean_run(model, part)
+            run = clean_run(model, part, anew=False)
             for name, place in averaged.items():
                 value = run.value(place)
                 wide = torch.promote_types(value.dtype, torch.float32)

@@ -21,7 +21,6 @@ from loopscope.analysis.tables import MEASURED, Rows, columns
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import state_name
 from loopscope.probes import (
-    MAPPED_LAST,
     OWN,
     VALUES,
     LensReader,
@@ -147,8 +146,8 @@ class LensRows(MeasureRows):
             means = sample_means(values, lens, exact=exact, counted=counted)
             for name, mean in means.items():
                 self.rows.values[name][numbers, column] = mean
-            needed = [mean for name, mean in means.items() if name not in _not_of(lens, values)]
-            lost = ~np.isfinite(np.stack(needed)).all(0)
+            # what it predicts itself; comparisons with a final state that is lost are NaN alone
+            lost = ~np.isfinite(means["loss"] + means["entropy"])
             for name in means:
                 of_value = self.rows.values[name][numbers, column]
                 of_value[lost] = np.nan
@@ -183,16 +182,6 @@ def _cut(trajectory: Trajectory, part: slice) -> Trajectory:
         logits=trajectory.logits[part], tokens=trajectory.tokens[part], memory=None, w_write=None,
         w_read=None, transition=None, blocks={}, gates={}, others={}, named={}, output=None,
     )  # fmt: skip
-
-
-def _not_of(lens: LensState, values: Mapping[tuple[str, str], Tensor]) -> set[str]:
-    """The values that a state cannot have: what is before or after it is none, or was not read."""
-    missing = set()
-    if (lens.kind, lens.previous) not in values:
-        missing.add("flipped")
-    if (lens.kind, lens.following) not in values and (lens.kind, lens.following) != MAPPED_LAST:
-        missing.add("kl_next")
-    return missing
 
 
 def sample_means(

@@ -217,8 +217,8 @@ def on_device(batch: Any, device: torch.device) -> Any:
 
 def _longest(model: Hooked, T: int | None) -> Hooked:
     """The model with T iterations of its main loop, where it allows that many."""
-    if T is None or model.K >= T:
-        return model
+    if T is None or model.K >= T or any(point.fwd_hooks for point in model.hook_points()):
+        return model  # with other iterations it would lose its hooks
     try:
         return model.with_loops({next(iter(model.loops)): T})
     except (InputError, RuntimeError, ValueError, TypeError):  # said by `longer_model`

@@ -206,7 +206,8 @@ class _Probing:
             pairs = zip(documents, keys, strict=True)
             groups = [key if document is None else document for document, key in pairs]
         else:
-            self.notes.append("no documents are known, so each sample is a group of its own")
+            known = "all samples are of one document" if documents[0] else "no documents are known"
+            self.notes.append(f"{known}, so each sample is a group of its own")
         self.fold = group_folds(groups, self.chosen.folds)
         number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
         self.group = np.array([number[group] for group in groups])
