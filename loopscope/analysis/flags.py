@@ -16,8 +16,8 @@ class Flag(IntEnum):
     * `NONPOSITIVE_HSIC`: the unbiased estimate of a state's own HSIC is not positive.
     * `NONFINITE`: NaN or infinity among the activations.
     * `SHAPE`: what would be compared differs in shape: a block's input and output, two states of
-      different positions, h(t) and the h(K) whose place it would take; or a state has too few
-      positions for a CKA.
+      different positions, h(t) and the h(K) whose place it would take; a state has too few
+      positions for a CKA; or a path ends before h(K), which is another kind of state.
     * `SHORT`: the state has fewer singular values than the table has rows.
     """
 

@@ -127,6 +127,7 @@ def look_inside(
     from dataclasses import fields
 
     from loopscope.analysis import INSIDE
+    from loopscope.analysis.tables import BY_NAME
     from loopscope.commands.printing import compare_shown, print_inside
     from loopscope.processes import is_main
 
@@ -134,6 +135,12 @@ def look_inside(
         unused = ("layout", "data", "text", "loops", "spec", "example")
         if flags := [f"--{name}" for name in unused if settings.get(name) is not None]:
             fail(f"tables are read, no model runs; leave out {', '.join(flags)}.")
+        names = [table.name for table in BY_NAME[measure].tables]
+        inner = from_tables / "tables"
+        folder = inner if inner.is_dir() else from_tables
+        if from_tables.is_dir() and not (folder / f"{names[0]}.parquet").is_file():
+            held = ", ".join(sorted(path.stem for path in folder.glob("*.parquet"))) or "none"
+            fail(f"{from_tables} has no table {names[0]}; the tables in it: {held}.")
         redraw(models, out, from_tables)
         return
     if not models:

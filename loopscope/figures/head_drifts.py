@@ -23,6 +23,7 @@ from loopscope.figures.ticks import every
 
 _CELL = 0.27  # inches of a cell with a number
 _ROWS, _COLUMNS = 16, 14  # heads and iterations up to which cells have numbers
+_LEAST = 0.01  # nats at which the scale ends at least: below there is rounding
 
 
 def attention_drift(tables: Tables, model: str | None = None) -> Figure:
@@ -47,7 +48,7 @@ def attention_drift(tables: Tables, model: str | None = None) -> Figure:
     maps = [(panel, layer, grid) for panel in panels for layer, grid in _grids(panel, stats)]
     values = np.concatenate([grid.to_numpy().ravel() for _, _, grid in maps])
     top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
-    norm = Normalize(0, top or 1.0)
+    norm = Normalize(0, max(top, _LEAST))
     heads = max(len(grid) for _, _, grid in maps)
     times = max(grid.shape[1] for _, _, grid in maps)
     numbers = heads <= _ROWS and times <= _COLUMNS
@@ -62,8 +63,7 @@ def attention_drift(tables: Tables, model: str | None = None) -> Figure:
         axes = list(fig.subplots(rows, columns, squeeze=False).flat)
         for ax, (panel, layer, grid) in zip(axes, maps, strict=False):
             mesh = _draw(ax, grid, norm, numbers=numbers)
-            several = f"{panel.title}, " if len(panels) > 1 else ""
-            ax.set_title(f"{several}layer {layer}")
+            ax.set_title(f"{panel.title}, layer {layer}")
         for ax in axes[len(maps) :]:
             ax.set_axis_off()
         for number, ax in enumerate(axes[: len(maps)]):

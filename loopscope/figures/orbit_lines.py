@@ -117,6 +117,7 @@ def orbit(
             fig,
             course_note(drawn, [course.K - 1 for course in drawn]),
             "ĥ = h/‖h‖, its length held where it is differentiated." if view == "direction" else "",
+            _kinds_note(drawn, frame),
             _contraction_note(frame, panels),
             states_note(panels),
             samples_note(frame[frame["t"].eq(0)], panels, "size"),
@@ -226,6 +227,17 @@ def _draw_kinds(ax: Axes, frame: pd.DataFrame, lines: Sequence[Course]) -> None:
         loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, columnspacing=1.0,
         handlelength=0.8, handletextpad=0.4,
     )  # fmt: skip
+
+
+def _kinds_note(drawn: Sequence[Course], frame: pd.DataFrame) -> str:
+    """Over how many iterations each path was judged."""
+    if not frame["settles"].notna().any():
+        return ""
+    depths = {course.panel.title: int(course.panel.rows(frame)["t"].max()) for course in drawn}
+    if len({*depths.values()}) == 1:
+        return f"Kinds of path: over {next(iter(depths.values()))} iterations."
+    each = ", ".join(f"{name} {T}" for name, T in depths.items())
+    return f"Kinds of path are judged over unequal numbers of iterations: {each}."
 
 
 def _contraction_note(frame: pd.DataFrame, panels: Sequence[Panel]) -> str:

@@ -7,7 +7,7 @@ starts. Samples are in two folds; each is read by maps that were fitted on the o
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,27 +265,43 @@ def fit_maps(
     rest, held = torch.arange(count).tensor_split([fewer])  # the last samples: others differ more
     held = held if len(held) else rest
 
-    def divergences(rows: Tensor) -> dict[str, Tensor]:
+    def divergences(
+        rows: Tensor, maps: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    ) -> dict[str, Tensor]:
         """KL(p_final ‖ p_tuned) of each state, mean over some tokens."""
         final = _log_p(model, h_out[rows], tokens)
         p, negentropy = final.exp(), (final.exp() * final).sum(-1)
         mean = {}
-        for name, fit in kept.items():
-            q = _log_p(model, fit.mapped(states[name][rows]).to(h_out.dtype), tokens)
+        for name, bring in (maps or {n: fit.mapped for n, fit in kept.items()}).items():
+            q = _log_p(model, bring(states[name][rows]).to(h_out.dtype), tokens)
             mean[name] = (negentropy - (p * q).sum(-1)).mean()
         return mean
 
-    def on_held() -> dict[str, float]:
+    def on_held(
+        maps: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[str, float]:
         with torch.no_grad():
-            parts = [divergences(rows) for rows in held.split(ROWS)]
+            parts = [divergences(rows, maps) for rows in held.split(ROWS)]
         sizes = [len(rows) for rows in held.split(ROWS)]
         return {
             name: sum(float(d[name]) * n for d, n in zip(parts, sizes, strict=True)) / len(held)
-            for name in kept
+            for name in maps or kept
         }
 
     began = on_held()
     best = {name: (began[name], fit.finished()) for name, fit in kept.items()}
+    # on few tokens a map may be worse than none: then the tuned lens is the logit lens
+    plain = {
+        name: TunedMap(
+            torch.eye(h_out.shape[-1], device=states[name].device),
+            torch.zeros(h_out.shape[-1], device=states[name].device),
+        )
+        for name in kept
+        if states[name].shape[-1] == h_out.shape[-1]
+    }
+    for name, value in (on_held(plain) if plain else {}).items():
+        if value < best[name][0]:
+            best[name] = value, plain[name]
     every = max(1, steps // 6)
     with torch.enable_grad():
         parameters = [part.requires_grad_() for fit in kept.values() for part in fit.parameters]

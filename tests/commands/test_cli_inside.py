@@ -99,6 +99,23 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(words, line, run, tmp_path):
     assert code == 2 and len(lines) == 1 and line in lines[0]
 
 
+def test_a_model_that_cannot_is_told_so_in_a_line(run, checkpoints, tmp_path):
+    base = checkpoints / "my-base"
+    code, told, _ = run("intervene", base, "--what", "slot", "--out", tmp_path, *SMALL, draw=False)
+    assert code == 0
+    assert re.search(r"^note: my-base: effect: .*slot.*the table has no rows$", told, re.M)
+
+
+def test_tables_of_another_command_are_not_redrawn(run, checkpoints, tmp_path):
+    folder = tmp_path / "a"
+    run("lens", checkpoints / "my-base", "--out", folder, *SMALL, draw=False)
+    code, _, error = run("orbit", "--from-tables", folder, "--out", tmp_path / "b")
+    assert code == 2
+    assert error.strip() == (
+        f"error: {folder} has no table orbit; the tables in it: lens, lens_tokens."
+    )
+
+
 @pytest.mark.parametrize("command", INSIDE)
 def test_every_option_has_a_flag_in_the_help_or_is_of_python_alone(command, run):
     code, text, _ = run(command, "--help")

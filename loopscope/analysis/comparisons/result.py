@@ -188,13 +188,17 @@ def _notes_on_model(samples: Samples | Items, record: Mapping[str, Any]) -> list
     requested = samples.provenance.get("requested", len(samples))
     if len(samples) < requested:
         notes.append(f"the text gave {len(samples)} windows of {requested} asked for")
-    kinds = ("loss", "readout", "more loops", "positions", "loops")
+    kinds = ("loss", "readout", "more loops", "positions", "loops", *INSIDE_TABLES)
     if repeated := samples.provenance.get("repeated", 0):
         notes.append(f"{repeated} windows that are equal to others were left out")
     notes += [note for note in record["notes"] if "n_ctx" in note or note.startswith(kinds)]
     if unused := record["training"].get("unused_weights"):
         notes.append(f"weights not used: {_first(unused, 3)}")
     return notes
+
+
+INSIDE_TABLES = ("lens", "probe", "effect", "orbit")
+"""How the notes of what looks inside begin."""
 
 
 def _notes_on_flags(table: str, frame: pd.DataFrame) -> list[str]:

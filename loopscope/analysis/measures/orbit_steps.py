@@ -121,7 +121,7 @@ class OrbitRows(MeasureRows):
             whole = batch.trajectory.courses[name]
             if name == self.main and self.runner is not self.model and batch.longer is not None:
                 whole = batch.longer
-            self._fill(rows, batch.samples, whole.h, batch.drop, batch.trajectory)
+            self._fill(rows, batch.samples, whole.h, batch.drop, batch.trajectory, whole=whole)
         if not self.rows:
             return
         self._contract(batch)
@@ -131,7 +131,14 @@ class OrbitRows(MeasureRows):
             self._look_closely(sample, inputs, row, batch)
 
     def _fill(
-        self, rows: Rows, samples: slice, h: Sequence[Tensor], drop: int, like: Trajectory
+        self,
+        rows: Rows,
+        samples: slice,
+        h: Sequence[Tensor],
+        drop: int,
+        like: Trajectory,
+        *,
+        whole: Trajectory | None = None,
     ) -> None:
         """Steps and kinds of the states of some samples."""
         if not alike(h):
@@ -140,13 +147,29 @@ class OrbitRows(MeasureRows):
         home = h[0].device
         states = [widened(kept_positions(x, drop, like)).to(home) for x in h]
         T = len(states) - 1
+        if whole is not None and ends_elsewhere(whole):
+            self.remark(
+                "something is added to the state before each iteration that h(K) is without, so "
+                "paths end at h(K−1) (of more loops: the last but one)"
+            )
+            states = states[:-1]
         for number, view in enumerate(VIEWS):
             seen = states if view == "state" else directions(states)
             block = slice(number * (T + 1), (number + 1) * (T + 1))
             values, flag = path_values(seen)
             for column, numbers in values.items():
-                rows.values[column][samples, block] = numbers
-            rows.flag[samples, block] = flag
+                rows.values[column][samples, block][:, : len(states)] = numbers
+            rows.flag[samples, block] = Flag.SHAPE
+            rows.flag[samples, block][:, : len(states)] = flag
+
+    def remark(self, note: str) -> None:
+        """Say what was noticed, once.
+
+        Args:
+            note: The line.
+        """
+        if (line := f"orbit: {note}") not in self.remarks:
+            self.remarks.append(line)
 
     def _contract(self, batch: Batch) -> None:
         """The contraction of each iteration, of the samples chosen for it."""
@@ -189,6 +212,23 @@ class OrbitRows(MeasureRows):
             "orbit_path": self.components.frames(model),
             "early_exit": self.exits.frames(model),
         }
+
+
+def ends_elsewhere(loop: Trajectory) -> bool:
+    """Tell whether h(K) is another kind of state than h(t) before it.
+
+    Args:
+        loop: A loop's trajectory.
+
+    Returns:
+        Whether h(K) is the core's output and each earlier state that with something added to it
+        (an input injected before the core), so that their difference is no step.
+    """
+    if loop.K < 2 or not alike((*loop.h, *loop.h_m)):
+        return False
+    outputs = [h_m.to(h.device) for h_m, h in zip(loop.h_m, loop.h[1:], strict=True)]
+    same = [torch.equal(h_m, h) for h_m, h in zip(outputs, loop.h[1:], strict=True)]
+    return same[-1] and not any(same[:-1])
 
 
 def path_values(h: Sequence[Tensor]) -> tuple[dict[str, np.ndarray], np.ndarray]:

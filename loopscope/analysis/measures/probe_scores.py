@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from loopscope.analysis.inside_options import ProbeOptions
 from loopscope.analysis.measures.filling import MeasureRows, SampleSet, Setup
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables import Rows, columns
+from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import is_twin_name
 from loopscope.probes import (
@@ -229,12 +231,13 @@ class _Probing:
         built_in = [name for name, values in asked.items() if values is None]
         of_text = [name for name in built_in if name != "position"]
         tokens, tokenizer = self.samples.tokens, self.model.tokenizer
-        if of_text and (tokens is None or tokenizer is None):
-            what = "tokenizer" if tokens is not None else "text"
-            self.notes.append(f"there is no {what}, so tokens have no {', '.join(of_text)} labels")
+        why_not = _why_no_text(tokens, tokenizer) if of_text else ""
+        if why_not:
+            self.notes.append(f"{why_not}, so tokens have no {', '.join(of_text)} labels")
             built_in = ["position"] if given is None else [x for x in built_in if x == "position"]
             of_text = []
-        if of_text and tokens is not None:
+        if of_text:
+            assert tokens is not None
             pieces = [token_pieces(tokenizer, row) for row in tokens.tolist()]
             python = is_python(["".join(window) for window in pieces])
             if not python:
@@ -344,3 +347,16 @@ class _Probing:
                             fold=self.fold[sample], classes=self.labels[name].are_classes,
                             unsound=unsound,
                         )  # fmt: skip
+
+
+def _why_no_text(tokens: Tensor | None, tokenizer: Any) -> str:
+    """Why tokens cannot be read as text; empty where they can."""
+    if tokens is None:
+        return "there is no text"
+    if tokenizer is None:
+        return "there is no tokenizer"
+    try:
+        token_pieces(tokenizer, tokens[0].tolist())
+    except InputError as error:
+        return str(error).rstrip(".")
+    return ""

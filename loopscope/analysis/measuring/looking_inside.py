@@ -1,6 +1,7 @@
 """Looking inside: lenses, linear probes, interventions and orbits of one model, as tables."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from loopscope.analysis.inside_options import (
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.options import takes
 from loopscope.analysis.tables import Tables
+from loopscope.errors import InputError
 from loopscope.models import Hooked
 from loopscope.text import load_samples, one_text
 
@@ -112,8 +114,11 @@ def intervene(
     Args:
         model: A native model, or a wrapped one.
         samples: A text, or samples as in `measure`; the shipped held-out ones when not given.
-        what: Kinds of places, or places by name; as `InterveneOptions` describes them.
-        how: Ways of intervening; likewise.
+        what: Kinds of places (`iteration`, `attention`, `mlp`, `slot`, `write`, `read`, `edge`,
+            `head`), places by name (`loop1`, `loop1.attn`, `m2@1`, `read m2@1`, `h_m0>h2`), or
+            several at once (`loop1+m2@1`); all kinds but heads when not given.
+        how: `skip`, `zero`, `mean`, `resample`, `patch` (with `source`), `erase` (with `labels`),
+            or several; each kind's own when not given.
         batch_size: Samples per forward pass.
         name: Name of the model in the tables; the model's own when not given.
         progress: Called with the number of samples done since the last call.
@@ -168,8 +173,13 @@ def orbit(
     )  # fmt: skip
 
 
-def _samples(model: Hooked, samples: Any) -> Any:
+def _samples(model: Any, samples: Any) -> Any:
     """Samples as `measure` takes them."""
+    if isinstance(model, str | Path | list | tuple):
+        raise InputError(
+            f"give a model, not {type(model).__name__}: load(…) of a name or folder, and one model "
+            "at a time; `compare` with measures=[…] takes several."
+        )
     if samples is None:
         return load_samples(model)
     if isinstance(samples, str):

@@ -93,3 +93,44 @@ def test_two_equal_sources_have_no_weights_of_their_own():
     assert any("h(0) is h_emb, so the weights of the two cannot be told apart" in n for n in notes)
     with pytest.raises(InputError):
         ls.intervene(model, tokens, "h_emb>h1", "zero")
+
+
+def test_a_path_ends_where_the_last_state_is_of_another_kind():
+    class Injected(torch.nn.Module):
+        """x + e enters each iteration, and the coda reads what the last one gives."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(61, 16)
+            self.core = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh())
+            self.head = torch.nn.Linear(16, 61)
+
+        def forward(self, tokens):
+            e = x = self.embed(tokens)
+            for _ in range(5):
+                x = self.core(x + e)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    tokens = torch.randint(61, (3, 9))
+    model = ls.wrap(Injected(), example=tokens[:1])
+    tables = ls.orbit(model, tokens, contraction_samples=0)
+    (notes,) = [entry["notes"] for entry in tables.provenance["models"].values()]
+    assert any("paths end at h(K−1)" in note for note in notes)
+    frame = tables.orbit[tables.orbit["part"].eq("core") & tables.orbit["view"].eq("state")]
+    assert set(frame.loc[frame["t"].eq(5), "flag"]) == {"shape"}
+    h = [state.double() for state in model.capture(tokens).h]
+    step = ((h[4] - h[3]).norm(dim=-1) / h[3].norm(dim=-1)).mean(1)
+    assert frame.loc[frame["t"].eq(3), "size"].to_numpy() == pytest.approx(step.numpy(), rel=1e-5)
+    assert frame.loc[frame["t"].eq(4), "size"].isna().all()
+
+
+def test_labels_of_text_are_left_out_where_the_tokenizer_cannot_decode():
+    model = make_model("base", "1+1R2+1")
+
+    model.tokenizer = lambda text: [ord(letter) % 61 for letter in text]
+    tokens = torch.randint(61, (6, 12), generator=torch.Generator().manual_seed(3))
+    tables = ls.probe(model, tokens)
+    (notes,) = [entry["notes"] for entry in tables.provenance["models"].values()]
+    assert any("has no decode" in n and "no current, previous, next labels" in n for n in notes)
+    assert set(tables.probe["labels"]) == {"position"}
