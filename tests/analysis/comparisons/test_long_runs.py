@@ -16,7 +16,7 @@ from loopscope.analysis.comparisons import store as shards
 from loopscope.analysis.comparisons import work as comparing
 from loopscope.analysis.comparisons.work import compare
 from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import MEASURES as EVERY
+from loopscope.analysis.tables.registry import COMPARED as EVERY
 from loopscope.errors import InputError
 from loopscope.files import claimed
 from loopscope.models.native.checkpoint import read_tokenizer, save
@@ -189,7 +189,7 @@ PROGRAM = """
 import os, signal, sys
 from loopscope.analysis.comparisons import store as shards
 from loopscope.analysis.comparisons.work import compare
-from loopscope.analysis.tables.registry import MEASURES as EVERY
+from loopscope.analysis.tables.registry import COMPARED as EVERY
 
 shards.SAMPLES = 2
 run, out, after = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -13,7 +13,7 @@ from loopscope.analysis.measures.step_sizes import steps, turn
 from loopscope.analysis.measuring.streaming import Measuring, measure
 from loopscope.analysis.options import Options
 from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import MEASURES
+from loopscope.analysis.tables.registry import COMPARED
 from loopscope.errors import InputError
 from loopscope.models.native.loop_model import LoopModel
 from loopscope.models.wrapped.wrapped_model import WrappedModel
@@ -209,7 +209,7 @@ def test_what_overflows_is_flagged_and_nothing_else(samples):
 
 @pytest.mark.parametrize("variant", ["base", "mesh"])
 def test_parts_and_batches_do_not_change_the_rows(variant, samples):
-    model, kinds = make_model(variant), list(MEASURES)
+    model, kinds = make_model(variant), list(COMPARED)
     more = T if variant == "base" else None
     whole = measure(model, samples, kinds, batch_size=5, more_loops=more)
     how = Options(measures=kinds, more_loops=more)

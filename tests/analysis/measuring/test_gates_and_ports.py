@@ -12,7 +12,7 @@ from loopscope.analysis.comparisons.work import Comparison
 from loopscope.analysis.measures.router_weights import gate_statistics
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import MEASURES
+from loopscope.analysis.tables.registry import COMPARED
 from loopscope.text.windows import Samples
 from tests.analysis.loop_trajectories import (
     POS,
@@ -185,7 +185,7 @@ def test_the_map_of_a_wrapped_model_is_in_the_provenance(run):
 )
 def test_a_model_that_predicts_no_next_token_has_no_loss_and_says_why(run, causal, reason):
     model = Wrapped(nested(), causal=causal)
-    tables = run(model, MEASURES)
+    tables = run(model, COMPARED)
     assert len(tables.loss) == 0
     assert list(tables.loss.columns)[-1] == "value"
     assert len(tables.update) > 0

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 import loopscope as ls
 from loopscope.analysis.collapse import judge
 from loopscope.analysis.measuring.sample_items import read_items, stacked
-from loopscope.analysis.tables import MEASURES
+from loopscope.analysis.tables import COMPARED
 from loopscope.errors import InputError
 from tests.standins.items import Carry, Regression, Solver
 
@@ -106,7 +106,7 @@ def test_a_puzzle_takes_dicts_dataclasses_and_grids():
 
     items = read_items(Puzzles())
     module = Solver()
-    tables = ls.measure(wrapped(module, items.items), items, MEASURES, loss=loss)
+    tables = ls.measure(wrapped(module, items.items), items, COMPARED, loss=loss)
     with torch.no_grad():
         wanted = [float(loss(module(*stacked([item])), stacked([item]))) for item in items.items]
     assert np.allclose(tables.loss["value"], wanted, rtol=1e-5)
@@ -116,7 +116,7 @@ def test_a_puzzle_takes_dicts_dataclasses_and_grids():
 
 def test_without_a_loss_the_notes_say_what_to_give():
     model = wrapped(Regression(), ITEMS)
-    tables = ls.measure(model, ITEMS, MEASURES)
+    tables = ls.measure(model, ITEMS, COMPARED)
     assert len(tables.loss) == len(tables.readout) == 0 < len(tables.cka)
     assert "give loss=" in "".join(tables.provenance["models"][model.name]["notes"])
 

@@ -7,7 +7,7 @@ import torch
 import loopscope as ls
 from loopscope.analysis.measuring import Measuring
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables import MEASURES, Tables
+from loopscope.analysis.tables import COMPARED, Tables
 from loopscope.errors import InputError, LoopCountError
 from loopscope.figures import draw_all
 from tests.standins import traps
@@ -25,7 +25,7 @@ def measured(request):
     module = request.param()
     model = ls.wrap(module, example=TOKENS[:2])
     done = []
-    tables = ls.measure(model, TOKENS, MEASURES, batch_size=4, progress=done.append)
+    tables = ls.measure(model, TOKENS, COMPARED, batch_size=4, progress=done.append)
     assert sum(done) == len(TOKENS)
     return module, model, tables
 

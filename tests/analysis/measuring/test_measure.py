@@ -23,7 +23,7 @@ from loopscope.analysis.measures.spectrum_decay import spectrum
 from loopscope.analysis.measures.update_norm import relative_update
 from loopscope.analysis.measuring.streaming import measure
 from loopscope.analysis.tables.frames import Tables
-from loopscope.analysis.tables.registry import MEASURED, MEASURES, schema
+from loopscope.analysis.tables.registry import BY_NAME, COMPARED, schema
 from loopscope.probes.state_capture import capture
 
 SAMPLES, POS = 5, 12  # of the fixture
@@ -35,7 +35,7 @@ def of_sample(frame: pd.DataFrame | None, sample: int) -> pd.DataFrame:
 
 
 def test_every_table_has_its_schema_and_every_sample_its_rows(mesh, samples) -> None:
-    tables = measure(mesh, samples, MEASURES)
+    tables = measure(mesh, samples, COMPARED)
     states, pairs = 6, 21
     rows = {
         "update": 5,
@@ -51,7 +51,8 @@ def test_every_table_has_its_schema_and_every_sample_its_rows(mesh, samples) -> 
         assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == schema(name)
         if name in rows:
             assert len(frame) == SAMPLES * rows[name], name
-    assert rows.keys() <= tables.frames().keys() == {*MEASURED}
+    measured = {table.name for name in COMPARED for table in BY_NAME[name].tables}
+    assert rows.keys() <= tables.frames().keys() == measured
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -59,7 +60,7 @@ def test_rows_are_the_measures_of_the_captured_states(mesh, samples, threads: in
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        tables = measure(mesh, samples, MEASURES, kernels=("rbf", "linear"), batch_size=2)
+        tables = measure(mesh, samples, COMPARED, kernels=("rbf", "linear"), batch_size=2)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -243,7 +244,7 @@ def test_samples_that_are_not_finite_are_flagged_and_no_others(make_model, sampl
         model.embed.weight[bad] = math.nan
     spoilt = (samples == bad).any(1).numpy()
     assert not spoilt.all()
-    tables = measure(model, samples, MEASURES)
+    tables = measure(model, samples, COMPARED)
     for name, frame in tables.frames().items():
         if name == "tokens":
             continue
@@ -356,7 +357,7 @@ def test_memory_grows_by_the_tables_only() -> None:
 
 
 def test_measured_tables_survive_saving(mesh, samples, tmp_path) -> None:
-    tables = measure(mesh, samples, MEASURES)
+    tables = measure(mesh, samples, COMPARED)
     tables.save(tmp_path)
     back = Tables.load(tmp_path)
     for name, frame in tables.frames().items():

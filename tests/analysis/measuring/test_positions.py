@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 import loopscope as ls
 from loopscope.analysis.collapse import per_sample
 from loopscope.analysis.measures.cka_estimators import cka
-from loopscope.analysis.tables import MEASURES
+from loopscope.analysis.tables import COMPARED
 from loopscope.errors import InputError
 from loopscope.figures import cka as draw_cka
 from loopscope.figures import draw_all
@@ -28,7 +28,7 @@ MODELS = {
 @pytest.fixture(scope="module", params=MODELS)
 def measured(request):
     model = ls.wrap(MODELS[request.param](), example=TOKENS[:2], name=request.param)
-    return model, ls.measure(model, TOKENS, measures=MEASURES, batch_size=4)
+    return model, ls.measure(model, TOKENS, measures=COMPARED, batch_size=4)
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> float:
@@ -134,7 +134,7 @@ def test_rank_of_latents_is_held_against_as_many_as_there_are():
 
 def test_no_direction_is_made_up_for_a_step_that_has_none():
     model = ls.wrap(positions.Pooled(), example=TOKENS[:2])
-    signs = per_sample(ls.measure(model, TOKENS, measures=MEASURES))
+    signs = per_sample(ls.measure(model, TOKENS, measures=COMPARED))
     assert signs[["turn", "turn_skew"]].isna().all(axis=None)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import loopscope as ls
-from loopscope.analysis.tables import MEASURES
+from loopscope.analysis.tables import COMPARED
 from loopscope.errors import InputError
 from tests.standins.two_states import ByTurns, Injected, Injecting, OneModule, Segments, TwoModules
 
@@ -144,7 +144,7 @@ def test_what_was_found_can_be_written_and_read_as_a_spec(make, tmp_path):
 def test_each_state_is_measured_under_its_own_name():
     samples = torch.randint(61, (3, 9), generator=torch.Generator().manual_seed(4))
     module = OneModule(3, 2)
-    tables = ls.measure(ls.wrap(module, samples[:2]), samples, MEASURES)
+    tables = ls.measure(ls.wrap(module, samples[:2]), samples, COMPARED)
     assert list(tables.update["loop"].unique()) == ["y", "y.z", "z"]
     rows = tables.update[tables.update["loop"].eq("y.z") & tables.update["sample"].eq(1)]
     module(samples)
