@@ -86,6 +86,7 @@ class Played:
 
     name, tokenizer, seed, reads_out_cheaply = "played", None, None, True
     why_no_routing, output_type = LoopModel.why_no_routing, LoopModel.output_type
+    slots_take_hooks = False
 
     def __init__(self, trajectory: Trajectory, *, d_vocab: int | None = VOCABULARY) -> None:
         self.trajectory, self.done, self.asked = trajectory, 0, []
