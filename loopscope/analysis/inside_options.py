@@ -52,6 +52,17 @@ def _chosen_rows(given: Any, numbers: Sequence[int]) -> Any:
 _TUNED = "The tuned lens is asked for by tuned=True (--tuned)."
 
 
+def _where() -> Any:
+    """The option that lenses and interventions share."""
+    return option(
+        None,
+        "--where",
+        "Count the predictions of one class of tokens alone: identifier, keyword, number, "
+        "operator, string, comment, whitespace.",
+        typed=str | None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LensOptions:
     """How states are read by lenses.
@@ -82,13 +93,7 @@ class LensOptions:
         None, "--tuned-folder", "Keep the maps of the tuned lens here, or read them again.",
         typed=Path | None,
     )  # fmt: skip
-    where: Any = option(
-        None,
-        "--where",
-        "Count the predictions of one class of tokens alone: identifier, keyword, number, "
-        "operator, string, comment, whitespace.",
-        typed=str | None,
-    )
+    where: Any = _where()
 
     def __post_init__(self) -> None:
         kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(dict.fromkeys(self.kinds))
@@ -224,13 +229,7 @@ class InterveneOptions:
         "What erase takes away: a built-in label (see probe), or a file of labels.",
         typed=str | None,
     )
-    where: Any = option(
-        None,
-        "--where",
-        "Count the predictions of one class of tokens alone: identifier, keyword, number, "
-        "operator, string, comment, whitespace.",
-        typed=str | None,
-    )
+    where: Any = _where()
     windows: int | None = option(
         None, "--windows", "Windows to intervene on (default: what about 1,000 passes allow)."
     )

@@ -247,6 +247,15 @@ class _Probing:
                 labels[name] = Labels(values=codes if name in CLASS_LABELS else values)
         if "position" in built_in:
             labels["position"] = Labels(values=np.tile(np.arange(float(pos)), (samples, 1)))
+        for name, each in labels.items():
+            values = np.unique(each.values[each.present])
+            if len(values) < 2:
+                some = (
+                    "one value, so every score of them is empty of meaning"
+                    if len(values)
+                    else "none"
+                )
+                self.notes.append(f"labels {name!r} have {some}")
         return {name: labels[name] for name in (*asked, "position") if name in labels}
 
     def _note_missing(self, names: set[str]) -> None:

@@ -1,5 +1,6 @@
 """Looking inside models that loop as often as their input asks for: each group by its own."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -134,3 +135,14 @@ def test_labels_of_text_are_left_out_where_the_tokenizer_cannot_decode():
     (notes,) = [entry["notes"] for entry in tables.provenance["models"].values()]
     assert any("has no decode" in n and "no current, previous, next labels" in n for n in notes)
     assert set(tables.probe["labels"]) == {"position"}
+
+
+def test_labels_of_one_value_are_said_to_mean_nothing():
+    model = make_model("base", "1+1R2+1")
+    tokens = torch.randint(61, (6, 12), generator=torch.Generator().manual_seed(3))
+    labels = {"same": np.ones((6, 12), dtype=int), "none": np.full((6, 12), np.nan)}
+    tables = ls.probe(model, tokens, labels)
+    (notes,) = [entry["notes"] for entry in tables.provenance["models"].values()]
+    text = "; ".join(notes)
+    assert "labels 'same' have one value, so their scores mean nothing" in text
+    assert "labels 'none' have no value" in text
