@@ -250,11 +250,7 @@ class _Probing:
         for name, each in labels.items():
             values = np.unique(each.values[each.present])
             if len(values) < 2:
-                some = (
-                    "one value, so every score of them is empty of meaning"
-                    if len(values)
-                    else "none"
-                )
+                some = "one value, so their scores mean nothing" if len(values) else "no value"
                 self.notes.append(f"labels {name!r} have {some}")
         return {name: labels[name] for name in (*asked, "position") if name in labels}
 
