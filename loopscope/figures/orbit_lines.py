@@ -39,7 +39,7 @@ VIEWS = {"state": "h", "direction": "ĥ"}
 
 _KINDS = {"settles": BLUE, "orbits": ORANGE, "drifts": VERMILLION}
 _NARROW = 300.0  # highest over lowest value, below which a logarithmic axis gets more numbers
-_NAME = 16  # letters of a model beside its bar
+_NAME = 20  # letters of a model beside its bar
 _BARS = 10  # models with a bar each
 
 
