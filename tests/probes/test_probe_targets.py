@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import loopscope as ls
-from loopscope.probes.probe_targets import Places, answers, check_targets, collect_states, targets
+from loopscope.probes.probe_targets import Places, collect_states, targets
+from loopscope.probes.target_names import answers, check_targets
 from tests.conftest import make_model
 
 
