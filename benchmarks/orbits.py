@@ -45,24 +45,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = [str(i) for i in range(model.K)]
         begin, end = (model.config.layout.core_start(i) for i in (t, t + 1))
 
-        def graph(model=model, samples=samples, path=path):  # type: ignore[no-untyped-def]
+        def graph(model=model, samples=samples, path=path):
             return separate_iterations(model, samples, path)
 
         iteration = graph()[t]
         forward, backward = jacobian_products(iteration)
         v = start_vector(iteration.h, range(len(samples)))
 
-        def until(layer, model=model, samples=samples):  # type: ignore[no-untyped-def]
+        def until(layer, model=model, samples=samples):
             with torch.no_grad():
                 return model(samples, stop_at_layer=layer)
 
-        def step(v=v, forward=forward, backward=backward):  # type: ignore[no-untyped-def]
+        def step(v=v, forward=forward, backward=backward):
             return backward(forward(v))
 
         times: dict[str, list[float]] = {"to": [], "past": [], "step": [], "graph": []}
         for _ in range(asked.rounds):
-            times["to"].append(clock(lambda begin=begin: until(begin)))  # type: ignore[misc]
-            times["past"].append(clock(lambda end=end: until(end)))  # type: ignore[misc]
+            times["to"].append(clock(lambda begin=begin: until(begin)))
+            times["past"].append(clock(lambda end=end: until(end)))
             times["step"].append(clock(step))
             times["graph"].append(clock(graph))
         once = median(b - a for a, b in zip(times["to"], times["past"], strict=True))

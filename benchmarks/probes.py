@@ -82,8 +82,8 @@ def main() -> None:
     model = ls.load(given.model)
     samples = ls.load_samples(model, samples=given.samples)
 
-    probe_scores.fit_together = watched("fits", probe_scores.fit_together)  # type: ignore[assignment]
-    probe_scores.collect_states = watched("captures", probe_scores.collect_states)  # type: ignore[assignment]
+    probe_scores.fit_together = watched("fits", probe_scores.fit_together)
+    probe_scores.collect_states = watched("captures", probe_scores.collect_states)
     timed("all", lambda: ls.probe(model, samples))
 
     random = np.random.default_rng(0)

@@ -10,10 +10,7 @@ import numpy as np
 
 from loopscope.analysis.declaring import option
 from loopscope.errors import InputError, unknown_name, whole_number
-from loopscope.probes import TARGETS, check_targets
-
-WAYS = ("skip", "zero", "mean", "resample", "patch", "erase")
-"""How something inside a model can be replaced."""
+from loopscope.probes import HOWS, TARGETS, check_targets
 
 
 def _listed(typed: str | None) -> tuple[str, ...]:
@@ -242,8 +239,8 @@ class InterveneOptions:
             given = (given,) if isinstance(given, str) else tuple(given)
             put(self, name, tuple(dict.fromkeys(entry.strip() for entry in given)))
         for how in self.how:
-            if how not in WAYS:
-                raise unknown_name("way to intervene", how, WAYS)
+            if how not in HOWS:
+                raise unknown_name("way to intervene", how, HOWS)
         if any(not part.strip() for what in self.what for part in what.split("+")):
             raise InputError(f"what={list(self.what)} has an empty name; leave it out.")
         put(self, "labels", _labels(self.labels))

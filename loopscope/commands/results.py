@@ -85,6 +85,19 @@ def draw(
     print_drawn(report, out / "figures")
 
 
+def tables_folder(folder: Path) -> Path:
+    """Find the tables that a user points at.
+
+    Args:
+        folder: Of the tables, or the output folder that holds them.
+
+    Returns:
+        The folder of the tables.
+    """
+    inner = folder / "tables"
+    return inner if inner.is_dir() else folder
+
+
 def redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
     """Draw from the tables in a folder; without a folder from training logs.
 
@@ -101,8 +114,7 @@ def redraw(models: list[str] | None, out: Path, folder: Path | None) -> None:
         tables, models = read_runs(models or ()), None
         print("".join(f"note: {note}\n" for note in tables.provenance["notes"]), end="")
     else:
-        inner = folder / "tables"
-        tables = Tables.load(inner if inner.is_dir() else folder)
+        tables = Tables.load(tables_folder(folder))
     with claimed(out):
         save_tables(tables, out)
         draw(tables, out, models or None)
@@ -135,12 +147,10 @@ def look_inside(
         unused = ("layout", "data", "text", "loops", "spec", "example")
         if flags := [f"--{name}" for name in unused if settings.get(name) is not None]:
             fail(f"tables are read, no model runs; leave out {', '.join(flags)}.")
-        names = [table.name for table in BY_NAME[measure].tables]
-        inner = from_tables / "tables"
-        folder = inner if inner.is_dir() else from_tables
-        if from_tables.is_dir() and not (folder / f"{names[0]}.parquet").is_file():
+        table, folder = BY_NAME[measure].tables[0].name, tables_folder(from_tables)
+        if from_tables.is_dir() and not (folder / f"{table}.parquet").is_file():
             held = ", ".join(sorted(path.stem for path in folder.glob("*.parquet"))) or "none"
-            fail(f"{from_tables} has no table {names[0]}; the tables in it: {held}.")
+            fail(f"{from_tables} has no table {table}; the tables in it: {held}.")
         redraw(models, out, from_tables)
         return
     if not models:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from loopscope.models.hooked import Hooked as Hooked
     from loopscope.models.hooked import LayerParts as LayerParts
     from loopscope.models.hooks import NamedHooks as NamedHooks
+    from loopscope.models.hooks import reading as reading
     from loopscope.models.trajectory import Trajectory as Trajectory
 
 __getattr__, __dir__, __all__ = lazy(__name__)

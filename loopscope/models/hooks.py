@@ -54,9 +54,20 @@ def _store_compact(
 
 def _reader(hook_fn: Callable, positions: Slice | None = None, copies: bool = False) -> Callable:
     """A caching hook, marked as one that writes nothing into its tensor."""
-    reader = partial(_store_compact, hook_fn, positions, copies)
-    reader.reads_only = True  # type: ignore[attr-defined]
-    return reader
+    return reading(partial(_store_compact, hook_fn, positions, copies))
+
+
+def reading(hook: Callable) -> Callable:
+    """Mark a hook as one that writes nothing into its tensor.
+
+    Args:
+        hook: Any function, or a `partial`.
+
+    Returns:
+        The same.
+    """
+    hook.reads_only = True  # type: ignore[attr-defined]  # a function takes any attribute
+    return hook
 
 
 class NamedHooks(HookedRootModule):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from loopscope.probes.intervention_places import place_named as place_named
     from loopscope.probes.intervention_places import places as places
     from loopscope.probes.interventions import GIVEN as GIVEN
-    from loopscope.probes.interventions import HOWS as HOWS
     from loopscope.probes.interventions import CleanRun as CleanRun
     from loopscope.probes.interventions import Intervention as Intervention
     from loopscope.probes.interventions import clean_run as clean_run
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from loopscope.probes.paths import path_kinds as path_kinds
     from loopscope.probes.paths import token_paths as token_paths
     from loopscope.probes.probe_labels import Labels as Labels
+    from loopscope.probes.probe_labels import labels_of_text as labels_of_text
     from loopscope.probes.probe_labels import read_labels as read_labels
     from loopscope.probes.probe_targets import Places as Places
     from loopscope.probes.probe_targets import collect_states as collect_states
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from loopscope.probes.ridge_maps import RidgeSums as RidgeSums
     from loopscope.probes.ridge_maps import fold_of_samples as fold_of_samples
     from loopscope.probes.state_capture import capture as capture
+    from loopscope.probes.target_names import HOWS as HOWS
     from loopscope.probes.target_names import TARGETS as TARGETS
     from loopscope.probes.target_names import answers as answers
     from loopscope.probes.target_names import check_targets as check_targets

@@ -17,12 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopscope.errors import InputError, LoopCountError, unknown_name
-from loopscope.models import Hooked, Trajectory
+from loopscope.models import Hooked, Trajectory, reading
 from loopscope.probes.intervention_places import Place, cycle_name, state_hook
+from loopscope.probes.target_names import HOWS
 from loopscope.probes.update_terms import Terms, prelude_output, update_terms
-
-HOWS = ("skip", "zero", "mean", "resample", "patch", "erase")
-"""How something is replaced."""
 
 GIVEN = ("mean", "resample", "patch")
 """Ways that put a given value."""
@@ -205,8 +203,7 @@ class _Seen:
         def keep(x: Tensor, hook: Any) -> None:
             self.tensors[name] = x.detach().clone() if self.copies else x.detach()
 
-        keep.reads_only = True  # type: ignore[attr-defined]
-        return name, keep
+        return name, reading(keep)
 
 
 @torch.no_grad()
@@ -555,4 +552,4 @@ def _of_head(place: Place, z: Tensor) -> Tensor:
     return z[..., place.head * width : (place.head + 1) * width]
 
 
-__all__ = ["GIVEN", "HOWS", "CleanRun", "Intervention", "clean_run", "intervened"]
+__all__ = ["GIVEN", "CleanRun", "Intervention", "clean_run", "intervened"]

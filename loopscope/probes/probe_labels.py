@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from loopscope.errors import InputError, unknown_name
-from loopscope.text import BUILT_IN_LABELS
+from loopscope.text import BUILT_IN_LABELS, CLASS_LABELS, is_python, token_labels, token_pieces
 
 MOST_CLASSES = 100
 """Labels with more classes are refused: they are numbers, or names that nothing repeats."""
@@ -131,6 +131,31 @@ def read_labels(given: Any) -> dict[str, Labels | None] | None:
     return chosen
 
 
+def labels_of_text(
+    tokenizer: Any, tokens: Sequence[Sequence[int]], names: Sequence[str]
+) -> tuple[dict[str, Labels], bool]:
+    """Label tokens by the text that they decode to.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`, or any other with its `decode`.
+        tokens: Ids of windows of one length.
+        names: Which of `text.BUILT_IN_LABELS`.
+
+    Returns:
+        Name → one label per token (samples, pos), and whether the text was taken for Python.
+
+    Raises:
+        InputError: for a tokenizer that cannot decode.
+    """
+    pieces = [token_pieces(tokenizer, row) for row in tokens]
+    python = is_python(["".join(window) for window in pieces])
+    labels = {}
+    for name, values in token_labels(pieces, names, python=python).items():
+        codes = np.nan_to_num(values, nan=-1.0).astype(np.int64)
+        labels[name] = Labels(values=codes if name in CLASS_LABELS else values)
+    return labels, python
+
+
 def _named(name: str) -> Mapping[str, Labels | None]:
     """Built-in labels, or those of a file."""
     path = Path(name)
@@ -228,4 +253,4 @@ def _are_numbers(array: np.ndarray) -> bool:
     return numbers and any(isinstance(value, float | np.floating) for value in known)
 
 
-__all__ = ["MOST_CLASSES", "Labels", "read_labels"]
+__all__ = ["MOST_CLASSES", "Labels", "labels_of_text", "read_labels"]

@@ -1,4 +1,4 @@
-"""Names of what probes are fitted to; needs no torch."""
+"""Names that users give: what probes are fitted to, ways to intervene; needs no torch."""
 
 import re
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ TARGETS = {
     "w_read": "read routers",
 }  # fmt: skip
 """Kinds of targets and what they are."""
+
+
+HOWS = ("skip", "zero", "mean", "resample", "patch", "erase")
+"""How something inside a model is replaced."""
 
 
 def target_kind(name: str) -> str:
@@ -50,4 +54,4 @@ def check_targets(of: Iterable[str]) -> str | None:
     return next((name for name in of if not _ASKED.fullmatch(name)), None)
 
 
-__all__ = ["TARGETS", "answers", "check_targets", "target_kind"]
+__all__ = ["HOWS", "TARGETS", "answers", "check_targets", "target_kind"]

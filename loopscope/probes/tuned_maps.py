@@ -162,7 +162,7 @@ class TunedLens:
         try:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         except Exception as error:
             raise InputError(f"cannot read {path} as a tuned lens: {error}.") from error
         if told.get("format") != FORMAT:

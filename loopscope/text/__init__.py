@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loopscope.text.token_classes import is_python as is_python
     from loopscope.text.token_classes import token_labels as token_labels
     from loopscope.text.token_classes import token_pieces as token_pieces
+    from loopscope.text.token_classes import token_texts as token_texts
     from loopscope.text.windows import Samples as Samples
     from loopscope.text.windows import load_samples as load_samples
     from loopscope.text.windows import one_text as one_text

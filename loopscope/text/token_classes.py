@@ -92,6 +92,22 @@ def character_classes(text: str, *, python: bool) -> Int[np.ndarray, " character
     return classes
 
 
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Decode tokens one by one, each of them once.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`, any other with its `decode`, or None.
+        ids: Tokens.
+
+    Returns:
+        The text of each; its number without a tokenizer.
+    """
+    if tokenizer is None:
+        return [str(i) for i in ids]
+    texts = {i: tokenizer.decode([i], skip_special_tokens=False) for i in dict.fromkeys(ids)}
+    return [texts[i] for i in ids]
+
+
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Cut the text that tokens decode to into what each of them adds.
 
@@ -188,5 +204,5 @@ def _brackets(text: str, classes: np.ndarray) -> np.ndarray:
 
 __all__ = [
     "BUILT_IN_LABELS", "CLASSES", "CLASS_LABELS", "INDENT", "NUMBER_LABELS", "character_classes",
-    "is_python", "token_labels", "token_pieces",
+    "is_python", "token_labels", "token_pieces", "token_texts",
 ]  # fmt: skip

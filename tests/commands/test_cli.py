@@ -17,19 +17,6 @@ from loopscope.models.opening.targets import zoo_folder
 from loopscope.text.windows import heldout_documents
 from loopscope.training import TrainOptions
 from tests.conftest import make_model
-from tests.program import called, without_figures
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program; returns exit code, stdout, stderr."""
-
-    def call(*words, draw=True):
-        if not draw:
-            without_figures(monkeypatch)
-        return called(monkeypatch, capsys, *words)
-
-    return call
 
 
 @pytest.fixture(scope="module")

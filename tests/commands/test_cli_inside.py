@@ -12,21 +12,8 @@ from loopscope.analysis.tables.registry import BY_NAME
 from loopscope.models.native.checkpoint import read_tokenizer, save
 from loopscope.models.opening.targets import zoo_folder
 from tests.conftest import make_model
-from tests.program import called, without_figures
 
 SMALL = ["--samples", 6, "--tokens", 24]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program; returns exit code, stdout, stderr."""
-
-    def call(*words, draw=True):
-        if not draw:
-            without_figures(monkeypatch)
-        return called(monkeypatch, capsys, *words)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from loopscope.analysis.collapse import NEEDED
 from loopscope.analysis.comparisons.plan import Checkpoint, Plan
 from loopscope.analysis.comparisons.store import Shelf, Store, cuts, sample_length
 from loopscope.analysis.measuring import Items
-from loopscope.analysis.tables import TABLES, Tables
+from loopscope.analysis.tables import BY_NAME, INSIDE_MEASURES, TABLES, Tables
 from loopscope.errors import InputError
 from loopscope.files import write_csv, write_json, write_provenance
 from loopscope.names import KEYS
@@ -197,7 +197,7 @@ def _notes_on_model(samples: Samples | Items, record: Mapping[str, Any]) -> list
     return notes
 
 
-INSIDE_TABLES = ("lens", "probe", "effect", "orbit")
+INSIDE_TABLES = tuple(BY_NAME[name].tables[0].name for name in INSIDE_MEASURES)
 """How the notes of what looks inside begin."""
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Bool
 from loopscope.analysis.measures.filling import SampleSet
 from loopscope.errors import InputError, unknown_name
 from loopscope.models import Hooked
-from loopscope.text import CLASSES, is_python, token_labels, token_pieces
+from loopscope.probes import labels_of_text
+from loopscope.text import CLASSES
 
 
 def counted_tokens(
@@ -47,10 +48,8 @@ def counted_tokens(
             f"{model.name!r} has no tokenizer, so which of its tokens are {where!r} is not known; "
             "give booleans (samples × tokens)."
         )
-    pieces = [token_pieces(model.tokenizer, row) for row in tokens.tolist()]
-    python = is_python(["".join(window) for window in pieces])
-    labels = token_labels(pieces, ["current"], python=python)["current"]
-    return labels == CLASSES.index(where)
+    labels, _ = labels_of_text(model.tokenizer, tokens.tolist(), ["current"])
+    return labels["current"].values == CLASSES.index(where)
 
 
 __all__ = ["counted_tokens"]

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 
 from loopscope.analysis.flags import flagged
 from loopscope.analysis.measures.filling import Batch, Setup
 from loopscope.analysis.measures.orbit_plan import OrbitPlan, exit_signals
-from loopscope.analysis.tables import Rows, columns
+from loopscope.analysis.tables import Rows, columns, renumbered
 from loopscope.probes import exit_losses, exit_times
 
 FIXED = "loops"
@@ -84,6 +83,4 @@ class ExitCurves:
         """
         if self.rows is None:
             return []
-        frame = self.rows.frame(model, self.loop)
-        frame["sample"] = np.asarray(self.samples, np.int32)[frame["sample"].to_numpy()]
-        return [frame]
+        return [renumbered(self.rows.frame(model, self.loop), self.samples)]

@@ -243,7 +243,13 @@ class MeasureRows:
 
     @classmethod
     def prepare(
-        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+        cls,
+        model: Hooked,
+        samples: SampleSet,
+        options: Options,
+        *,
+        batch_size: int,
+        longer: Hooked | None = None,
     ) -> Any:
         """Do once what needs all samples, such as a fit, before the first of them is measured.
 
@@ -252,6 +258,7 @@ class MeasureRows:
             samples: All samples that it is measured on, whatever part comes first.
             options: How to measure.
             batch_size: Samples per forward pass.
+            longer: The model with more iterations of its main loop, or None.
 
         Returns:
             What the rows find in `Setup.prepared`; None where nothing needs all samples.

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from loopscope.analysis.flags import flagged
-from loopscope.analysis.tables import Rows, columns
+from loopscope.analysis.tables import Rows, columns, renumbered
 from loopscope.probes import LayerNames, jensen_shannon
 
 
@@ -75,6 +75,4 @@ class HeadDrift:
         """
         if self.rows is None:
             return []
-        frame = self.rows.frame(model, self.loop)
-        frame["sample"] = np.asarray(self.samples, np.int32)[frame["sample"].to_numpy()]
-        return [frame]
+        return [renumbered(self.rows.frame(model, self.loop), self.samples)]

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from loopscope.analysis.measures.filling import Batch, MeasureRows, SampleSet, S
 from loopscope.analysis.measures.intervention_plan import NOT_ASKED, Plan, Target, make_plan
 from loopscope.analysis.measures.place_masses import place_mass
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables import Rows, columns
+from loopscope.analysis.tables import Rows, columns, renumbered
 from loopscope.errors import InputError
 from loopscope.models import Hooked, Trajectory
 from loopscope.probes import CleanRun, clean_run, intervened
@@ -128,7 +127,13 @@ class EffectRows(MeasureRows):
 
     @classmethod
     def prepare(
-        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+        cls,
+        model: Hooked,
+        samples: SampleSet,
+        options: Options,
+        *,
+        batch_size: int,
+        longer: Hooked | None = None,
     ) -> Plan:
         chosen = options.intervene
         assert isinstance(chosen, InterveneOptions)
@@ -218,12 +223,8 @@ class EffectRows(MeasureRows):
             self.remarks.append(line)
 
     def frames(self, model: str) -> dict[str, list[pd.DataFrame]]:
-        frames = []
-        for loop, rows in self.rows.items():
-            frame = rows.frame(model, loop)
-            numbers = np.array(self.windows, dtype=np.int32) - self.start
-            frame["sample"] = np.repeat(numbers, rows.rows)
-            frames.append(frame)
+        numbers = [i - self.start for i in self.windows]
+        frames = [renumbered(rows.frame(model, loop), numbers) for loop, rows in self.rows.items()]
         return {"effect": frames}
 
 

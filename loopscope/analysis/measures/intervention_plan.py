@@ -26,15 +26,12 @@ from loopscope.probes import (
     Place,
     clean_run,
     fit_eraser,
+    labels_of_text,
     place_named,
     places,
 )
 from loopscope.text import (
     BUILT_IN_LABELS,
-    CLASS_LABELS,
-    is_python,
-    token_labels,
-    token_pieces,
 )
 
 DEFAULT_HOW = {
@@ -473,11 +470,7 @@ def _built_in(model: Hooked, name: str, tokens: Tensor) -> Labels:
             f"labels {name!r} are told from text, and the model has no tokenizer; give one label "
             "per token."
         )
-    pieces = [token_pieces(model.tokenizer, row) for row in tokens.tolist()]
-    python = is_python(["".join(window) for window in pieces])
-    values = token_labels(pieces, [name], python=python)[name]
-    codes = np.nan_to_num(values, nan=-1.0).astype(np.int64)
-    return Labels(values=codes if name in CLASS_LABELS else values)
+    return labels_of_text(model.tokenizer, tokens.tolist(), [name])[0][name]
 
 
 def _erasers(

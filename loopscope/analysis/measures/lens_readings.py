@@ -33,6 +33,7 @@ from loopscope.probes import (
     why_no_coda_lens,
     why_no_logit_lens,
 )
+from loopscope.text import token_texts
 
 
 class LensRows(MeasureRows):
@@ -40,7 +41,13 @@ class LensRows(MeasureRows):
 
     @classmethod
     def prepare(
-        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+        cls,
+        model: Hooked,
+        samples: SampleSet,
+        options: Options,
+        *,
+        batch_size: int,
+        longer: Hooked | None = None,
     ) -> tuple[FittedLens | None, np.ndarray | None]:
         lens = _own(options)
         counted = counted_tokens(model, samples, lens.where)
@@ -264,10 +271,10 @@ def token_rows(
     Returns:
         The rows of the table `lens_tokens`.
     """
-    decode = _Decoder(reader.model.tokenizer)
     names = ("kind", "state", "beyond", "pos", "input", "rank", "token")
     keys: dict[str, list[Any]] = {name: [] for name in names}
-    probabilities = []
+    probabilities: list[np.ndarray] = []
+    numbers: list[int] = []
     for lens in lenses:
         values, ids = top_tokens(reader, lens, 0, k)
         pos, count = values.shape
@@ -278,7 +285,8 @@ def token_rows(
         keys["pos"] += [p for p in range(pos) for _ in range(count)]
         keys["input"] += [words[p] for p in range(pos) for _ in range(count)]
         keys["rank"] += list(range(1, count + 1)) * pos
-        keys["token"] += [decode(i) for i in ids.flatten().tolist()]
+        numbers += ids.flatten().tolist()
+    keys["token"] = token_texts(reader.model.tokenizer, numbers)
     arrays = {
         name: np.array(column, dtype=object if isinstance(column[0], str) else None)
         for name, column in keys.items()
@@ -287,21 +295,6 @@ def token_rows(
     rows.values["probability"][0] = np.concatenate(probabilities)
     rows.flag[0, ~np.isfinite(rows.values["probability"][0])] = Flag.NONFINITE
     return rows
-
-
-class _Decoder:
-    """Tokens as text, or as their numbers for a model without a tokenizer; each decoded once."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if self._tokenizer is None:
-            return str(token)
-        if token not in self._texts:
-            self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return self._texts[token]
 
 
 __all__ = ["LensRows", "sample_means", "token_rows"]

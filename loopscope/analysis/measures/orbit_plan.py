@@ -98,13 +98,16 @@ def spaced(count: int, total: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, total - 1, min(count, total)).tolist()})
 
 
-def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
+def make_plan(
+    model: Hooked, samples: SampleSet, options: Options, longer: Hooked | None
+) -> OrbitPlan:
     """Look at a few samples before the first is measured.
 
     Args:
         model: The model.
         samples: All of them.
         options: How to measure.
+        longer: The model with more iterations of its main loop, or None.
 
     Returns:
         The plan; an empty one for a model without a loop.
@@ -112,7 +115,7 @@ def make_plan(model: Hooked, samples: SampleSet, options: Options) -> OrbitPlan:
     if model.K == 0:
         return OrbitPlan()
     settings: Any = options.orbit
-    runner = _longest(model, options.more_loops)
+    runner = model if longer is None else longer
     readable = options.loss is None and samples.tokens is not None and not model.why_no_loss()
     states: dict[str, list[np.ndarray]] = {}
     signals: dict[str, list[Tensor]] = {rule: [] for rule in RULES}
@@ -213,16 +216,6 @@ def on_device(batch: Any, device: torch.device) -> Any:
         The same form.
     """
     return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
-
-
-def _longest(model: Hooked, T: int | None) -> Hooked:
-    """The model with T iterations of its main loop, where it allows that many."""
-    if T is None or model.K >= T or any(point.fwd_hooks for point in model.hook_points()):
-        return model  # with other iterations it would lose its hooks
-    try:
-        return model.with_loops({next(iter(model.loops)): T})
-    except (InputError, RuntimeError, ValueError, TypeError):  # said by `longer_model`
-        return model
 
 
 def _why_no_contraction(model: Hooked, inputs: Any, trajectory: Trajectory) -> str:

@@ -21,7 +21,7 @@ from loopscope.analysis.measures.head_drift import HeadDrift
 from loopscope.analysis.measures.orbit_plan import OrbitPlan, alike, make_plan, widened
 from loopscope.analysis.measures.path_components import PathComponents
 from loopscope.analysis.options import Options
-from loopscope.analysis.tables import Rows, columns, stack
+from loopscope.analysis.tables import Rows, columns, renumbered, stack
 from loopscope.models import Hooked, Trajectory
 from loopscope.probes import (
     LEAST_STATES,
@@ -48,9 +48,15 @@ class OrbitRows(MeasureRows):
 
     @classmethod
     def prepare(
-        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+        cls,
+        model: Hooked,
+        samples: SampleSet,
+        options: Options,
+        *,
+        batch_size: int,
+        longer: Hooked | None = None,
     ) -> OrbitPlan:
-        return make_plan(model, samples, options)
+        return make_plan(model, samples, options, longer)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -307,20 +313,6 @@ def contractions(
             maps = both if view == "state" else of_directions(iteration, both)
             values[number, t] = largest_singular_value(*maps, start, steps=steps)[row].item()
     return values
-
-
-def renumbered(frame: pd.DataFrame, numbers: Sequence[int]) -> pd.DataFrame:
-    """Give the rows of chosen samples their samples' numbers.
-
-    Args:
-        frame: Numbered from 0.
-        numbers: The numbers.
-
-    Returns:
-        The same frame.
-    """
-    frame["sample"] = np.asarray(numbers, np.int32)[frame["sample"].to_numpy()]
-    return frame
 
 
 def _path_rows(parts: Sequence[str], T: int, samples: int) -> Rows:

@@ -30,12 +30,13 @@ from loopscope.probes import (
     cross_validated,
     fit_together,
     group_folds,
+    labels_of_text,
     random_labels,
     shuffled_labels,
     target_kind,
     targets,
 )
-from loopscope.text import CLASS_LABELS, is_python, token_labels, token_pieces
+from loopscope.text import CLASS_LABELS, token_pieces
 
 CONTROLS = ("none", "types", "shuffled", "untrained")
 """The score itself; a random label per token type (or document); shuffled labels; the twin."""
@@ -66,7 +67,13 @@ class ProbeRows(MeasureRows):
 
     @classmethod
     def prepare(
-        cls, model: Hooked, samples: SampleSet, options: Options, *, batch_size: int
+        cls,
+        model: Hooked,
+        samples: SampleSet,
+        options: Options,
+        *,
+        batch_size: int,
+        longer: Hooked | None = None,
     ) -> ProbeResults:
         return _Probing(model, samples, options, batch_size).results()
 
@@ -238,13 +245,10 @@ class _Probing:
             of_text = []
         if of_text:
             assert tokens is not None
-            pieces = [token_pieces(tokenizer, row) for row in tokens.tolist()]
-            python = is_python(["".join(window) for window in pieces])
+            told, python = labels_of_text(tokenizer, tokens.tolist(), of_text)
+            labels |= told
             if not python:
                 self.notes.append("the text is not Python: classes are those of its characters")
-            for name, values in token_labels(pieces, of_text, python=python).items():
-                codes = np.nan_to_num(values, nan=-1.0).astype(np.int64)
-                labels[name] = Labels(values=codes if name in CLASS_LABELS else values)
         if "position" in built_in:
             labels["position"] = Labels(values=np.tile(np.arange(float(pos)), (samples, 1)))
         for name, each in labels.items():

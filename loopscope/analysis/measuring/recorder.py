@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from loopscope.analysis.measures import Batch, MeasureRows, SampleStates, Setup, kept_positions
 from loopscope.analysis.tables import BY_NAME, empty, stack

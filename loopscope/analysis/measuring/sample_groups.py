@@ -10,10 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from loopscope.analysis.measuring.sample_items import to_device
-from loopscope.analysis.tables import Tables
+from loopscope.analysis.tables import Tables, renumbered
 from loopscope.errors import LoopCountError
 from loopscope.models import Hooked, Trajectory
 
@@ -198,10 +196,9 @@ def joined_groups(
         if first == last:
             continue
         tables = _measured(group, first, last, progress, alone="groups" in measuring.provenance)
-        numbers = np.array(group.numbers, dtype=np.int32)
         for frame in tables.frames().values():
             if len(frame):
-                frame["sample"] = numbers[frame["sample"].to_numpy()]
+                renumbered(frame, group.numbers)
         parts.append(tables)
         _complete(measuring.provenance, group.measuring.provenance)
     joined = Tables.join(parts)

@@ -42,6 +42,7 @@ from loopscope.errors import InputError, LoopCountError
 from loopscope.models import Hooked, Trajectory
 from loopscope.names import MIN_TOKENS
 from loopscope.provenance import commit, versions
+from loopscope.text import token_texts
 
 
 @takes(Options, but=("measures",))
@@ -307,9 +308,10 @@ class Measuring:
     @cached_property
     def _prepared(self) -> dict[str, Any]:
         """What measures did once with all samples; the same for every part."""
+        longer, _ = self._longer
         return {
             name: rows_of(name).prepare(
-                self.model, self.samples, self.options, batch_size=self.batch_size
+                self.model, self.samples, self.options, batch_size=self.batch_size, longer=longer
             )
             for name in self.options.measures
         }
@@ -370,7 +372,7 @@ class Measuring:
         unread = "readout" not in self.options.measures or self._unread
         words = None
         if start == 0 and self._shows_tokens and first.tokens is not None:
-            words = _token_strings(self.model, first.tokens[0])
+            words = token_texts(self.model.tokenizer, first.tokens[0].tolist())
         recorder = Recorder(
             Setup(
                 model=self.model, options=self.options, first=first, samples=stop - start,
@@ -482,14 +484,6 @@ def _check_length(tokens: Tensor, options: Options) -> None:
             "to measure. Give longer samples."
         )
     check(left, options.kernels, options.bandwidth)
-
-
-def _token_strings(model: Hooked, tokens: Tensor) -> list[str]:
-    """Each token as text, or as its number for a model without a tokenizer."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return [str(i) for i in tokens.tolist()]
-    return [tokenizer.decode([i], skip_special_tokens=False) for i in tokens.tolist()]
 
 
 def _no_logits(trajectory: Trajectory, model: Hooked) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loopscope.analysis.tables.registry import TABLES as TABLES
     from loopscope.analysis.tables.rows import Rows as Rows
     from loopscope.analysis.tables.rows import columns as columns
+    from loopscope.analysis.tables.rows import renumbered as renumbered
     from loopscope.analysis.tables.training_curves import recipe as recipe
 
 __getattr__, __dir__, __all__ = lazy(__name__)

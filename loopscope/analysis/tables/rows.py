@@ -89,6 +89,20 @@ def columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, 
     return dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
 
 
+def renumbered(frame: pd.DataFrame, numbers: Sequence[int] | np.ndarray) -> pd.DataFrame:
+    """Give the rows of chosen samples their samples' numbers.
+
+    Args:
+        frame: With samples numbered from 0.
+        numbers: The number of each.
+
+    Returns:
+        The same frame.
+    """
+    frame["sample"] = np.asarray(numbers, np.int32)[frame["sample"].to_numpy()]
+    return frame
+
+
 def _coded(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
     categories: Any = pd.Index(list(names), dtype="str")
     return pd.Categorical.from_codes(codes, categories)
